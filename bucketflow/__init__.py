@@ -1,0 +1,1 @@
+"""Token buckets for Python: one process, asyncio, a hierarchy, and a fleet through Redis."""

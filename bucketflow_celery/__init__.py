@@ -1,0 +1,1 @@
+"""Throttling for Celery: every task passes a shared hierarchy of Redis token buckets."""
