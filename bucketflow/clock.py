@@ -37,10 +37,12 @@ class SystemClock:
 
     async def sleep_async(self, seconds: float, wake: asyncio.Event) -> None:
         """See :class:`Clock`."""
+        # Not wait_for: before Python 3.12 it swallows a cancellation that comes together with the wake-up.
+        waiting = asyncio.ensure_future(wake.wait())
         try:
-            await asyncio.wait_for(wake.wait(), seconds)
-        except (asyncio.TimeoutError, TimeoutError):
-            return
+            await asyncio.wait((waiting,), timeout=seconds)
+        finally:
+            waiting.cancel()
 
 
 SYSTEM_CLOCK = SystemClock()

@@ -14,23 +14,32 @@ class FakeClock:
     """
     Time under a test's control.
 
-    By default whoever sleeps moves the clock: ``consume(block=True)`` returns at once and :meth:`now` shows how long
-    it would have taken. With ``jump=False`` sleepers wait, in real threads or tasks, until :meth:`advance` reaches
-    them.
+    By default the clock jumps to the earliest instant that anybody sleeps for: ``consume(block=True)`` returns at
+    once and :meth:`now` shows how long it would have taken, also when many coroutines wait side by side. With
+    ``jump=False`` sleepers wait, in real threads or tasks, until :meth:`advance` reaches them.
 
     Args:
         start: Seconds at which the clock starts.
-        jump: Whether a sleeper moves the clock by itself.
+        jump: Whether sleepers move the clock by themselves.
+
+    Raises:
+        ConfigError: *start* is no number of 0 or more.
     """
 
     def __init__(self, start: float = 0.0, *, jump: bool = True) -> None:
         self._now = round(check_number("start", start, "seconds, 0 or more") * SECOND)
         self._jump = jump
         self._changed = threading.Condition()
+        self._deadlines: list[int] = []
 
     def now(self) -> int:
         """Return µs since the clock's zero."""
         return self._now
+
+    @property
+    def sleepers(self) -> int:
+        """How many threads and coroutines sleep now: what a test waits for before it advances the clock."""
+        return len(self._deadlines)
 
     def advance(self, seconds: float) -> None:
         """Move on by *seconds*; a negative number steps back, as a badly set clock does."""
@@ -40,21 +49,37 @@ class FakeClock:
 
     def sleep(self, seconds: float, wake: threading.Event) -> None:
         """See :class:`bucketflow.clock.Clock`."""
-        if self._jump:
-            self.advance(seconds)
-            return
-        deadline = self._now + round(seconds * SECOND)
-        with self._changed:
-            while self._now < deadline and not wake.is_set():
-                self._changed.wait(0.001)
+        deadline = self._lie_down(seconds)
+        try:
+            while not wake.is_set() and not self._reached(deadline):
+                with self._changed:
+                    self._changed.wait(0.001)  # not for ever: whoever sets wake knows nothing of this condition
+        finally:
+            self._get_up(deadline)
 
     async def sleep_async(self, seconds: float, wake: asyncio.Event) -> None:
         """See :class:`bucketflow.clock.Clock`."""
-        if self._jump:
-            await asyncio.sleep(0)
-            if not wake.is_set():
-                self.advance(seconds)
-            return
-        deadline = self._now + round(seconds * SECOND)
-        while self._now < deadline and not wake.is_set():  # noqa: ASYNC110 - advance() may come from another thread
-            await asyncio.sleep(0.001)
+        deadline = self._lie_down(seconds)
+        try:
+            await asyncio.sleep(0)  # whoever is about to sleep for less time comes first
+            while not wake.is_set() and not self._reached(deadline):  # noqa: ASYNC110 - advance() may be another thread's
+                await asyncio.sleep(0 if self._jump else 0.001)
+        finally:
+            self._get_up(deadline)
+
+    def _lie_down(self, seconds: float) -> int:
+        with self._changed:
+            deadline = self._now + round(min(seconds, threading.TIMEOUT_MAX) * SECOND)
+            self._deadlines.append(deadline)
+        return deadline
+
+    def _get_up(self, deadline: int) -> None:
+        with self._changed:
+            self._deadlines.remove(deadline)
+            self._changed.notify_all()
+
+    def _reached(self, deadline: int) -> bool:
+        with self._changed:
+            if self._jump and deadline == min(self._deadlines):
+                self._now = max(self._now, deadline)
+            return self._now >= deadline
