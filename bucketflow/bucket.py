@@ -1,0 +1,240 @@
+"""What the buckets of threads and of coroutines have in common: everything but the waiting."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import TYPE_CHECKING, Final
+
+from bucketflow.clock import SYSTEM_CLOCK
+from bucketflow.core import FULL, Decision, take
+from bucketflow.errors import ConfigError, CostExceedsCapacity
+from bucketflow.limit import SECOND, Limit, check_number
+from bucketflow.line import Claim, Line
+
+if TYPE_CHECKING:
+    from bucketflow.clock import Clock
+
+__all__ = ["Bucket", "Reservation", "check_cost", "check_timeout", "filled_to"]
+
+
+def check_cost(tokens: object, capacity: float, key: str) -> float:
+    """
+    Return *tokens* as a cost that a bucket of *capacity* can grant.
+
+    Raises:
+        ConfigError: *tokens* is no number of 0 or more.
+        CostExceedsCapacity: More than *capacity*; it names *key*.
+    """
+    cost = check_number("tokens", tokens, "a number of tokens, 0 or more")
+    if cost > capacity:
+        raise CostExceedsCapacity(key, cost, capacity)
+    return cost
+
+
+def check_timeout(timeout: object, *, block: bool) -> None:
+    """
+    Check *timeout* of a ``consume``, as ``threading.Lock.acquire`` does.
+
+    Raises:
+        ConfigError: It is no number of 0 or more, or nobody asked to wait.
+    """
+    check_number("timeout", timeout, "seconds, 0 or more, or None")
+    if not block:
+        raise ConfigError("timeout", timeout, "None unless block=True")
+
+
+def filled_to(limit: Limit, initial_tokens: float | None, now: int) -> float:
+    """
+    Return the ``full_at`` of a bucket that holds *initial_tokens* at *now*; ``None``: it is full.
+
+    Raises:
+        ConfigError: *initial_tokens* is no number from 0 to the capacity.
+    """
+    if initial_tokens is None:
+        return FULL
+    expected = f"a number of tokens from 0 to the capacity, {limit.capacity:g}"
+    if check_number("initial_tokens", initial_tokens, expected) > limit.capacity:
+        raise ConfigError("initial_tokens", initial_tokens, expected)
+    return take(limit, FULL, now, limit.capacity - initial_tokens)
+
+
+class Bucket:
+    """A :class:`~bucketflow.line.Line`, a lock and a clock. The lock is never held while anybody sleeps."""
+
+    #: How the bucket is called in errors when it was given no name.
+    _KIND = "bucket"
+
+    def __init__(
+        self,
+        capacity: float,
+        fill_rate: float,
+        initial_tokens: float | None = None,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        name: str | None = None,
+    ) -> None:
+        self.limit: Final = Limit(capacity, fill_rate)
+        self.name: Final = name
+        self._capacity = capacity
+        self._clock = clock
+        self._now = clock.now
+        self._lock = threading.Lock()
+        self._line = Line(self.limit, filled_to(self.limit, initial_tokens, clock.now()))
+
+    @property
+    def capacity(self) -> float:
+        """Most tokens the bucket holds."""
+        return self.limit.capacity
+
+    @property
+    def fill_rate(self) -> float:
+        """Tokens per second."""
+        return self.limit.fill_rate
+
+    def try_consume(self, tokens: float = 1) -> Decision:
+        """
+        Take *tokens* now or not at all, and say what there was to say.
+
+        Args:
+            tokens: How many; 0 only looks.
+
+        Returns:
+            The decision. Its ``retry_after``, in seconds, counts everybody who waits already.
+
+        Raises:
+            ConfigError: *tokens* is no number of 0 or more.
+            CostExceedsCapacity: More than the bucket can ever hold.
+        """
+        cost = self._cost(tokens)
+        with self._lock:
+            now = self._now()
+            allowed = self._line.consume(now, cost)
+            wait = 0 if allowed else self._line.wait(now, cost)
+            return Decision(allowed, wait / SECOND, None if allowed else 0, (self._line.tokens(now),))
+
+    def wait_time(self, tokens: float = 1) -> float:
+        """
+        Return the seconds until *tokens* could be taken, behind everybody who waits already; 0 if now.
+
+        Takes nothing and holds no place: for that there is :meth:`reserve`. Raises as :meth:`try_consume` does.
+        """
+        cost = self._cost(tokens)
+        with self._lock:
+            return self._line.wait(self._now(), cost) / SECOND
+
+    def reserve(self, tokens: float = 1) -> Reservation:
+        """
+        Take a place in the line now, to act when its time has come. Raises as :meth:`try_consume` does.
+
+        For those who cannot, or need not, block: look at ``wait``, do something else meanwhile, or think better of
+        it and ``cancel()``.
+        """
+        claim = Claim(self._cost(tokens), _nobody_sleeps, promised=True)
+        with self._lock:
+            self._line.join(claim, self._now())
+        return Reservation(self, claim)
+
+    def refund(self, tokens: float = 1) -> None:
+        """
+        Give back *tokens* that were taken but not used; those who wait move up.
+
+        A bucket never holds more than its capacity: what would be above it is gone. Raises as :meth:`try_consume`.
+        """
+        cost = self._cost(tokens)
+        with self._lock:
+            nearer = self._line.refund(self._now(), cost)
+        _wake(nearer)
+
+    def _cost(self, tokens: float) -> float:
+        return check_cost(tokens, self._capacity, self.name or self._KIND)
+
+    def _tokens(self) -> float:
+        with self._lock:
+            return self._line.tokens(self._now())
+
+    def _join(self, claim: Claim, timeout: float | None) -> int | None:
+        """Put *claim* in the line unless it would wait longer than *timeout*. Return the last µs it may wait until."""
+        with self._lock:
+            now = self._now()
+            deadline = None if timeout is None else now + round(timeout * SECOND)
+            if deadline is None or now + self._line.wait(now, claim.cost) <= deadline:
+                self._line.join(claim, now)
+            else:
+                claim.at = deadline + 1
+        return deadline
+
+    def _left(self, claim: Claim, deadline: int | None) -> float | None:
+        """Return the seconds until *claim* is due; ``None`` if it was granted, or will not be by *deadline*."""
+        with self._lock:
+            now = self._now()
+            self._line.settle(now)
+            if claim.granted or (deadline is not None and claim.at > deadline):
+                return None
+            return (claim.at - now) / SECOND
+
+    def _cancel(self, claim: Claim) -> bool:
+        """Give the place of *claim* back, if it still has one."""
+        with self._lock:
+            now = self._now()
+            self._line.settle(now)
+            if claim.granted:
+                return False
+            nearer = self._line.abandon(claim, now)
+        _wake(nearer)
+        return True
+
+    def _abandon(self, claim: Claim) -> None:
+        with self._lock:
+            nearer = self._line.abandon(claim, self._now())
+        _wake(nearer)
+
+
+class Reservation:
+    """
+    A place in a bucket's line, from :meth:`Bucket.reserve`.
+
+    Act once :attr:`ready`. After sleeping for :attr:`wait`, look again: the instant comes nearer when somebody ahead
+    leaves the line, and moves away when somebody ahead started late.
+    """
+
+    __slots__ = ("_bucket", "_cancelled", "_claim")
+
+    def __init__(self, bucket: Bucket, claim: Claim) -> None:
+        self._bucket = bucket
+        self._claim = claim
+        self._cancelled = False
+
+    @property
+    def wait(self) -> float:
+        """Seconds left until the tokens are there; 0 once they are, infinity once cancelled."""
+        if self._cancelled:
+            return math.inf
+        return self._bucket._left(self._claim, None) or 0.0  # noqa: SLF001 - the other half of the same object
+
+    @property
+    def ready(self) -> bool:
+        """Whether the tokens are there, and taken."""
+        return self.wait == 0
+
+    def cancel(self) -> bool:
+        """
+        Give the place back; those behind it move up.
+
+        Returns:
+            Whether there was anything to give back. Once :attr:`ready` there is not: the tokens are spent, and only
+            who knows that they were not used may :meth:`~Bucket.refund` them.
+        """
+        if self._cancelled or not self._bucket._cancel(self._claim):  # noqa: SLF001 - see wait
+            return False
+        self._cancelled = True
+        return True
+
+
+def _nobody_sleeps() -> None:
+    """Wake nobody: who holds a reservation looks for himself."""
+
+
+def _wake(claims: list[Claim]) -> None:
+    for claim in claims:
+        claim.wake()
