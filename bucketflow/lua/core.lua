@@ -1,0 +1,64 @@
+-- core: bucketflow/core.py, line by line, and where Redis keeps what it computes. Put in front of every operation.
+-- A bucket is the string of one little-endian double, full_at in µs; a missing key is a full bucket.
+
+local SECOND = 1000000
+local HALF_TICK = 0.5
+local FULL = 0
+
+-- Instants count from 2024-01-01 UTC: a double of today then keeps 1/64 µs or finer; from 1970 it keeps 1/4 µs.
+local EPOCH = 1704067200
+
+local function now()
+  local time = redis.call('TIME')
+  return (tonumber(time[1]) - EPOCH) * SECOND + tonumber(time[2])
+end
+
+local function limit_of(capacity, fill_rate)
+  return {capacity = tonumber(capacity), fill_rate = tonumber(fill_rate)}
+end
+
+local function span(limit)
+  return limit.capacity * SECOND / limit.fill_rate
+end
+
+local function wait_for(limit, full_at, now, cost)
+  local behind = full_at > now and full_at - now or 0
+  return math.max(0, math.ceil(behind + cost * SECOND / limit.fill_rate - span(limit) - HALF_TICK))
+end
+
+local function take(limit, full_at, now, cost)
+  local behind = full_at > now and full_at - now or 0
+  return now + (behind + cost * SECOND / limit.fill_rate)
+end
+
+local function refund(limit, full_at, now, cost)
+  return math.max(now, full_at - cost * SECOND / limit.fill_rate)
+end
+
+local function tokens_at(limit, full_at, now)
+  local behind = full_at > now and full_at - now or 0
+  return math.max(0, limit.capacity - behind * limit.fill_rate / SECOND)
+end
+
+-- full_at of each key. A table of nils would have no length, so a missing key is FULL here too.
+local function read(keys)
+  local states = redis.call('MGET', unpack(keys))
+  for level, packed in ipairs(states) do
+    states[level] = packed and struct.unpack('<d', packed) or FULL
+  end
+  return states
+end
+
+-- Store a bucket for as long as it lacks tokens. PX 0 would be an error, PX rounded down would grant tokens early.
+local function write(key, full_at, now)
+  if full_at > now then
+    redis.call('SET', key, struct.pack('<d', full_at), 'PX', string.format('%.0f', math.ceil((full_at - now) / 1000)))
+  else
+    redis.call('DEL', key)
+  end
+end
+
+-- A reply's numbers keep their fraction only as strings, and all their bits only with 17 digits.
+local function exact(number)
+  return string.format('%.17g', number)
+end

@@ -1,0 +1,53 @@
+"""Lua operations: package data, each with ``core.lua`` in front, so that all of them share one arithmetic."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+
+__all__ = ["Script", "exact", "load_script"]
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """
+    One operation, as the server gets it.
+
+    Attributes:
+        name: What the operation is called.
+        text: ``core.lua`` and the operation.
+        sha: The SHA1 of *text*, by which the server knows it.
+    """
+
+    name: str
+    text: str = field(repr=False)
+    sha: str
+
+    @classmethod
+    def compose(cls, name: str, operation: str) -> Script:
+        """Return the script of *operation*, which may use every function of ``core.lua``."""
+        text = f"{_source('bucketflow', 'core')}\n{operation}"
+        return cls(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+@cache
+def load_script(package: str, name: str) -> Script:
+    """
+    Return the operation that *package* keeps in ``lua/<name>.lua``; read once.
+
+    Args:
+        package: The package that holds the file, such as ``"bucketflow"``.
+        name: The operation.
+    """
+    return Script.compose(name, _source(package, name))
+
+
+def exact(number: float) -> str:
+    """Return *number* for ARGV: Lua reads back the same bits."""
+    return repr(float(number))
+
+
+def _source(package: str, name: str) -> str:
+    return files(package).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
