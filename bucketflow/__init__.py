@@ -1,1 +1,31 @@
-"""Token buckets for Python: one process, asyncio, a hierarchy, and a fleet through Redis."""
+"""
+Token buckets for Python: for threads, for coroutines, in a hierarchy, and for a fleet through Redis.
+
+The buckets of a fleet live in ``bucketflow.distributed``, which needs the ``redis`` package and is not imported here.
+"""
+
+from bucketflow.async_token_bucket import AsyncTokenBucket, async_rate_limit
+from bucketflow.core import Decision
+from bucketflow.decorators import rate_limit
+from bucketflow.errors import BucketflowError, ConfigError, CostExceedsCapacity, RateLimitExceeded, StoreUnavailable
+from bucketflow.hierarchical import HierarchicalTokenBucket, create_bucket_hierarchy
+from bucketflow.limit import Limit
+from bucketflow.token_bucket import TokenBucket
+
+__all__ = [
+    "AsyncTokenBucket",
+    "BucketflowError",
+    "ConfigError",
+    "CostExceedsCapacity",
+    "Decision",
+    "HierarchicalTokenBucket",
+    "Limit",
+    "RateLimitExceeded",
+    "StoreUnavailable",
+    "TokenBucket",
+    "async_rate_limit",
+    "create_bucket_hierarchy",
+    "rate_limit",
+]
+
+__version__ = "0.2.0"

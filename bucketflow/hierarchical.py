@@ -1,0 +1,283 @@
+"""Buckets below buckets: a call passes the whole path from the root to its leaf, or spends nothing anywhere."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from bucketflow.bucket import check_cost, check_timeout, filled_to
+from bucketflow.clock import SYSTEM_CLOCK
+from bucketflow.core import Decision, tokens_at
+from bucketflow.errors import ConfigError
+from bucketflow.limit import SECOND, Limit
+from bucketflow.tree import Level, Path, Tree, Waiter
+
+if TYPE_CHECKING:
+    from bucketflow.clock import Clock
+
+__all__ = ["HierarchicalTokenBucket", "create_bucket_hierarchy"]
+
+
+class _Shared:
+    """What the buckets of one tree share."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.tree = Tree()
+        self.lock = threading.Lock()
+        self.clock = clock
+
+
+class HierarchicalTokenBucket:
+    """
+    A token bucket below another one, or the root of a tree of them. One lock a tree, one step a path.
+
+    Args:
+        capacity: Most tokens it holds: the burst.
+        fill_rate: Tokens per second.
+        parent: The bucket above; every call must pass that one, and those above it, too.
+        initial_tokens: Tokens at the start, 0 to *capacity*; by default full.
+        name: What errors call it; by default its level, counted from the root at 0.
+        clock: Of the whole tree: only the root takes one. ``bucketflow.testing.FakeClock`` in tests.
+
+    Raises:
+        ConfigError: A number is not one, or out of its range; *parent* is no bucket, or a child was given a clock.
+    """
+
+    def __init__(  # noqa: PLR0913 - the signature of 0.1.0, and a clock
+        self,
+        capacity: float,
+        fill_rate: float,
+        parent: HierarchicalTokenBucket | None = None,
+        initial_tokens: float | None = None,
+        name: str | None = None,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        self._path: Path = ()
+        self._shared = _Shared(clock or SYSTEM_CLOCK)
+        if parent is not None:
+            if not isinstance(parent, HierarchicalTokenBucket):
+                raise ConfigError("parent", parent, "a HierarchicalTokenBucket or None")
+            if clock is not None:
+                raise ConfigError("clock", clock, "None below the root: a tree has one clock")
+            self._path, self._shared = parent._path, parent._shared  # noqa: SLF001 - its own kind
+        limit = Limit(capacity, fill_rate)
+        full_at = filled_to(limit, initial_tokens, self._shared.clock.now())
+        self._own = Level(limit, full_at, name or f"level {len(self._path)}")
+        self._path = (*self._path, self._own)
+        self._narrowest = min(self._path, key=lambda level: level.limit.capacity)
+        self._name = name
+        self._parent = parent
+        self._children: list[HierarchicalTokenBucket] = []
+        if parent is not None:
+            parent._children.append(self)  # noqa: SLF001 - its own kind
+
+    @property
+    def name(self) -> str | None:
+        """The name, as given."""
+        return self._name
+
+    @property
+    def parent(self) -> HierarchicalTokenBucket | None:
+        """The bucket above, ``None`` at the root."""
+        return self._parent
+
+    @property
+    def children(self) -> list[HierarchicalTokenBucket]:
+        """The buckets right below, in the order in which they were made."""
+        return list(self._children)
+
+    @property
+    def limit(self) -> Limit:
+        """Capacity and fill rate of this bucket alone."""
+        return self._own.limit
+
+    @property
+    def capacity(self) -> float:
+        """Most tokens this bucket holds."""
+        return self._own.limit.capacity
+
+    @property
+    def fill_rate(self) -> float:
+        """Tokens per second of this bucket."""
+        return self._own.limit.fill_rate
+
+    @property
+    def tokens(self) -> float:
+        """Tokens in this bucket now; those above it may hold fewer."""
+        with self._shared.lock:
+            now = self._shared.clock.now()
+            self._shared.tree.serve(now)
+            return tokens_at(self._own.limit, self._own.full_at, now)
+
+    def consume(self, tokens: float = 1, block: bool = False, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002 - as in TokenBucket
+        """
+        Take *tokens* from this bucket and from every one above it, or from none.
+
+        Blocked callers sleep outside the lock. They are served in the order in which they came, except that one who
+        waits for a level holds up nobody who does not pass that level. Whoever is refused or interrupted has spent
+        nothing.
+
+        Args:
+            tokens: How many; 0 only looks.
+            block: Whether to wait for them.
+            timeout: Seconds to wait at most; ``None``: as long as it takes. Whoever would wait longer, as far as can
+                be known ahead, is refused at once.
+
+        Returns:
+            Whether they were taken.
+
+        Raises:
+            ConfigError: *tokens* or *timeout* is no number of 0 or more, or *timeout* is given without *block*.
+            CostExceedsCapacity: More than a bucket on the path can ever hold; it names the one that holds least.
+        """
+        if timeout is not None:
+            check_timeout(timeout, block=block)
+        cost = self._cost(tokens)
+        with self._shared.lock:
+            if self._shared.tree.consume(self._path, self._shared.clock.now(), cost):
+                return True
+        return block and self._wait(cost, timeout)
+
+    def try_consume(self, tokens: float = 1) -> Decision:
+        """
+        Take *tokens* now or not at all, and say what there was to say.
+
+        Returns:
+            The decision over the path, root first. ``retry_after``, in seconds, counts those who wait at a level of
+            the path; it is exact if nobody comes or leaves, and nobody waits elsewhere in the tree.
+
+        Raises:
+            ConfigError: *tokens* is no number of 0 or more.
+            CostExceedsCapacity: More than a bucket on the path can ever hold; it names the one that holds least.
+        """
+        cost = self._cost(tokens)
+        with self._shared.lock:
+            return self._shared.tree.decide(self._path, self._shared.clock.now(), cost)
+
+    def wait_time(self, tokens: float = 1) -> float:
+        """Return the ``retry_after`` that :meth:`try_consume` would give, taking nothing. Raises the same."""
+        cost = self._cost(tokens)
+        with self._shared.lock:
+            return max(self._shared.tree.waits(self._path, self._shared.clock.now(), cost)) / SECOND
+
+    def refund(self, tokens: float = 1) -> None:
+        """
+        Give *tokens* back to this bucket and to every one above it, each at most to its capacity.
+
+        Those who wait move up. Raises as :meth:`try_consume` does.
+        """
+        cost = self._cost(tokens)
+        with self._shared.lock:
+            self._shared.tree.refund(self._path, self._shared.clock.now(), cost)
+
+    def _cost(self, tokens: float) -> float:
+        return check_cost(tokens, self._narrowest.limit.capacity, self._narrowest.label)
+
+    def _wait(self, cost: float, timeout: float | None) -> bool:
+        shared, wake = self._shared, threading.Event()
+        waiter = Waiter(self._path, cost, wake.set)
+        try:
+            with shared.lock:
+                now = shared.clock.now()
+                deadline = None if timeout is None else now + round(timeout * SECOND)
+                if deadline is None or now + max(shared.tree.waits(self._path, now, cost)) <= deadline:
+                    shared.tree.join(waiter, now)
+            while self._sleep(waiter, wake, deadline):
+                pass
+        except BaseException:  # also KeyboardInterrupt: it must not leave a hole in the line
+            self._abandon(waiter)
+            raise
+        if not waiter.granted:
+            self._abandon(waiter)
+        return waiter.granted
+
+    def _sleep(self, waiter: Waiter, wake: threading.Event, deadline: int | None) -> bool:
+        """Sleep until *waiter* should look again. Return False once there is nothing left to wait for."""
+        with self._shared.lock:
+            now = self._shared.clock.now()
+            self._shared.tree.serve(now)
+            wake.clear()  # under the lock, where alone it is set
+            if waiter not in self._shared.tree.waiting:
+                return False
+            until = deadline if waiter.at is None else waiter.at
+        if until is None:
+            wake.wait()
+        elif deadline is not None and (until > deadline or deadline <= now):
+            return False
+        else:
+            self._shared.clock.sleep((until - now) / SECOND, wake)
+        return True
+
+    def _abandon(self, waiter: Waiter) -> None:
+        with self._shared.lock:
+            self._shared.tree.abandon(waiter, self._shared.clock.now())
+
+
+#: What an entry of :func:`create_bucket_hierarchy` may hold, and what it must.
+_KEYS = ("capacity", "children", "fill_rate", "initial_tokens", "name")
+_REQUIRED = ("name", "capacity", "fill_rate")
+
+
+def create_bucket_hierarchy(
+    config: Mapping[str, object], *, clock: Clock | None = None
+) -> dict[str, HierarchicalTokenBucket]:
+    """
+    Make a tree of buckets from nested mappings.
+
+    Args:
+        config: The root: ``name``, ``capacity`` and ``fill_rate``; if wanted ``initial_tokens`` and ``children``, a
+            list of the same.
+        clock: See :class:`HierarchicalTokenBucket`.
+
+    Returns:
+        Every bucket by its name, parents before their children.
+
+    Raises:
+        ConfigError: A key is missing or unknown, a name is there twice, a value is of a wrong type or out of its
+            range. It names the entry by its path, as in ``config.children[1].fill_rate``.
+    """
+    buckets: dict[str, HierarchicalTokenBucket] = {}
+    _add(buckets, "config", config, None, clock)
+    return buckets
+
+
+def _add(
+    buckets: dict[str, HierarchicalTokenBucket],
+    entry: str,
+    config: object,
+    parent: HierarchicalTokenBucket | None,
+    clock: Clock | None,
+) -> None:
+    """Make the bucket of *config*, which stands at *entry*, and those below it."""
+    config = _checked(entry, config)
+    name, capacity, fill_rate, initial_tokens = (
+        config.get(key) for key in ("name", "capacity", "fill_rate", "initial_tokens")
+    )
+    if not isinstance(name, str) or not name or name in buckets:
+        raise ConfigError(f"{entry}.name", name, "a name that no other bucket of the tree has")
+    try:
+        # The constructor checks the numbers, whatever their type.
+        bucket = HierarchicalTokenBucket(capacity, fill_rate, parent, initial_tokens, name, clock=clock)  # type: ignore[arg-type]
+    except ConfigError as error:
+        raise ConfigError(f"{entry}.{error.entry}", error.value, error.expected) from None
+    buckets[name] = bucket
+    children = config.get("children", ())
+    if not isinstance(children, (list, tuple)):
+        raise ConfigError(f"{entry}.children", children, "a list of buckets")
+    for index, child in enumerate(children):
+        _add(buckets, f"{entry}.children[{index}]", child, bucket, None)
+
+
+def _checked(entry: str, config: object) -> Mapping[str, object]:
+    """Return *config* if it is a mapping with the right keys."""
+    if not isinstance(config, Mapping):
+        raise ConfigError(entry, config, f"a mapping of {', '.join(_KEYS)}")
+    for key, value in config.items():
+        if key not in _KEYS:
+            raise ConfigError(f"{entry}.{key}", value, f"nothing: the keys are {', '.join(_KEYS)}")
+    for key in _REQUIRED:
+        if key not in config:
+            raise ConfigError(f"{entry}.{key}", None, "a value: it is missing")
+    return config
