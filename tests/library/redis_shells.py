@@ -1,0 +1,110 @@
+"""The Redis buckets as shells of the story, see shells.py: the real scripts on a real server, at a time we choose."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import redis.asyncio
+from shells import ThreadShell
+
+from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
+from bucketflow.redis_calls import AsyncScriptRunner, ScriptRunner
+from bucketflow.scripts import Script
+
+#: Shadows the two functions of core.lua that know the real time. Put between core.lua and the operation.
+STOPPED_CLOCK = """
+local function now()
+  return tonumber(redis.call('GET', 'clock'))
+end
+local function write(key, full_at, now)
+  if full_at > now then
+    redis.call('SET', key, struct.pack('<d', full_at))
+  else
+    redis.call('DEL', key)
+  end
+end
+"""
+
+
+def at_stopped_clock(script):
+    core = Script.compose("core", "").text
+    assert script.text.startswith(core)
+    return Script.compose(script.name, STOPPED_CLOCK + script.text[len(core) :])
+
+
+class StoppedRunner(ScriptRunner):
+    def run(self, script, keys, args):
+        return super().run(at_stopped_clock(script), keys, args)
+
+
+class AsyncStoppedRunner(AsyncScriptRunner):
+    async def run(self, script, keys, args):
+        return await super().run(at_stopped_clock(script), keys, args)
+
+
+class RedisShell(ThreadShell):
+    names = itertools.count()
+
+    def __init__(self, client, capacity, fill_rate, initial_tokens=None):
+        self.client = client
+        self.at(0)
+        self.buckets = [self.bucket(f"twin {next(self.names)}", capacity, fill_rate, initial_tokens) for _ in range(2)]
+        for bucket in self.buckets:  # this story begins at 0, with every bucket asked once
+            self.look(bucket)
+
+    def bucket(self, *args):
+        bucket = RedisTokenBucket(self.client, *args)
+        bucket._runner = StoppedRunner(self.client)
+        return bucket
+
+    def at(self, seconds):
+        self.client.set("clock", round(seconds * 1_000_000))
+
+    def decide(self, bucket, cost):
+        return bucket.try_consume(cost)
+
+    def wait_time(self, bucket, cost):
+        return bucket.wait_time(cost)
+
+    def consume(self, cost=1):
+        decision = self.decide(self.buckets[0], cost)
+        assert self.take(self.buckets[1], cost) is decision.allowed
+        assert self.look(self.buckets[0]) == self.look(self.buckets[1]) == decision.tokens[-1]
+        assert decision.allowed or self.wait_time(self.buckets[1], cost) == decision.retry_after
+        return decision
+
+
+class AsyncRedisShell(RedisShell):
+    """Every call in an event loop of its own, as Django's ``async_to_sync`` does it."""
+
+    def bucket(self, *args):
+        client = redis.asyncio.Redis(**{key: self.client.get_connection_kwargs()[key] for key in ("host", "port")})
+        bucket = AsyncRedisTokenBucket(client, *args)
+        bucket._runner = AsyncStoppedRunner(client)
+        return bucket
+
+    def run(self, bucket, method, *args):
+        async def call():
+            try:
+                return await getattr(bucket, method)(*args)
+            finally:
+                await bucket.close()
+
+        return asyncio.run(call())
+
+    def decide(self, bucket, cost):
+        return self.run(bucket, "try_consume", cost)
+
+    def take(self, bucket, cost):
+        return self.run(bucket, "consume", cost)
+
+    def look(self, bucket):
+        return self.run(bucket, "get_tokens")
+
+    def wait_time(self, bucket, cost):
+        return self.run(bucket, "wait_time", cost)
+
+    def refund(self, cost=1):
+        for bucket in self.buckets:
+            self.run(bucket, "refund", cost)
