@@ -1,0 +1,217 @@
+"""
+Token buckets that a fleet shares through Redis: the server's clock, one script and one round trip a path.
+
+Install ``bucketflow[distributed]``. A bucket's key expires when it is full again, so an idle bucket costs no memory.
+Address, credentials and TLS come from the user's client; its timeouts and retries do not, see
+:mod:`bucketflow.redis_clients`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bucketflow.bucket import check_timeout
+from bucketflow.core import Decision
+from bucketflow.hierarchical import create_bucket_hierarchy
+from bucketflow.redis_bucket import RedisBucket
+from bucketflow.redis_calls import AsyncScriptRunner, ScriptRunner
+from bucketflow.scripts import load_script
+from bucketflow.turnstile import AsyncTurnstile, ThreadTurnstile
+
+if TYPE_CHECKING:
+    from bucketflow.redis_clients import AsyncClient, Client
+
+__all__ = [
+    "AsyncRedisTokenBucket",
+    "RedisTokenBucket",
+    "create_async_redis_bucket_hierarchy",
+    "create_redis_bucket_hierarchy",
+]
+
+BucketT = TypeVar("BucketT", bound=RedisBucket[Any, Any])
+
+
+class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile]):
+    """
+    A token bucket that every process with the same Redis and *key* shares. Threads may share the object.
+
+    Args:
+        redis_client: ``redis.Redis``, also from a Sentinel, or ``redis.RedisCluster``.
+        key: Names the bucket within its tree, see :func:`bucketflow.redis_bucket.stored_key`. Whoever uses it should
+            give it the same limit.
+        capacity: Most tokens it holds: the burst.
+        fill_rate: Tokens per second.
+        initial_tokens: Tokens, 0 to *capacity*, if Redis has no such bucket when this object first asks; by default
+            full. One that nobody has used for as long as it takes to fill is no longer there.
+        parent: The bucket above, with the same client; every call must pass that one, and those above it, too.
+        timeout: Seconds the server may take to answer.
+        clock: What waiting is slept with. What time it is, the server says.
+
+    Raises:
+        ConfigError: A number is not one, or out of its range; *key*, *parent* or *redis_client* cannot work.
+    """
+
+    _runner_class = ScriptRunner
+    _turnstile_class = ThreadTurnstile
+
+    @property
+    def tokens(self) -> float:
+        """Tokens in this bucket now; those above it may hold fewer. Raises :class:`StoreUnavailable`."""
+        return self._ask(0.0, "look").tokens[-1]
+
+    def consume(self, tokens: float = 1, block: bool = False, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002 - the signature of 0.1.0
+        """
+        Take *tokens* from this bucket and from every one above it, or from none.
+
+        Those who block on one object are served in the order in which they came, and nobody overtakes them through
+        it; between objects and processes it is as Redis hears them.
+
+        Args:
+            tokens: How many; 0 only looks.
+            block: Whether to wait for them.
+            timeout: Seconds to wait at most; ``None``: as long as it takes. Whoever would wait longer is refused at
+                once. The server's own time to answer comes on top.
+
+        Returns:
+            Whether they were taken.
+
+        Raises:
+            ConfigError: *tokens* or *timeout* is no number of 0 or more, or *timeout* is given without *block*.
+            CostExceedsCapacity: More than a bucket on the path can ever hold; it names the one that holds least.
+            StoreUnavailable: Redis did not answer in time, or with an error. Whether the tokens were taken is
+                unknown; nothing is asked twice.
+        """
+        if timeout is not None:
+            check_timeout(timeout, block=block)
+        cost = self._cost(tokens)
+        if block:
+            return self._turnstile.wait(lambda: self._ask(cost, "take"), timeout).allowed
+        return not (cost and self._turnstile.busy) and self._ask(cost, "take").allowed
+
+    def try_consume(self, tokens: float = 1) -> Decision:
+        """
+        Take *tokens* now or not at all, and say what there was to say.
+
+        Returns:
+            The decision over the path, root first; ``retry_after`` in seconds.
+
+        Raises:
+            ConfigError, CostExceedsCapacity, StoreUnavailable: As :meth:`consume` does.
+        """
+        cost = self._cost(tokens)
+        if cost and self._turnstile.busy:
+            return self._behind(self._ask(cost, "look"))
+        return self._ask(cost, "take")
+
+    def wait_time(self, tokens: float = 1) -> float:
+        """Return the seconds until *tokens* are there if nobody else takes any. Raises as :meth:`consume` does."""
+        return self._ask(self._cost(tokens), "look").retry_after
+
+    def refund(self, tokens: float = 1) -> None:
+        """Give *tokens* back to every bucket of the path, at most to its capacity. Raises as :meth:`consume`."""
+        cost = self._cost(tokens)
+        self._runner.run(load_script("bucketflow", "refund"), self._keys, self._refund_args(cost))
+        self._turnstile.nudge()
+
+    def close(self) -> None:
+        """Close the connections that all buckets of this client share. The next call opens new ones."""
+        self._runner.close()
+
+    def _ask(self, cost: float, mode: str) -> Decision:
+        script = load_script("bucketflow", "consume")
+        return self._decision(self._runner.run(script, self._keys, self._consume_args(cost, mode)))
+
+
+class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile]):
+    """
+    :class:`RedisTokenBucket` for coroutines: every method is awaited, and ``get_tokens()`` stands for ``tokens``.
+
+    Parameters and errors are the same, but *redis_client* is ``redis.asyncio.Redis`` or ``redis.asyncio.RedisCluster``.
+    Whoever is cancelled while waiting has spent nothing; while the question is under way, that is unknown.
+    """
+
+    _runner_class = AsyncScriptRunner
+    _turnstile_class = AsyncTurnstile
+
+    async def get_tokens(self) -> float:
+        """See :attr:`RedisTokenBucket.tokens`."""
+        return (await self._ask(0.0, "look")).tokens[-1]
+
+    async def consume(self, tokens: float = 1, block: bool = False, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002 - as in RedisTokenBucket
+        """See :meth:`RedisTokenBucket.consume`."""
+        if timeout is not None:
+            check_timeout(timeout, block=block)
+        cost = self._cost(tokens)
+        if block:
+            return (await self._turnstile.wait(lambda: self._ask(cost, "take"), timeout)).allowed
+        return not (cost and self._turnstile.busy) and (await self._ask(cost, "take")).allowed
+
+    async def try_consume(self, tokens: float = 1) -> Decision:
+        """See :meth:`RedisTokenBucket.try_consume`."""
+        cost = self._cost(tokens)
+        if cost and self._turnstile.busy:
+            return self._behind(await self._ask(cost, "look"))
+        return await self._ask(cost, "take")
+
+    async def wait_time(self, tokens: float = 1) -> float:
+        """See :meth:`RedisTokenBucket.wait_time`."""
+        return (await self._ask(self._cost(tokens), "look")).retry_after
+
+    async def refund(self, tokens: float = 1) -> None:
+        """See :meth:`RedisTokenBucket.refund`."""
+        cost = self._cost(tokens)
+        await self._runner.run(load_script("bucketflow", "refund"), self._keys, self._refund_args(cost))
+        self._turnstile.nudge()
+
+    async def close(self) -> None:
+        """Close the connections of this event loop that all buckets of this client share."""
+        await self._runner.close()
+
+    async def _ask(self, cost: float, mode: str) -> Decision:
+        script = load_script("bucketflow", "consume")
+        return self._decision(await self._runner.run(script, self._keys, self._consume_args(cost, mode)))
+
+
+def create_redis_bucket_hierarchy(
+    redis_client: Client, config: Mapping[str, object], *, timeout: float = 1.0
+) -> dict[str, RedisTokenBucket]:
+    """
+    Make a tree of buckets in Redis from nested mappings. Every name is a key.
+
+    Args:
+        redis_client: See :class:`RedisTokenBucket`.
+        config: As :func:`bucketflow.hierarchical.create_bucket_hierarchy` takes it.
+        timeout: See :class:`RedisTokenBucket`.
+
+    Returns:
+        Every bucket by its name, parents before their children.
+
+    Raises:
+        ConfigError: As :func:`bucketflow.hierarchical.create_bucket_hierarchy` does; or a name cannot be a key.
+    """
+    return _hierarchy(RedisTokenBucket, redis_client, config, timeout)
+
+
+def create_async_redis_bucket_hierarchy(
+    redis_client: AsyncClient, config: Mapping[str, object], *, timeout: float = 1.0
+) -> dict[str, AsyncRedisTokenBucket]:
+    """See :func:`create_redis_bucket_hierarchy`."""
+    return _hierarchy(AsyncRedisTokenBucket, redis_client, config, timeout)
+
+
+def _hierarchy(
+    kind: type[BucketT], client: Client | AsyncClient, config: Mapping[str, Any], timeout: float
+) -> dict[str, BucketT]:
+    create_bucket_hierarchy(config)  # for its checks: from here on every entry is sound
+    buckets: dict[str, BucketT] = {}
+
+    def add(entries: Sequence[Mapping[str, Any]], parent: BucketT | None) -> None:
+        for entry in entries:
+            numbers = (entry["capacity"], entry["fill_rate"], entry.get("initial_tokens"))
+            bucket = kind(client, entry["name"], *numbers, parent=parent, timeout=timeout)
+            buckets[entry["name"]] = bucket
+            add(entry.get("children", ()), bucket)
+
+    add((config,), None)
+    return buckets
