@@ -1,1 +1,24 @@
-"""Throttling for Celery: every task passes a shared hierarchy of Redis token buckets."""
+"""Throttling for Celery: every task passes a shared hierarchy of Redis token buckets before it may start."""
+
+from __future__ import annotations
+
+from bucketflow.errors import BucketflowError, ConfigError, CostExceedsCapacity, StoreUnavailable
+from bucketflow_celery.decorator import throttled_task
+from bucketflow_celery.errors import ConfigErrors, ThrottleTimeout
+from bucketflow_celery.limits import Limit
+from bucketflow_celery.signals import task_throttled
+from bucketflow_celery.throttle import LevelView, Throttle
+
+__all__ = [
+    "BucketflowError",
+    "ConfigError",
+    "ConfigErrors",
+    "CostExceedsCapacity",
+    "LevelView",
+    "Limit",
+    "StoreUnavailable",
+    "Throttle",
+    "ThrottleTimeout",
+    "task_throttled",
+    "throttled_task",
+]

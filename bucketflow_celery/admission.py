@@ -1,0 +1,148 @@
+"""
+Who may start now, who waits, and until when. Pure: no clock, no store, no Celery.
+
+Beside its bucket every level keeps the end of its line: the instant up to which places have been promised. Whoever is
+refused is promised the next free place, and the line moves on by what that place will cost, so that all who wait come
+back one by one and nobody overtakes. A place orders; it holds no tokens and never pays: whoever comes back must find
+real tokens, so a fleet that was away for an hour cannot turn its old promises into a burst.
+
+``lua/admit.lua`` mirrors this file line by line; a property test feeds both the same questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+
+from bucketflow.core import FULL, take, wait_for
+from bucketflow.limit import SECOND
+from bucketflow_celery.limits import Level
+
+__all__ = ["EMPTY", "LATE", "PATIENCE", "Answer", "Ask", "LevelState", "admit", "leave"]
+
+#: µs after which a promised place is lost: who comes later than that joins the line again.
+LATE = 60 * SECOND
+
+#: µs a bucket may stay full while its line is not empty. Longer than that, nobody is coming: the line is dissolved.
+PATIENCE = 2 * SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class LevelState:
+    """
+    What the store keeps of a level.
+
+    Attributes:
+        full_at: The bucket: the instant in µs at which it is full again.
+        line_at: The end of its line: the instant in µs up to which places have been promised.
+    """
+
+    full_at: float
+    line_at: float
+
+
+#: A level nobody has used: a full bucket, no line.
+EMPTY = LevelState(FULL, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """
+    The question of one task: whether it may start.
+
+    Attributes:
+        path: The levels it passes, root first; length >= 1.
+        cost: Tokens it takes from each of them; above 0, at most the smallest capacity.
+        dues: The place it was promised at each level, in µs of the store's clock; 0 where it has none.
+            Same length and order as *path*.
+    """
+
+    path: tuple[Level, ...]
+    cost: float
+    dues: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """
+    The answer to one :class:`Ask`.
+
+    Attributes:
+        admitted: Whether the tokens were taken, at every level.
+        binding: Index of the level with the longest wait; ``None`` if admitted, or if the question was not put
+            because a bucket it needs had just refused another of the same call.
+        wait: µs until asking again is worth while; 0 if admitted or not put.
+        dues: The places it now has, as in :class:`Ask`.
+    """
+
+    admitted: bool
+    binding: int | None
+    wait: int
+    dues: tuple[int, ...]
+
+
+def admit(asks: Sequence[Ask], states: MutableMapping[str, LevelState], now: int) -> list[Answer]:
+    """
+    Answer *asks* in their order, each as if it had come alone, and update *states*.
+
+    Once ``all`` or a queue has refused a task, the rest of that line is not asked: only its head needs a place.
+
+    Args:
+        asks: Length >= 0.
+        states: By key; a missing key is a level nobody has used.
+        now: µs on the clock that stamped *states*.
+
+    Returns:
+        One answer an ask, same length and order.
+    """
+    dry: set[str] = set()
+    answers = []
+    for ask in asks:
+        if any(level.key in dry for level in ask.path):
+            answers.append(Answer(admitted=False, binding=None, wait=0, dues=ask.dues))
+            continue
+        answer = _admit_one(ask, states, now)
+        answers.append(answer)
+        if answer.binding is not None and not ask.path[answer.binding].returns:
+            dry.add(ask.path[answer.binding].key)
+    return answers
+
+
+def _admit_one(ask: Ask, states: MutableMapping[str, LevelState], now: int) -> Answer:
+    dues = [0 if due < now - LATE else due for due in ask.dues]
+    waits = []
+    for level, due in zip(ask.path, dues, strict=True):
+        state = states.get(level.key, EMPTY)
+        if state.line_at > now and state.full_at + PATIENCE <= now:
+            state = states[level.key] = LevelState(state.full_at, 0.0)
+        ahead = math.ceil((due or state.line_at) - now)
+        waits.append(max(wait_for(level.limit, state.full_at, now, ask.cost), ahead))
+    wait = max(waits)
+    if wait <= 0:
+        for level in ask.path:
+            state = states.get(level.key, EMPTY)
+            states[level.key] = LevelState(take(level.limit, state.full_at, now, ask.cost), state.line_at)
+        return Answer(admitted=True, binding=None, wait=0, dues=tuple(dues))
+    for index in _to_book(ask.path, waits):
+        level = ask.path[index]
+        if dues[index] == 0:
+            dues[index] = now + waits[index]
+            line_at = dues[index] + ask.cost * SECOND / level.limit.fill_rate
+            states[level.key] = LevelState(states.get(level.key, EMPTY).full_at, line_at)
+    return Answer(admitted=False, binding=waits.index(wait), wait=wait, dues=tuple(dues))
+
+
+def _to_book(path: tuple[Level, ...], waits: list[int]) -> list[int]:
+    # Who waits for a tenant or a task type must not keep a place that its queue could give to another.
+    refusing = [index for index, wait in enumerate(waits) if wait > 0]
+    return [index for index in refusing if path[index].returns] or refusing
+
+
+def leave(ask: Ask, states: MutableMapping[str, LevelState], now: int) -> None:
+    """Give the places in *ask* back: the lines of its levels end that much earlier, but not before *now*."""
+    for level, due in zip(ask.path, ask.dues, strict=True):
+        state = states.get(level.key, EMPTY)
+        if due > now and state.line_at > now:
+            line_at = max(float(now), state.line_at - ask.cost * SECOND / level.limit.fill_rate)
+            states[level.key] = LevelState(state.full_at, line_at)

@@ -1,0 +1,117 @@
+"""``throttled_task``: a Celery task that says what limits it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
+
+from celery import Celery, Task, shared_task
+
+from bucketflow.errors import ConfigError
+from bucketflow.limit import check_number
+from bucketflow_celery.limits import Limit, parse_limit
+from bucketflow_celery.rules import CostRule, TaskRules
+from bucketflow_celery.settings import TenantRule, one_of
+
+__all__ = ["throttled_task"]
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+@overload
+def throttled_task(function: F, /) -> Any: ...
+
+
+@overload
+def throttled_task(
+    *,
+    app: Celery | None = ...,
+    rate: str | Limit | None = ...,
+    capacity: float | None = ...,
+    shared: bool = ...,
+    tenant: TenantRule = ...,
+    cost: CostRule = ...,
+    max_wait: float | None = ...,
+    on_limit: str | None = ...,
+    **options: Any,
+) -> Callable[[F], Any]: ...
+
+
+def throttled_task(  # noqa: PLR0913 - each is one option of a task
+    function: F | None = None,
+    /,
+    *,
+    app: Celery | None = None,
+    rate: str | Limit | None = None,
+    capacity: float | None = None,
+    shared: bool = False,
+    tenant: TenantRule = None,
+    cost: CostRule = 1.0,
+    max_wait: float | None = None,
+    on_limit: str | None = None,
+    **options: Any,
+) -> Any:
+    """
+    Make a function, or a ``Task`` class, a task that obeys a limit of its own beside those of the fleet.
+
+    It does no I/O, and needs no :class:`~bucketflow_celery.Throttle` to exist: without one the task runs unthrottled.
+
+    Args:
+        function: The function, when used bare. A ``Task`` class is given its rules and returned, to be registered
+            as usual.
+        app: The app the task belongs to; without it the task is a ``shared_task``.
+        rate: The task's own limit: ``"5/s"``, ``"30/m"``, ... or a ``Limit``. An entry for this task in the table of
+            limits comes before it.
+        capacity: Most tokens of that limit's bucket; by default one second's worth, at least 1.
+        shared: One bucket for the whole fleet, instead of one in each queue and for each tenant.
+        tenant: Whom a call is for: the name of an argument, or a callable that is given the call's arguments and
+            returns the tenant or ``None``.
+        cost: Tokens a call takes at every level: a number, the name of an argument, or a callable like *tenant*.
+        max_wait: Seconds a call may wait in all before it fails with ``ThrottleTimeout``.
+        on_limit: ``"retry"`` or ``"hold"``, as in :class:`~bucketflow_celery.Throttle`.
+        options: Every option of ``app.task``.
+
+    Returns:
+        The task; without *function*, the decorator.
+
+    Raises:
+        ConfigError: It names the option, its value and what would be right.
+    """
+    rules = TaskRules(
+        limit=_limit(rate, capacity, shared=shared),
+        tenant=tenant,
+        cost=cost if isinstance(cost, str) or callable(cost) else _cost(cost),
+        max_wait=None if max_wait is None else check_number("max_wait", max_wait, "seconds above 0", above=True),
+        on_limit=on_limit,
+    )
+    if tenant is not None and not callable(tenant) and not (isinstance(tenant, str) and tenant):
+        raise ConfigError("tenant", tenant, "an argument's name or a callable")
+    if on_limit is not None:
+        one_of("on_limit", on_limit, "retry", "hold")
+
+    def decorate(function: Any) -> Any:
+        if _is_task_class(function):
+            rules.check_names(function.__name__, function.run)
+            function.bucketflow = rules
+            return function
+        rules.check_names(getattr(function, "__name__", repr(function)), function)
+        task = shared_task if app is None else app.task
+        return task(bucketflow=rules, **options)(function)
+
+    return decorate if function is None else decorate(function)
+
+
+def _is_task_class(function: Any) -> bool:
+    return isinstance(function, type) and issubclass(function, Task)
+
+
+def _limit(rate: str | Limit | None, capacity: float | None, *, shared: bool) -> Limit | None:
+    if not isinstance(rate, str):
+        if capacity is not None:
+            raise ConfigError("capacity", capacity, 'to stand beside a rate such as "5/s"')
+        return parse_limit("rate", rate)
+    return parse_limit("rate", {"rate": rate, "capacity": capacity, "shared": shared})
+
+
+def _cost(cost: object) -> float:
+    return check_number("cost", cost, "a number of tokens, 0 or more; an argument's name; or a callable")

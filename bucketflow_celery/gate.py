@@ -1,0 +1,324 @@
+"""
+The gate in front of a worker's pool: who asks when, and what becomes of the answer. Knows no Celery.
+
+A task is asked for only when a slot is free, so that tokens are never taken by one who then waits. Tasks that nothing
+limits pass in their turn. Those refused by ``all`` or their queue stand in a line in which only the head asks, once,
+when the store said that tokens come: however many wait, and however long, they cost nothing. Those refused by their
+tenant or their own limit go back to the broker with a ticket.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bucketflow.errors import BucketflowError, StoreUnavailable
+from bucketflow.limit import SECOND
+from bucketflow_celery.admission import Answer, Ask
+from bucketflow_celery.host import Host
+from bucketflow_celery.limits import Level
+from bucketflow_celery.lines import Entry, Line, Lines, Passage
+from bucketflow_celery.outage import Outage
+from bucketflow_celery.places import Places
+from bucketflow_celery.policy import GiveUp, Hold, decide, too_long
+from bucketflow_celery.stats import Stats
+from bucketflow_celery.ticket import Ticket
+
+__all__ = ["Gate", "Patience"]
+
+logger = logging.getLogger(__name__)
+
+#: Most tasks asked for in one call.
+MOST = 64
+#: Seconds between two looks for tasks that have been held too long.
+SWEEP = 1.0
+#: Key of the line of those who wait for the store itself.
+STORE = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """
+    How long is too long, in seconds.
+
+    Attributes:
+        max_hold: A message held longer goes back to the broker.
+        max_countdown: No countdown is longer.
+    """
+
+    max_hold: float
+    max_countdown: float
+
+
+class Gate:
+    """
+    Admission in one worker.
+
+    Args:
+        host: The worker.
+        ask: Puts questions to the store in one round trip; the answers have their length and order. ``None``: the
+            limits have changed, so resolve again. Raises ``StoreUnavailable``.
+        resolve: What a request needs that came from a queue; raises ``BucketflowError`` if it can never start.
+        outage: What to do while the store is away.
+        patience: How long is too long.
+        stats: Where to count.
+    """
+
+    def __init__(  # noqa: PLR0913 - its seams, each given by name
+        self,
+        host: Host,
+        *,
+        ask: Callable[[Sequence[Ask]], Sequence[Answer] | None],
+        resolve: Callable[[Any, str], Passage],
+        outage: Outage,
+        patience: Patience,
+        stats: Stats,
+    ) -> None:
+        self._host = host
+        self._ask = ask
+        self._resolve = resolve
+        self._outage = outage
+        self._patience = patience
+        self._stats = stats
+        self._inbox: deque[Entry] = deque()
+        self._lines = Lines()
+        self._places = Places()
+        self._turn = threading.Lock()
+        self._again = False
+        self._closed = False
+        self._next_sweep = 0.0
+
+    def enter(self, request: Any, queue: str, ticket: Ticket) -> None:
+        """Let a task queue up; it starts, waits, returns or fails from here on."""
+        try:
+            passage = self._resolve(request, queue)
+        except BucketflowError as error:
+            self._fail(request, error)
+            return
+        self._inbox.append(Entry(request, queue, passage, self._host.monotonic(), ticket.since, dict(ticket.dues)))
+        self.run()
+
+    def run(self) -> None:
+        """Let in whoever may start. Any thread may call; one at a time works for all of them."""
+        self._again = True
+        while self._again and not self._closed and self._turn.acquire(blocking=False):
+            try:
+                while self._again and not self._closed:
+                    self._again = False
+                    self._round()
+            finally:
+                self._turn.release()
+
+    def stop(self) -> None:
+        """Let nobody in any more. Safe in a signal handler: it only sets a flag."""
+        self._closed = True
+
+    def close(self) -> list[Entry]:
+        """Stop, and return those who were waiting: the caller leaves them to the broker."""
+        self.stop()
+        with self._turn:
+            waiting = [*self._lines.clear(), *self._inbox]
+            self._inbox.clear()
+            self._stats.waiting = 0
+        return waiting
+
+    def _round(self) -> None:
+        self._sweep()
+        while (free := self._host.free()) > 0:
+            batch = self._collect(min(free, MOST))
+            if batch is None:
+                break
+            self._put(batch)
+        self._lines.prune()
+        self._places.keep_only(self._lines.keys())
+        self._stats.waiting = len(self._lines) + len(self._inbox)
+        self._rest()
+
+    def _rest(self) -> None:
+        now = self._host.monotonic()
+        ready_at = max(self._lines.next_ready_at(), self._outage.until)
+        if self._inbox or ready_at <= now:
+            self._host.when_free(self.run)
+        if len(self._lines):
+            wake_at = min(ready_at if ready_at > now else self._next_sweep, self._next_sweep)
+            self._host.call_after(max(0.001, wake_at - now), self.run)
+
+    def _collect(self, most: int) -> list[tuple[Entry, Line | None]] | None:
+        """Take up to *most* tasks that may ask, each with the line it stood in; ``None`` if there is nothing to do."""
+        now = self._host.monotonic()
+        batch: list[tuple[Entry, Line | None]] = []
+        if self._outage.until <= now:
+            for line in self._lines.ready(now):
+                batch += [(entry, line) for entry in line.take_ready(now, most - len(batch))]
+        if not batch and not self._inbox:
+            return None
+        while self._inbox and len(batch) < most:
+            entry = self._inbox.popleft()
+            if not entry.passage.path:
+                self._start(entry)
+                most -= 1
+            elif self._outage.until > now:
+                self._without_store(entry, self._lines.of(STORE, None))
+            elif (blocked := self._lines.blocking(entry.passage.path)) is not None:
+                self._join(entry, blocked)
+            else:
+                batch.append((entry, None))
+        return batch
+
+    def _put(self, batch: list[tuple[Entry, Line | None]]) -> None:
+        batch = [(entry, line) for entry, line in batch if not self._is_gone(entry)]
+        asks = [self._places.question(entry) for entry, _ in batch]
+        if not asks:
+            return
+        try:
+            self._stats.round_trips += 1
+            answers = self._ask(asks)
+        except StoreUnavailable as error:
+            self._places.restore(asks)
+            self._store_failed(error, batch)
+            return
+        if self._outage.recovered():
+            logger.warning("the store of the limits answers again")
+        if answers is None:
+            self._places.restore(asks)
+            self._resolve_again(batch)
+        else:
+            self._settle(batch, asks, answers)
+
+    def _settle(self, batch: list[tuple[Entry, Line | None]], asks: Sequence[Ask], answers: Sequence[Answer]) -> None:
+        fronts: dict[Line, list[Entry]] = {}
+        dry: dict[str, Line] = {}
+        for (entry, origin), ask, answer in zip(batch, asks, answers, strict=True):
+            if answer.admitted:
+                self._start(entry)
+                continue
+            self._places.settle(entry, answer)
+            if answer.binding is None:
+                line = next(dry[level.key] for level in ask.path if level.key in dry)
+            else:
+                level = ask.path[answer.binding]
+                line = self._lines.of(level.key, level)
+                if not level.returns:
+                    dry[level.key] = line
+                if not self._stays(entry, origin, level, answer.wait / SECOND, had_place=ask.dues[answer.binding] > 0):
+                    self._lines.wake(ask)
+                    continue
+            if line is origin:
+                fronts.setdefault(line, []).append(entry)
+            else:
+                self._join(entry, line)
+        for line, entries in fronts.items():
+            line.put_back(entries)
+
+    def _stays(self, entry: Entry, origin: Line | None, level: Level, wait: float, *, had_place: bool) -> bool:
+        """Act on a refusal; return whether the task waits in this worker."""
+        waited = self._waited(entry)
+        entry.ready_at = self._host.monotonic() + wait
+        if origin is None or origin.level is not level:
+            self._stats.refused += 1
+            self._host.refused(entry, level, wait)
+        refused = decide(entry.passage, level, wait, waited, had_place=had_place, cap=self._patience.max_countdown)
+        if isinstance(refused, GiveUp):
+            self._leave(entry)
+            self._fail(entry.request, refused.error)
+            return False
+        if isinstance(refused, Hold) or not self._host.send_back(entry, refused.countdown):
+            return True
+        self._stats.returned += 1
+        self._leave(entry)
+        return False
+
+    def _join(self, entry: Entry, line: Line) -> None:
+        wait = line.wait_ahead(self._host.monotonic())
+        waited = self._waited(entry)
+        if line.level is not None and (end := too_long(entry.passage, line.level, waited + wait)) is not None:
+            self._leave(entry)
+            self._fail(entry.request, end.error)
+            return
+        line.add(entry)
+        if not entry.held:
+            self._stats.held += 1
+        else:
+            self._host.unhold(entry)
+        entry.held = True
+        self._host.hold(entry, line.level)
+
+    def _start(self, entry: Entry) -> None:
+        self._leave(entry)
+        self._stats.admitted += 1
+        self._host.start(entry)
+
+    def _leave(self, entry: Entry) -> None:
+        if entry.held:
+            entry.held = False
+            self._host.unhold(entry)
+
+    def _fail(self, request: Any, error: BucketflowError) -> None:
+        self._stats.failed += 1
+        self._host.fail(request, error)
+
+    def _waited(self, entry: Entry) -> float:
+        now = self._host.time()
+        if entry.since is None:
+            entry.since = now
+        return max(0.0, now - entry.since)
+
+    def _is_gone(self, entry: Entry) -> bool:
+        gone = self._host.is_gone(entry)
+        if gone:
+            self._leave(entry)
+        return gone
+
+    def _without_store(self, entry: Entry, line: Line) -> None:
+        if self._outage.policy == "admit":
+            self._start(entry)
+        elif self._outage.policy == "refuse" and self._host.send_back(entry, max(1.0, self._outage.pause)):
+            self._stats.returned += 1
+            self._leave(entry)
+        else:
+            entry.ready_at = self._outage.until
+            self._join(entry, line)
+
+    def _store_failed(self, error: StoreUnavailable, batch: list[tuple[Entry, Line | None]]) -> None:
+        self._stats.store_errors += 1
+        if self._outage.failed(self._host.monotonic()):
+            logger.error("%s; on_store_error=%r until it answers", error, self._outage.policy)
+        for entry, line in batch:
+            if line is None or self._outage.policy != "hold":
+                self._without_store(entry, line or self._lines.of(STORE, None))
+        for entry, line in reversed(batch):
+            if line is not None and self._outage.policy == "hold":
+                entry.ready_at = self._outage.until
+                line.put_back([entry])
+
+    def _resolve_again(self, batch: list[tuple[Entry, Line | None]]) -> None:
+        for entry in [*self._lines, *self._inbox]:
+            self._renew(entry)
+        kept = [entry for entry, _ in batch if self._renew(entry)]
+        self._inbox.extendleft(reversed(kept))
+
+    def _renew(self, entry: Entry) -> bool:
+        try:
+            entry.passage = self._resolve(entry.request, entry.queue)
+        except BucketflowError as error:
+            self._leave(entry)
+            self._lines.remove({entry})
+            self._fail(entry.request, error)
+            return False
+        return True
+
+    def _sweep(self) -> None:
+        now = self._host.monotonic()
+        if now < self._next_sweep:
+            return
+        self._next_sweep = now + SWEEP
+        old = {entry for entry in self._lines if now - entry.arrived > self._patience.max_hold}
+        self._lines.remove(old)
+        for entry in old:
+            self._leave(entry)
+            self._stats.given_back += 1
+            self._host.give_back(entry)

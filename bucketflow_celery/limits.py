@@ -1,0 +1,221 @@
+"""The limits as the user writes them, checked; and the path of limits that one task passes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
+
+from bucketflow import limit as core
+from bucketflow.errors import ConfigError, CostExceedsCapacity
+
+__all__ = ["Level", "LevelName", "Limit", "LimitSpec", "LimitTable", "check_cost", "parse_limit"]
+
+LevelName: TypeAlias = Literal["all", "queue", "tenant", "task"]
+
+#: The entry of the table that holds each level below ``all``.
+_SECTIONS = {"queue": "queues", "tenant": "tenants", "task": "tasks"}
+_SPEC = 'a rate such as "100/s", a Limit(capacity, fill_rate), None, or {"rate": ..., "capacity": ..., "shared": ...}'
+_FIELDS = {"rate", "capacity", "fill_rate", "shared"}
+
+
+@dataclass(frozen=True, slots=True)
+class Limit(core.Limit):
+    """
+    A limit that can say whose it is.
+
+    Args:
+        capacity: Most tokens the bucket holds: the burst. Above 0.
+        fill_rate: Tokens per second. Above 0.
+        shared: One bucket for the whole fleet, whatever the levels above it: an API key that several queues use.
+            Otherwise a bucket belongs to its parent, and each queue (each tenant, for a task) has one of its own.
+    """
+
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        # Without arguments super() cannot see through a slotted dataclass.
+        core.Limit.__post_init__(self)
+        if not isinstance(self.shared, bool):
+            raise ConfigError("shared", self.shared, "True or False")
+
+    @classmethod
+    def parse(cls, text: str, capacity: float | None = None, *, shared: bool = False) -> Limit:
+        """Read ``"100/s"`` and its like: see :meth:`bucketflow.Limit.parse`."""
+        plain = core.Limit.parse(text, capacity)
+        return cls(plain.capacity, plain.fill_rate, shared)
+
+
+LimitSpec: TypeAlias = "str | core.Limit | Mapping[str, Any] | None"
+
+
+def parse_limit(entry: str, spec: LimitSpec) -> Limit | None:
+    """
+    Turn what the user wrote at *entry* into a limit; ``None`` means "no limit here".
+
+    Raises:
+        ConfigError: It names *entry*, what stands there and what would be right.
+    """
+    try:
+        if spec is None or isinstance(spec, Limit):
+            return spec
+        if isinstance(spec, core.Limit):
+            return Limit(spec.capacity, spec.fill_rate)
+        if isinstance(spec, str):
+            return Limit.parse(spec)
+        if isinstance(spec, Mapping) and set(spec) <= _FIELDS:
+            shared = spec.get("shared", False)
+            if "rate" in spec and "fill_rate" not in spec:
+                return Limit.parse(spec["rate"], spec.get("capacity"), shared=shared)
+            if "rate" not in spec and {"capacity", "fill_rate"} <= set(spec):
+                return Limit(spec["capacity"], spec["fill_rate"], shared)
+    except ConfigError as error:
+        raise ConfigError(f"{entry}: {error.entry}", error.value, error.expected) from None
+    raise ConfigError(entry, spec, _SPEC)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """
+    One bucket on a task's path.
+
+    Attributes:
+        name: Which of the four levels it is.
+        key: The bucket's name in the store.
+        limit: What it holds, and how fast it fills.
+    """
+
+    name: LevelName
+    key: str
+    limit: Limit
+
+    @property
+    def returns(self) -> bool:
+        """Whether a task refused here goes back to the broker: others of its queue could still start."""
+        return self.name in ("tenant", "task")
+
+
+@dataclass(frozen=True)
+class LimitTable:
+    """
+    The limits of a fleet.
+
+    Attributes:
+        top: The limit of everything, if any.
+        levels: Limits by level name and entry name, ``"*"`` being the default of a level; ``None`` lifts the default.
+    """
+
+    top: Limit | None = None
+    levels: Mapping[str, Mapping[str, Limit | None]] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any], mistakes: list[ConfigError]) -> LimitTable:
+        """Read the table the user wrote; what cannot be read is left out and added to *mistakes*."""
+        known = {"all", *_SECTIONS.values()}
+        if not isinstance(raw, Mapping):
+            mistakes.append(ConfigError("limits", raw, f"a mapping with the keys {', '.join(sorted(known))}"))
+            return cls()
+        mistakes += [
+            ConfigError(f"limits[{key!r}]", value, f"one of the keys {', '.join(sorted(known))}")
+            for key, value in raw.items()
+            if key not in known
+        ]
+        top = _parse_all({"all": raw.get("all")}, "limits", mistakes)["all"]
+        levels = {}
+        for level, section in _SECTIONS.items():
+            entries = raw.get(section, {})
+            if isinstance(entries, Mapping):
+                levels[level] = _parse_all(entries, f"limits[{section!r}]", mistakes)
+            else:
+                mistakes.append(ConfigError(f"limits[{section!r}]", entries, "a mapping of names to limits"))
+        return cls(top, levels)
+
+    def dump(self) -> dict[str, Any]:
+        """Return the table in a form that JSON can carry and :meth:`parse` reads."""
+        raw: dict[str, Any] = {"all": _dump(self.top)}
+        for level, section in _SECTIONS.items():
+            raw[section] = {name: _dump(limit) for name, limit in self.levels.get(level, {}).items()}
+        return raw
+
+    def find(self, level: LevelName, name: str) -> Limit | None:
+        """Return the limit of one entry of *level*, or the level's default."""
+        entries = self.levels.get(level, {})
+        return entries[name] if name in entries else entries.get("*")
+
+    def path(self, queue: str, tenant: str | None, task: str, task_limit: Limit | None = None) -> tuple[Level, ...]:
+        """
+        Return the buckets one task passes: all, queue, tenant, task; those without a limit are left out.
+
+        Args:
+            queue: The queue it was delivered from.
+            tenant: Whom it is for; ``None`` skips the tenant's level.
+            task: The task's name.
+            task_limit: The decorator's limit; an entry of the table for this very task comes before it.
+
+        Returns:
+            The levels, root first; length 0 to 4.
+        """
+        return _path(self, queue, tenant, task, task_limit)
+
+    # Compared by identity, so that it can key the cache of paths.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+@lru_cache(maxsize=8192)
+def _path(table: LimitTable, queue: str, tenant: str | None, task: str, task_limit: Limit | None) -> tuple[Level, ...]:
+    own = table.find("task", task)
+    if task_limit is not None and task not in table.levels.get("task", {}):
+        own = task_limit
+    levels = [_level("all", "", "all", table.top)]
+    parent = f"q:{_quote(queue)}"
+    levels.append(_level("queue", "", parent, table.find("queue", queue)))
+    if tenant is not None:
+        levels.append(_level("tenant", f"{parent}/", f"t:{_quote(tenant)}", table.find("tenant", tenant)))
+        parent = f"{parent}/t:{_quote(tenant)}"
+    levels.append(_level("task", f"{parent}/", f"f:{_quote(task)}", own))
+    return tuple(level for level in levels if level is not None)
+
+
+def _level(name: LevelName, parent: str, own: str, limit: Limit | None) -> Level | None:
+    if limit is None:
+        return None
+    return Level(name, own if limit.shared else parent + own, limit)
+
+
+def _quote(name: str) -> str:
+    # A name must not be able to spell another bucket's key, nor a hash tag.
+    return quote(name, safe="@ ")
+
+
+def _parse_all(specs: Mapping[Any, LimitSpec], entry: str, mistakes: list[ConfigError]) -> dict[str, Limit | None]:
+    limits: dict[str, Limit | None] = {}
+    for name, spec in specs.items():
+        try:
+            if not isinstance(name, str) or not name:
+                raise ConfigError(f"{entry}: name", name, "a text of at least one character")
+            limits[name] = parse_limit(f"{entry}[{name!r}]", spec)
+        except ConfigError as mistake:
+            mistakes.append(mistake)
+            limits[str(name)] = None
+    return limits
+
+
+def _dump(limit: Limit | None) -> dict[str, Any] | None:
+    if limit is None:
+        return None
+    return {"capacity": limit.capacity, "fill_rate": limit.fill_rate, "shared": limit.shared}
+
+
+def check_cost(path: tuple[Level, ...], cost: float) -> None:
+    """
+    Raise if a level of *path* can never grant *cost* tokens.
+
+    Raises:
+        CostExceedsCapacity: It names the bucket and its capacity.
+    """
+    for level in path:
+        if cost > level.limit.capacity:
+            raise CostExceedsCapacity(level.key, cost, level.limit.capacity)

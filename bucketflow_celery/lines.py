@@ -1,0 +1,183 @@
+"""The tasks that wait inside a worker, one line a bucket. Pure bookkeeping: no clock, no Celery."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import inf
+from operator import attrgetter
+from typing import Any
+
+from bucketflow_celery.admission import Ask
+from bucketflow_celery.limits import Level
+
+__all__ = ["Entry", "Line", "Lines", "Passage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """
+    What a task needs in order to start.
+
+    Attributes:
+        path: The levels it passes, root first; length 0 where nothing limits it.
+        cost: Tokens it takes from each of them.
+        max_wait: Seconds it may wait in all; ``None``: as long as it takes.
+        on_limit: ``"retry"`` or ``"hold"``.
+        tenant: Whom it is for, if anybody.
+    """
+
+    path: tuple[Level, ...]
+    cost: float = 1.0
+    max_wait: float | None = None
+    on_limit: str = "retry"
+    tenant: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """
+    One task at the gate.
+
+    Attributes:
+        request: Celery's request.
+        queue: The queue it came from.
+        passage: What it needs in order to start.
+        arrived: When it came to this worker, in seconds of the monotonic clock.
+        since: When it was first refused anywhere, in seconds since the Unix epoch; ``None`` if it never was.
+        dues: The places it has in the lines of levels that send tasks back, by key, in µs of the store's clock.
+        ready_at: Not worth asking before, in seconds of the monotonic clock.
+        held: Whether it stands in a line.
+    """
+
+    request: Any
+    queue: str
+    passage: Passage
+    arrived: float
+    since: float | None = None
+    dues: dict[str, int] = field(default_factory=dict)
+    ready_at: float = 0.0
+    held: bool = False
+
+
+class Line:
+    """
+    Those who wait for one bucket.
+
+    Args:
+        level: The level that binds; ``None`` for those who wait for the store to come back.
+    """
+
+    def __init__(self, level: Level | None) -> None:
+        self.level = level
+        self.entries: deque[Entry] = deque()
+
+    @property
+    def sorted(self) -> bool:
+        """Whether each entry has a place of its own; else the line has places, and whoever is its head uses them."""
+        return self.level is not None and self.level.returns
+
+    @property
+    def ready_at(self) -> float:
+        """When its head may ask."""
+        return self.entries[0].ready_at if self.entries else inf
+
+    def add(self, entry: Entry) -> None:
+        """Join at the end, or at one's place."""
+        if self.sorted:
+            insort(self.entries, entry, key=attrgetter("ready_at"))
+        else:
+            self.entries.append(entry)
+
+    def put_back(self, entries: list[Entry]) -> None:
+        """Return *entries*, in their order, to the front they were taken from."""
+        if self.sorted:
+            for entry in entries:
+                self.add(entry)
+        else:
+            self.entries.extendleft(reversed(entries))
+
+    def take_ready(self, now: float, most: int) -> list[Entry]:
+        """
+        Take up to *most* entries that may ask.
+
+        Behind a head that has no place of its own come as many as tokens may have come for, and one more: its refusal
+        tells when to ask again.
+        """
+        if self.level is not None and not self.sorted and self.entries:
+            late = max(0.0, now - self.entries[0].ready_at)
+            most = int(min(most, 2 + late * self.level.limit.fill_rate / max(self.entries[0].passage.cost, 1e-9)))
+        taken: list[Entry] = []
+        while self.entries and len(taken) < most and self.entries[0].ready_at <= now:
+            taken.append(self.entries.popleft())
+        return taken
+
+    def wait_ahead(self, now: float) -> float:
+        """Return the least seconds that who joins now will wait, as far as this worker can tell."""
+        if self.level is None or not self.entries:
+            return 0.0
+        tokens = sum(entry.passage.cost for entry in self.entries)
+        return max(0.0, self.ready_at - now) + (tokens - self.entries[0].passage.cost) / self.level.limit.fill_rate
+
+
+class Lines:
+    """All lines of a worker, by key of the bucket that binds."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, Line] = {}
+
+    def __len__(self) -> int:
+        return sum(len(line.entries) for line in self._lines.values())
+
+    def __iter__(self) -> Iterator[Entry]:
+        for line in self._lines.values():
+            yield from line.entries
+
+    def of(self, key: str, level: Level | None) -> Line:
+        """Return the line at *key*, a new one if need be."""
+        return self._lines.setdefault(key, Line(level))
+
+    def blocking(self, path: tuple[Level, ...]) -> Line | None:
+        """Return the line that a newcomer on *path* must join: the first of ``all`` and its queue that has one."""
+        for level in path:
+            line = None if level.returns else self._lines.get(level.key)
+            if line is not None and line.entries:
+                return line
+        return None
+
+    def ready(self, now: float) -> list[Line]:
+        """Return the lines whose head may ask."""
+        return [line for line in self._lines.values() if line.ready_at <= now]
+
+    def next_ready_at(self) -> float:
+        """Return when the first head may ask; infinity if nobody waits."""
+        return min((line.ready_at for line in self._lines.values()), default=inf)
+
+    def remove(self, gone: set[Entry]) -> None:
+        """Take *gone* out of whatever line they are in."""
+        for line in self._lines.values():
+            if any(entry in gone for entry in line.entries):
+                line.entries = deque(entry for entry in line.entries if entry not in gone)
+
+    def wake(self, ask: Ask) -> None:
+        """Let the heads of the lines that *ask* had a place in ask at once: it goes away and leaves them the place."""
+        for level, due in zip(ask.path, ask.dues, strict=True):
+            line = self._lines.get(level.key) if due and not level.returns else None
+            if line is not None and line.entries:
+                line.entries[0].ready_at = 0.0
+
+    def keys(self) -> set[str]:
+        """Return the keys of the buckets for which somebody waits."""
+        return set(self._lines)
+
+    def prune(self) -> None:
+        """Forget lines that are empty."""
+        self._lines = {key: line for key, line in self._lines.items() if line.entries}
+
+    def clear(self) -> list[Entry]:
+        """Empty every line and return who stood there."""
+        entries = list(self)
+        self._lines.clear()
+        return entries

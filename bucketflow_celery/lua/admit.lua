@@ -1,0 +1,111 @@
+-- admit: answer several tasks at once, in order, each as if it had come alone; mirrors admission.py line by line.
+-- KEYS[1]    version of the limits
+-- KEYS[2..]  the levels that the tasks pass, each once, one hash tag: struct "<dd" of full_at and line_at in µs
+-- ARGV       version the caller knows, then for each task: cost, depth, and for each level of its path, root first:
+--            index in KEYS, capacity, fill_rate, due µs (0 = no place), 1 if a task refused here returns to the broker
+-- returns    {version} if it is another one; else {version, then for each task: 1 admitted | 0 refused | -1 not put,
+--            binding level (0 = first; -1 = none), wait µs, due µs at each level of its path}
+-- errors     none after the first write
+local LATE = 60 * SECOND
+local PATIENCE = 2 * SECOND
+
+local stored = redis.call('MGET', unpack(KEYS))
+local version = stored[1] or ''
+if version ~= ARGV[1] then
+  return { version }
+end
+
+local time = now()
+local full_at, line_at, changed, dry = {}, {}, {}, {}
+for i = 2, #KEYS do
+  full_at[i], line_at[i] = FULL, 0
+  if stored[i] then
+    full_at[i], line_at[i] = struct.unpack('<dd', stored[i])
+  end
+end
+
+local reply = { version }
+local function answer(status, binding, wait, path)
+  reply[#reply + 1] = status
+  reply[#reply + 1] = binding
+  reply[#reply + 1] = wait
+  for _, level in ipairs(path) do
+    reply[#reply + 1] = level.due
+  end
+end
+
+local function admit_one(path, cost)
+  local waits, wait = {}, 0
+  for i, level in ipairs(path) do
+    local key = level.key
+    if level.due < time - LATE then
+      level.due = 0
+    end
+    if line_at[key] > time and full_at[key] + PATIENCE <= time then
+      line_at[key] = 0
+      changed[key] = true
+    end
+    local ahead = math.ceil((level.due > 0 and level.due or line_at[key]) - time)
+    waits[i] = math.max(wait_for(level, full_at[key], time, cost), ahead)
+    wait = math.max(wait, waits[i])
+  end
+  if wait == 0 then
+    for _, level in ipairs(path) do
+      full_at[level.key] = take(level, full_at[level.key], time, cost)
+      changed[level.key] = true
+    end
+    return answer(1, -1, 0, path)
+  end
+  local binding, returns = nil, false
+  for i, level in ipairs(path) do
+    if not binding and waits[i] == wait then
+      binding = i
+    end
+    returns = returns or (waits[i] > 0 and level.returns)
+  end
+  for i, level in ipairs(path) do
+    if waits[i] > 0 and (level.returns or not returns) and level.due == 0 then
+      level.due = time + waits[i]
+      line_at[level.key] = level.due + cost * SECOND / level.fill_rate
+      changed[level.key] = true
+    end
+  end
+  if not path[binding].returns then
+    dry[path[binding].key] = true
+  end
+  return answer(0, binding - 1, wait, path)
+end
+
+local at = 2
+while at <= #ARGV do
+  local cost, depth = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+  at = at + 2
+  local path, is_dry = {}, false
+  for i = 1, depth do
+    local key = tonumber(ARGV[at])
+    path[i] = {
+      key = key,
+      capacity = tonumber(ARGV[at + 1]),
+      fill_rate = tonumber(ARGV[at + 2]),
+      due = tonumber(ARGV[at + 3]),
+      returns = ARGV[at + 4] == '1',
+    }
+    is_dry = is_dry or dry[key]
+    at = at + 5
+  end
+  if is_dry then
+    answer(-1, -1, 0, path)
+  else
+    admit_one(path, cost)
+  end
+end
+
+for key in pairs(changed) do
+  local ttl = math.ceil((math.max(full_at[key], line_at[key]) - time) / 1000)
+  if ttl > 0 then
+    redis.call('SET', KEYS[key], struct.pack('<dd', full_at[key], line_at[key]), 'PX', string.format('%.0f', ttl))
+  else
+    redis.call('DEL', KEYS[key])
+  end
+end
+return reply

@@ -1,0 +1,53 @@
+"""The places that a worker's lines were promised by levels that hold. Pure."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable
+
+from bucketflow_celery.admission import Answer, Ask
+from bucketflow_celery.lines import Entry
+
+__all__ = ["Places"]
+
+
+class Places:
+    """
+    Places in the lines of ``all`` and of the queues, by key, in µs of the store's clock.
+
+    Such a place belongs to the worker's line and not to a task: if its head turns out to wait for its tenant, is
+    revoked or gives up, the next one uses it.
+    """
+
+    def __init__(self) -> None:
+        self._dues: dict[str, list[int]] = {}
+
+    def question(self, entry: Entry) -> Ask:
+        """Return the question of *entry*; it takes the earliest place of each line it stands in."""
+        passage = entry.passage
+        dues = [entry.dues.get(level.key, 0) if level.returns else self._take(level.key) for level in passage.path]
+        return Ask(passage.path, passage.cost, tuple(dues))
+
+    def settle(self, entry: Entry, answer: Answer) -> None:
+        """Keep the places of one who was not admitted: its own with *entry*, the others here."""
+        for level, due in zip(entry.passage.path, answer.dues, strict=True):
+            if due and level.returns:
+                entry.dues[level.key] = due
+            elif due:
+                insort(self._dues.setdefault(level.key, []), due)
+
+    def restore(self, asks: Iterable[Ask]) -> None:
+        """Take back what questions took that were not answered."""
+        for ask in asks:
+            for level, due in zip(ask.path, ask.dues, strict=True):
+                if due and not level.returns:
+                    insort(self._dues.setdefault(level.key, []), due)
+
+    def keep_only(self, keys: Iterable[str]) -> None:
+        """Forget the places of lines in which nobody stands any more."""
+        keys = set(keys)
+        self._dues = {key: dues for key, dues in self._dues.items() if key in keys}
+
+    def _take(self, key: str) -> int:
+        dues = self._dues.get(key)
+        return dues.pop(0) if dues else 0

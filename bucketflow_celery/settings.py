@@ -1,0 +1,145 @@
+"""What can be configured, where it may stand, and what is right. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+from bucketflow.errors import ConfigError
+from bucketflow.limit import check_number
+from bucketflow_celery.errors import ConfigErrors
+from bucketflow_celery.limits import LimitTable
+
+__all__ = ["PREFIX", "Settings", "TenantRule", "one_of"]
+
+#: In ``app.conf`` every option stands behind this prefix; Django adds ``CELERY_`` in front of it.
+PREFIX = "bucketflow_"
+
+#: An argument's name, a callable that is given the task's arguments, or ``None`` for the header ``tenant`` alone.
+TenantRule: TypeAlias = "str | Callable[..., object] | None"
+
+
+def one_of(entry: str, value: object, *choices: str) -> None:
+    """
+    Check a word.
+
+    Raises:
+        ConfigError: *value* is none of *choices*.
+    """
+    if value not in choices:
+        raise ConfigError(entry, value, "one of " + ", ".join(map(repr, choices)))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    The options of a throttle, checked.
+
+    Attributes:
+        url: Where the buckets live: any URL that ``redis.Redis.from_url`` takes.
+        limits: The table of limits: ``all``, ``queues``, ``tenants``, ``tasks``.
+        on_limit: ``"retry"``: a task refused by its tenant's or its own limit goes back to the broker until its
+            turn comes. ``"hold"``: it stays in the worker, as it does when ``all`` or its queue refuses.
+        on_store_error: While Redis is away: ``"hold"`` keeps tasks back, ``"admit"`` lets them start unlimited,
+            ``"refuse"`` sends them back to the broker for a while.
+        max_wait: Seconds a task may wait in all before it fails with ``ThrottleTimeout``; ``None``: for ever.
+        max_hold: Seconds a message is held in a worker before it goes back to the broker; never more than a quarter of
+            the broker's visibility timeout.
+        max_countdown: Longest countdown in seconds; never more than half the visibility timeout. A task whose turn is
+            further away returns early and is sent on with the place it has.
+        tenant: Whom a task is for, where its decorator does not say.
+        namespace: Prefix and hash tag of every key.
+        timeout: Seconds to wait for an answer of Redis.
+    """
+
+    url: str | None = None
+    limits: LimitTable = LimitTable()  # noqa: RUF009 - frozen
+    on_limit: str = "retry"
+    on_store_error: str = "hold"
+    max_wait: float | None = None
+    max_hold: float = 600.0
+    max_countdown: float = 900.0
+    tenant: TenantRule = None
+    namespace: str = "bucketflow"
+    timeout: float = 1.0
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any], conf: Mapping[str, Any]) -> Settings:
+        """
+        Check *given*, completed by what stands in *conf*.
+
+        Args:
+            given: Options by name.
+            conf: ``app.conf`` or any mapping with ``bucketflow_...`` keys.
+
+        Raises:
+            ConfigErrors: It holds every mistake, each naming its entry.
+        """
+        values: dict[str, Any] = {}
+        mistakes: list[ConfigError] = []
+        for field in fields(cls):
+            value = given.get(field.name)
+            if value is None:
+                value = conf.get(PREFIX + field.name)
+            if value is None:
+                continue
+            try:
+                values[field.name] = _CHECKS[field.name](field.name, value, mistakes)
+            except ConfigError as mistake:
+                mistakes.append(mistake)
+        if mistakes:
+            raise ConfigErrors(mistakes)
+        return cls(**values)
+
+
+_Check: TypeAlias = Callable[[str, Any, "list[ConfigError]"], Any]
+
+
+def _limits(_entry: str, value: Any, mistakes: list[ConfigError]) -> LimitTable:
+    return LimitTable.parse(value, mistakes)
+
+
+def _text(entry: str, value: object, _mistakes: list[ConfigError]) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(entry, value, "a text of at least one character")
+    return value
+
+
+def _namespace(entry: str, value: object, mistakes: list[ConfigError]) -> str:
+    text = _text(entry, value, mistakes)
+    if set(text) & set("{}"):
+        raise ConfigError(entry, value, "a text without braces: they mark the hash tag")
+    return text
+
+
+def _tenant(entry: str, value: object, _mistakes: list[ConfigError]) -> object:
+    if not (callable(value) or (isinstance(value, str) and value)):
+        raise ConfigError(entry, value, "an argument's name or a callable")
+    return value
+
+
+def _seconds(entry: str, value: object, _mistakes: list[ConfigError]) -> float:
+    return check_number(entry, value, "a number of seconds above 0", above=True)
+
+
+def _words(*choices: str) -> _Check:
+    def check(entry: str, value: object, _mistakes: list[ConfigError]) -> object:
+        one_of(entry, value, *choices)
+        return value
+
+    return check
+
+
+_CHECKS: dict[str, _Check] = {
+    "url": _text,
+    "limits": _limits,
+    "on_limit": _words("retry", "hold"),
+    "on_store_error": _words("hold", "admit", "refuse"),
+    "max_wait": _seconds,
+    "max_hold": _seconds,
+    "max_countdown": _seconds,
+    "tenant": _tenant,
+    "namespace": _namespace,
+    "timeout": _seconds,
+}

@@ -1,0 +1,137 @@
+"""Where the levels live: the seam, and the one that a fleet shares through Redis."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from bucketflow.redis_calls import ScriptRunner
+from bucketflow.scripts import exact, load_script
+from bucketflow_celery.admission import Answer, Ask, LevelState
+from bucketflow_celery.limits import Level
+
+__all__ = ["RedisStore", "Store"]
+
+_PACKAGE = "bucketflow_celery"
+
+
+class Store(Protocol):
+    """What keeps the levels. Everything it does may raise ``StoreUnavailable``, soon, and retries nothing."""
+
+    def admit(self, asks: Sequence[Ask], version: str) -> tuple[str, list[Answer] | None]:
+        """
+        Answer *asks*, in one round trip.
+
+        Args:
+            asks: Length >= 1.
+            version: The version of the limits they were made from.
+
+        Returns:
+            The version now in force, and one answer an ask, same order; ``None`` instead if the version is another.
+        """
+
+    def leave(self, ask: Ask) -> None:
+        """Give back the places in *ask*: its task will not come."""
+
+    def peek(self, path: Sequence[Level]) -> tuple[int, list[LevelState]]:
+        """Return the store's time in µs, and the state of each level of *path*; same length and order."""
+
+    def limits(self) -> tuple[str, Mapping[str, Any] | None]:
+        """Return the version of the limits and the table; an empty version and ``None`` if none was set."""
+
+    def set_limits(self, raw: Mapping[str, Any] | None) -> None:
+        """Set the table for the whole fleet; ``None`` leaves each worker its own."""
+
+    def after_fork(self) -> None:
+        """Leave connections to the parent process that opened them."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+class RedisStore:
+    """
+    Levels in Redis or Valkey; the server's clock is the only one.
+
+    Args:
+        runner: Runs scripts on the server, with a deadline and without retries.
+        namespace: Prefix of every key; as a hash tag, so that a cluster keeps all of them in one slot.
+    """
+
+    def __init__(self, runner: ScriptRunner, namespace: str) -> None:
+        self._runner = runner
+        self._prefix = f"{{{namespace}}}:"
+        self._table_keys = [self._key("limits:version"), self._key("limits")]
+
+    def admit(self, asks: Sequence[Ask], version: str) -> tuple[str, list[Answer] | None]:
+        """See :class:`Store`."""
+        keys = self._table_keys[:1]
+        index: dict[str, int] = {}
+        args = [version]
+        for ask in asks:
+            args += (exact(ask.cost), str(len(ask.path)))
+            for level, due in zip(ask.path, ask.dues, strict=True):
+                if level.key not in index:
+                    keys.append(self._key(level.key))
+                    index[level.key] = len(keys)
+                limit, returns = level.limit, "1" if level.returns else "0"
+                args += (str(index[level.key]), exact(limit.capacity), exact(limit.fill_rate), str(due), returns)
+        reply = self._runner.run(load_script(_PACKAGE, "admit"), keys, args)
+        now_in_force = reply[0].decode()
+        if now_in_force != version:
+            return now_in_force, None
+        return version, _answers(asks, reply[1:])
+
+    def leave(self, ask: Ask) -> None:
+        """See :class:`Store`."""
+        keys: list[bytes] = []
+        args = [exact(ask.cost)]
+        for level, due in zip(ask.path, ask.dues, strict=True):
+            if due:
+                keys.append(self._key(level.key))
+                args += (exact(level.limit.fill_rate), str(due))
+        if keys:
+            self._runner.run(load_script(_PACKAGE, "leave"), keys, args)
+
+    def peek(self, path: Sequence[Level]) -> tuple[int, list[LevelState]]:
+        """See :class:`Store`."""
+        if not path:
+            return 0, []
+        reply = self._runner.run(load_script(_PACKAGE, "peek"), [self._key(level.key) for level in path], [])
+        numbers = [float(number) for number in reply[1:]]
+        return int(reply[0]), [LevelState(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
+
+    def limits(self) -> tuple[str, Mapping[str, Any] | None]:
+        """See :class:`Store`."""
+        version, raw = self._runner.run(load_script(_PACKAGE, "limits"), self._table_keys, [])
+        return version.decode(), json.loads(raw) if raw else None
+
+    def set_limits(self, raw: Mapping[str, Any] | None) -> None:
+        """See :class:`Store`."""
+        text = "" if raw is None else json.dumps(raw, sort_keys=True)
+        version = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:12] if text else ""
+        self._runner.run(load_script(_PACKAGE, "set_limits"), self._table_keys, [version, text])
+
+    def after_fork(self) -> None:
+        """See :class:`Store`."""
+        self._runner.after_fork()
+
+    def close(self) -> None:
+        """See :class:`Store`."""
+        self._runner.close()
+
+    def _key(self, name: str) -> bytes:
+        return (self._prefix + name).encode()
+
+
+def _answers(asks: Sequence[Ask], numbers: Sequence[int]) -> list[Answer]:
+    answers, at = [], 0
+    for ask in asks:
+        admitted, binding, wait = numbers[at : at + 3]
+        at += 3 + len(ask.path)
+        answers.append(
+            Answer(admitted == 1, None if binding < 0 else binding, wait, tuple(numbers[at - len(ask.path) : at]))
+        )
+    return answers

@@ -1,0 +1,280 @@
+"""``Throttle``: the limits of an app, and the hooks by which its workers and publishers obey them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from celery import Celery, signals
+from redis import Redis
+
+from bucketflow.core import tokens_at
+from bucketflow.errors import ConfigError, StoreUnavailable
+from bucketflow.limit import SECOND
+from bucketflow.redis_calls import ScriptRunner
+from bucketflow_celery import tenant
+from bucketflow_celery.admission import Answer, Ask
+from bucketflow_celery.errors import ConfigErrors
+from bucketflow_celery.limits import Level, LimitTable, check_cost
+from bucketflow_celery.lines import Passage
+from bucketflow_celery.queues import queue_of
+from bucketflow_celery.rules import cost_of
+from bucketflow_celery.settings import Settings, TenantRule
+from bucketflow_celery.stats import Stats
+from bucketflow_celery.store import RedisStore, Store
+from bucketflow_celery.ticket import HEADER, Ticket
+
+__all__ = ["LevelView", "Throttle"]
+
+logger = logging.getLogger(__name__)
+
+_STEP = "bucketflow_celery.worker:ThrottleStep"
+
+
+@dataclass(frozen=True, slots=True)
+class LevelView:
+    """
+    A level, seen from outside.
+
+    Attributes:
+        level: Its name, bucket and limit.
+        tokens: Tokens in the bucket now.
+        line: Seconds until the last promised place of its line.
+    """
+
+    level: Level
+    tokens: float
+    line: float
+
+
+class Throttle:
+    """
+    Makes every worker of *app* pass its tasks through shared limits: all, queue, tenant, task.
+
+    Options not given here are read from ``app.conf`` under ``bucketflow_...`` when they are first needed, so a
+    throttle may be made before its app is configured. Making one connects to nothing.
+
+    Args:
+        app: The Celery app; it keeps its throttle as ``app.bucketflow``.
+        url: Where the buckets live, such as ``"redis://localhost/1"``.
+        client: A client of redis-py instead of *url*: plain, Sentinel's or a cluster's.
+        store: Any other store instead, such as :class:`bucketflow_celery.testing.MemoryStore`.
+        limits: The table of limits: ``all``, ``queues``, ``tenants``, ``tasks``. Each limit is ``"100/s"``,
+            ``"5/m"``, ``"1000/h"``, ``"5000/d"`` or ``Limit(capacity, fill_rate)``; ``"*"`` is a level's default.
+        on_limit: What becomes of a task that its tenant's or its own limit refuses: ``"retry"`` or ``"hold"``.
+        on_store_error: What becomes of tasks while Redis is away: ``"hold"``, ``"admit"`` or ``"refuse"``.
+        max_wait: Seconds a task may wait in all before it fails with ``ThrottleTimeout``.
+        max_hold: Seconds a message is held in a worker before it goes back to the broker.
+        max_countdown: Longest countdown in seconds.
+        tenant: Whom a task is for where its decorator does not say: an argument's name or a callable.
+        namespace: Prefix and hash tag of every key.
+        timeout: Seconds to wait for an answer of Redis.
+
+    Raises:
+        ConfigErrors: Every mistake in what was given; what stands in ``app.conf`` is checked when a worker starts.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is one option, by name
+        self,
+        app: Celery,
+        *,
+        url: str | None = None,
+        client: Any = None,
+        store: Store | None = None,
+        limits: Mapping[str, Any] | None = None,
+        on_limit: str | None = None,
+        on_store_error: str | None = None,
+        max_wait: float | None = None,
+        max_hold: float | None = None,
+        max_countdown: float | None = None,
+        tenant: TenantRule = None,
+        namespace: str | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        self._given = {
+            "url": url,
+            "limits": limits,
+            "on_limit": on_limit,
+            "on_store_error": on_store_error,
+            "max_wait": max_wait,
+            "max_hold": max_hold,
+            "max_countdown": max_countdown,
+            "tenant": tenant,
+            "namespace": namespace,
+            "timeout": timeout,
+        }
+        Settings.read(self._given, {})
+        if sum(source is not None for source in (url, client, store)) > 1:
+            raise ConfigError("url, client, store", "more than one of them", "one place where the buckets live")
+        if getattr(app, "bucketflow", None) is not None:
+            raise ConfigError("app", app, "an app that has no throttle yet")
+        self.app = app
+        self._client = client
+        self._store = store
+        self._version = ""
+        self._table: LimitTable | None = None
+        self.counters = Stats()
+        app.bucketflow = self
+        app.steps["consumer"].add(_STEP)
+        signals.worker_init.connect(self._on_worker_init, weak=False)
+        signals.worker_process_init.connect(self._on_worker_process_init, weak=False)
+        signals.before_task_publish.connect(self._on_publish, weak=False)
+        signals.task_revoked.connect(self._on_revoked, weak=False)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """
+        Return the options in force: what was given, completed from ``app.conf``.
+
+        Raises:
+            ConfigErrors: Every mistake, each naming its entry.
+        """
+        return Settings.read(self._given, self.app.conf)
+
+    @cached_property
+    def store(self) -> Store:
+        """
+        Return the place where the levels live.
+
+        Raises:
+            ConfigError: No place was given, or its URL cannot be read.
+        """
+        if self._store is not None:
+            return self._store
+        return RedisStore(self._runner(), self.settings.namespace)
+
+    @property
+    def limits(self) -> LimitTable:
+        """The table in force: what the fleet was last told by :meth:`set_limits`, else what was configured."""
+        return self._table if self._table is not None else self.settings.limits
+
+    def set_limits(self, limits: Mapping[str, Any] | None) -> None:
+        """
+        Replace the limits of all workers at once, while they run; ``None`` returns each to its configuration.
+
+        Raises:
+            ConfigErrors: Every mistake in *limits*; nothing has changed then.
+            StoreUnavailable: Nothing is known to have changed.
+        """
+        mistakes: list[ConfigError] = []
+        table = None if limits is None else LimitTable.parse(limits, mistakes)
+        if mistakes:
+            raise ConfigErrors(mistakes)
+        self.store.set_limits(None if table is None else table.dump())
+
+    def stats(self) -> dict[str, int]:
+        """Return what this process has counted: see :class:`~bucketflow_celery.stats.Stats`."""
+        return self.counters.snapshot()
+
+    def peek(self, queue: str, task: str, tenant: str | None = None) -> list[LevelView]:
+        """
+        Return how the levels stand that a task would pass, root first; it takes nothing.
+
+        Args:
+            queue: The queue it would come from.
+            task: Its name.
+            tenant: Whom it would be for.
+
+        Raises:
+            StoreUnavailable: The store did not answer in time.
+        """
+        rules = _rules(self.app.tasks.get(task))
+        path = self.limits.path(queue, tenant, task, rules.limit)
+        now, states = self.store.peek(path)
+        return [
+            LevelView(level, tokens_at(level.limit, state.full_at, now), max(0.0, state.line_at - now) / SECOND)
+            for level, state in zip(path, states, strict=True)
+        ]
+
+    def passage(self, task: Any, headers: Mapping[str, Any], args: Any, kwargs: Any, queue: str) -> Passage:
+        """
+        Return what a message needs in order to start. Used by the worker.
+
+        Raises:
+            ConfigError: Its tenant or its cost cannot be told from its arguments.
+            CostExceedsCapacity: A level on its path can never grant its cost.
+        """
+        rules = _rules(task)
+        whom = tenant.tenant_of(task, self.settings.tenant, headers, args, kwargs)
+        cost = cost_of(rules.cost, task.run, args, kwargs)
+        path = self.limits.path(queue, whom, task.name, rules.limit) if cost else ()
+        check_cost(path, cost)
+        max_wait = rules.max_wait if rules.max_wait is not None else self.settings.max_wait
+        return Passage(path, cost, max_wait, rules.on_limit or self.settings.on_limit, whom)
+
+    def ask(self, asks: Sequence[Ask]) -> Sequence[Answer] | None:
+        """
+        Put questions to the store; ``None`` if the limits have changed, so that they must be put anew.
+
+        Raises:
+            StoreUnavailable: The store did not answer in time; nothing is retried.
+        """
+        version, answers = self.store.admit(asks, self._version)
+        if answers is None and version != self._version:
+            self._load_limits()
+        return answers
+
+    def close(self) -> None:
+        """Close the connection to the store; it opens again when it is needed."""
+        if "store" in self.__dict__:
+            self.store.close()
+
+    def _load_limits(self) -> None:
+        version, raw = self.store.limits()
+        mistakes: list[ConfigError] = []
+        table = None if raw is None else LimitTable.parse(raw, mistakes)
+        if mistakes:
+            logger.error("the fleet's new limits cannot be read, the old ones stay: %s", ConfigErrors(mistakes))
+        else:
+            self._table = table
+        self._version = version
+
+    def _runner(self) -> ScriptRunner:
+        client = self._client
+        if client is None:
+            if self.settings.url is None:
+                raise ConfigError("url", None, 'where the buckets live, such as "redis://localhost/1"')
+            try:
+                client = Redis.from_url(self.settings.url)
+            except ValueError as error:
+                raise ConfigError("url", self.settings.url, f"a Redis URL ({error})") from None
+        return ScriptRunner(client, timeout=self.settings.timeout)
+
+    def _on_worker_init(self, sender: Any, **_: Any) -> None:
+        if sender.app is not self.app:
+            return
+        try:
+            limited = set(self.settings.limits.levels.get("task", {}))
+            __ = self.store  # a mistake in where it is must show now; whether it is up is another matter
+        except ConfigError as error:
+            # Celery swallows what a signal's receiver raises, short of this.
+            raise SystemExit(f"bucketflow cannot start:\n{error}") from error
+        unknown = limited - {*self.app.tasks, "*"}
+        if unknown:
+            names = ", ".join(sorted(unknown))
+            logger.warning("limits['tasks'] names tasks that this worker does not have: %s", names)
+
+    def _on_worker_process_init(self, **_: Any) -> None:
+        if "store" in self.__dict__:
+            self.store.after_fork()
+
+    def _on_publish(self, sender: str, headers: dict[str, Any], body: Any, **_: Any) -> None:
+        tenant.stamp(self.app, self.settings.tenant, sender, headers, body)
+
+    def _on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
+        ticket = Ticket.read(request.get(HEADER))
+        if not ticket.dues or sender.app is not self.app:
+            return
+        queue = queue_of(request.delivery_info or {}, {}, self.app.amqp.queues.consume_from)
+        try:
+            passage = self.passage(sender, request.__dict__, request.args, request.kwargs, queue)
+            self.store.leave(Ask(passage.path, passage.cost, ticket.at(passage.path)))
+        except (ConfigError, StoreUnavailable) as error:
+            logger.warning("%s was revoked, its place in the line stays reserved: %s", request.id, error)
+
+
+def _rules(task: Any) -> Any:
+    return tenant.rules_of(task)

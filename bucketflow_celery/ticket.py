@@ -1,0 +1,49 @@
+"""The ticket a refused task carries in its headers: the places it was promised, and since when it waits. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bucketflow_celery.limits import Level
+
+__all__ = ["HEADER", "NO_TICKET", "Ticket"]
+
+#: The message header that holds the ticket.
+HEADER = "bucketflow"
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """
+    What a task that comes back shows at the door.
+
+    Attributes:
+        dues: By key of the bucket: the instant, in µs of the store's clock, at which its place comes.
+        since: When it was first refused, in seconds since the Unix epoch; ``None`` if it never was.
+    """
+
+    dues: Mapping[str, int] = field(default_factory=dict)
+    since: float | None = None
+
+    @classmethod
+    def read(cls, header: object) -> Ticket:
+        """Read a header. One that this version cannot read is no ticket: its task joins the line again."""
+        if not isinstance(header, Mapping):
+            return NO_TICKET
+        dues, since = header.get("dues"), header.get("since")
+        if not isinstance(dues, Mapping) or not isinstance(since, (int, float)):
+            return NO_TICKET
+        return cls({str(key): due for key, due in dues.items() if isinstance(due, int)}, float(since))
+
+    def write(self) -> dict[str, Any]:
+        """Return the header: plain JSON."""
+        return {"dues": dict(self.dues), "since": self.since}
+
+    def at(self, path: tuple[Level, ...]) -> tuple[int, ...]:
+        """Return the place it has at each level of *path*, 0 for none; same length and order."""
+        return tuple(self.dues.get(level.key, 0) for level in path)
+
+
+NO_TICKET = Ticket()

@@ -1,0 +1,103 @@
+"""The bootstep that puts the gate into a worker's consumer, between Celery's receiving a task and its starting it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import bootsteps, signals
+from celery.utils.quorum_queues import detect_quorum_queues
+
+from bucketflow_celery.gate import Gate, Patience
+from bucketflow_celery.lines import Passage
+from bucketflow_celery.outage import Outage
+from bucketflow_celery.republish import Republisher
+from bucketflow_celery.slots import slots_of
+from bucketflow_celery.ticket import HEADER, Ticket
+from bucketflow_celery.wakeup import Wakeup
+from bucketflow_celery.window import Window
+from bucketflow_celery.worker_host import WorkerHost
+
+__all__ = ["ThrottleStep"]
+
+logger = logging.getLogger(__name__)
+
+
+class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """
+    Wraps ``Consumer.on_task_request``, through which every request goes, fresh or due, whatever the pool.
+
+    Every step is made before ``Tasks.start`` builds the strategies that capture that attribute.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+    label = "Throttle"
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._throttle = consumer.app.bucketflow
+        self._consumer = consumer
+        self._wakeup = Wakeup(consumer)
+        self._slots = slots_of(consumer.controller, self._wakeup.call_soon)
+        self._gate: Gate | None = None
+        self._host: WorkerHost | None = None
+        consumer.on_task_request = self._on_request
+        signals.worker_shutting_down.connect(self._on_shutting_down)
+
+    def start(self, consumer: Any) -> None:
+        """Open the gate, on a new connection to the broker."""
+        settings = self._throttle.settings
+        delayed, _ = detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)
+        republisher = Republisher(consumer.app, delayed=delayed)
+        self._host = WorkerHost(consumer, self._slots, Window(consumer), republisher, requeue=not delayed)
+        self._gate = Gate(
+            self._host,
+            ask=self._throttle.ask,
+            resolve=self._resolve,
+            outage=Outage(settings.on_store_error),
+            patience=_patience(consumer, settings.max_hold, settings.max_countdown),
+            stats=self._throttle.counters,
+        )
+
+    def stop(self, consumer: Any) -> None:
+        """
+        Close the gate and leave to the broker what was waiting.
+
+        After a lost connection there is nothing to give back: the broker delivers again what was not acknowledged.
+        """
+        gate, self._gate = self._gate, None
+        host, self._host = self._host, None
+        if gate is None or host is None:
+            return
+        entries = gate.close()
+        host.close(entries if consumer.connection else [])
+        self._throttle.close()
+
+    def register_with_event_loop(self, _consumer: Any, hub: Any) -> None:
+        """Let the pool's threads wake the loop."""
+        self._wakeup.register(hub)
+
+    def info(self, _consumer: Any) -> dict[str, Any]:
+        """Return what ``celery inspect stats`` shows of it."""
+        return {"throttle": self._throttle.stats()}
+
+    def _on_request(self, request: Any) -> None:
+        gate, host = self._gate, self._host
+        if gate is not None and host is not None:
+            gate.enter(request, host.queue_of(request), Ticket.read(request.request_dict.get(HEADER)))
+
+    def _resolve(self, request: Any, queue: str) -> Passage:
+        headers = request.request_dict
+        passage: Passage = self._throttle.passage(request.task, headers, request.args, request.kwargs, queue)
+        return passage
+
+    def _on_shutting_down(self, **_: Any) -> None:
+        # Runs inside a signal handler: no I/O, no lock. What waits is given back when the step stops.
+        if self._gate is not None:
+            self._gate.stop()
+
+
+def _patience(consumer: Any, max_hold: float, max_countdown: float) -> Patience:
+    # A message the broker does not see acknowledged within its visibility timeout is delivered a second time.
+    visibility = getattr(consumer.connection.default_channel, "visibility_timeout", None) or float("inf")
+    return Patience(min(max_hold, visibility / 4), min(max_countdown, visibility / 2))

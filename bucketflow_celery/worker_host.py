@@ -1,0 +1,169 @@
+"""The worker as the gate sees it: Celery's consumer, pool and requests behind one small face."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery.worker import state
+
+from bucketflow.errors import BucketflowError
+from bucketflow_celery.limits import Level
+from bucketflow_celery.lines import Entry
+from bucketflow_celery.queues import queue_of
+from bucketflow_celery.republish import Republisher
+from bucketflow_celery.signals import task_throttled
+from bucketflow_celery.slots import Slots
+from bucketflow_celery.summary import Summary
+from bucketflow_celery.ticket import Ticket
+from bucketflow_celery.window import Window
+
+__all__ = ["WorkerHost"]
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerHost:
+    """
+    Implements :class:`bucketflow_celery.host.Host` on one connection to the broker.
+
+    Args:
+        consumer: Celery's ``Consumer``, connected.
+        slots: The slots of its pool.
+        window: Its prefetch window.
+        republisher: Publishes copies.
+        requeue: Whether a delivery may be requeued; quorum queues count that, and drop a message after so many times.
+    """
+
+    def __init__(
+        self,
+        consumer: Any,
+        slots: Slots,
+        window: Window,
+        republisher: Republisher,
+        *,
+        requeue: bool,
+    ) -> None:
+        self._consumer = consumer
+        self._slots = slots
+        self._window = window
+        self._republisher = republisher
+        self._requeue = requeue
+        self._held: dict[Entry, Level | None] = {}
+        self._timer_entry: Any = None
+        self._wake_at = float("inf")
+        self.free = slots.free
+        self.when_free = slots.when_free
+        self.monotonic = time.monotonic
+        self.time = time.time
+        self._summary = Summary(time.monotonic)
+
+    def queue_of(self, request: Any) -> str:
+        """Return the name of the queue a request came from."""
+        active = self._consumer.task_consumer._active_tags  # noqa: SLF001 - kombu keeps no public list of them
+        tags = {tag: queue for queue, tag in active.items()}
+        return queue_of(request.message.delivery_info, tags, self._consumer.app.amqp.queues.consume_from)
+
+    def start(self, entry: Entry) -> None:
+        """See :class:`~bucketflow_celery.host.Host`."""
+        self._slots.start(entry.request)
+
+    def is_gone(self, entry: Entry) -> bool:
+        """See :class:`~bucketflow_celery.host.Host`."""
+        return bool(entry.request.revoked())
+
+    def send_back(self, entry: Entry, countdown: float) -> bool:
+        """See :class:`~bucketflow_celery.host.Host`."""
+        message = entry.request.message
+        if "task" not in message.headers:
+            return False  # protocol 1 keeps the ETA inside its body
+        ticket = Ticket(entry.dues, entry.since).write()
+        try:
+            self._republisher.publish(message, entry.queue, countdown, ticket)
+        except Exception as error:  # noqa: BLE001 - whatever the transport raises, the task stays here and is safe
+            logger.warning("%s stays in the worker, the broker did not take it back: %r", entry.request.id, error)
+            self._republisher.close()
+            return False
+        entry.request.acknowledge()
+        state.task_ready(entry.request)
+        return True
+
+    def give_back(self, entry: Entry) -> None:
+        """See :class:`~bucketflow_celery.host.Host`."""
+        if self._requeue:
+            entry.request.reject(requeue=True)
+            state.task_ready(entry.request)
+        else:
+            self.send_back(entry, 0.0)
+
+    def fail(self, request: Any, error: BucketflowError) -> None:
+        """See :class:`~bucketflow_celery.host.Host`."""
+        try:
+            raise error
+        except BucketflowError:
+            einfo = ExceptionInfo()
+        try:
+            request.on_failure(einfo)
+        except Exception:
+            # Not acknowledged, the broker delivers it again: better twice than a failure nobody hears of.
+            logger.exception("the failure of %s could not be stored", request.id)
+            return
+        request.acknowledge()
+
+    def hold(self, entry: Entry, level: Level | None) -> None:
+        """See :class:`~bucketflow_celery.host.Host`."""
+        self._held[entry] = level
+        self._window.hold(entry, level)
+
+    def unhold(self, entry: Entry) -> None:
+        """See :class:`~bucketflow_celery.host.Host`."""
+        self._window.unhold(entry, self._held.pop(entry))
+
+    def refused(self, entry: Entry, level: Level, wait: float) -> None:
+        """See :class:`~bucketflow_celery.host.Host`."""
+        request = entry.request
+        facts = {"level": level.name, "key": level.key, "wait": wait}
+        logger.debug(
+            "%s[%s] refused by %s, %.6f s to wait", request.name, request.id, level.key, wait, extra={"data": facts}
+        )
+        self._summary.add(level.key, wait)
+        request.send_event("task-throttled", **facts)
+        task_throttled.send(sender=request.task, request=request, level=level.name, wait=wait)
+
+    def call_after(self, seconds: float, callback: Callable[[], None]) -> None:
+        """See :class:`~bucketflow_celery.host.Host`."""
+        at = self.monotonic() + seconds
+        if at >= self._wake_at:
+            return
+        self._cancel_timer()
+
+        def wake() -> None:
+            self._timer_entry, self._wake_at = None, float("inf")
+            callback()
+
+        self._wake_at = at
+        self._timer_entry = self._consumer.timer.call_after(seconds, wake)
+
+    def close(self, entries: Sequence[Entry]) -> None:
+        """
+        Leave *entries* to the broker at once, so that other workers need not wait for this one to end.
+
+        The loop that carries out a request's own ``reject`` may not turn again, so the messages are rejected directly.
+        """
+        self._cancel_timer()
+        for entry in entries:
+            request = entry.request
+            if entry in self._held:
+                self.unhold(entry)
+            state.task_ready(request)
+            request.acknowledged = True
+            request.message.reject_log_error(logger, request.connection_errors, requeue=True)
+        self._republisher.close()
+
+    def _cancel_timer(self) -> None:
+        entry, self._timer_entry, self._wake_at = self._timer_entry, None, float("inf")
+        if entry is not None:
+            self._consumer.timer.cancel(entry)
