@@ -83,7 +83,8 @@ class Line:
         behind = (full_at - now if full_at > now else 0.0) + cost * SECOND / self._fill_rate
         if behind - self._span - HALF_TICK > 0:
             return False
-        self.full_at = now + behind
+        if cost:
+            self.full_at = now + behind
         return True
 
     def wait(self, now: int, cost: float) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
+from math import inf
 
-from bucketflow.limit import SECOND, check_number
+from bucketflow.limit import SECOND, Limit, check_number
 
-__all__ = ["FakeClock"]
+__all__ = ["FakeClock", "worst_excess"]
 
 
 class FakeClock:
@@ -37,9 +39,10 @@ class FakeClock:
         return self._now
 
     @property
-    def sleepers(self) -> int:
-        """How many threads and coroutines sleep now: what a test waits for before it advances the clock."""
-        return len(self._deadlines)
+    def sleeping(self) -> tuple[float, ...]:
+        """The instants, in seconds and sorted, until which threads and coroutines sleep now."""
+        with self._changed:
+            return tuple(sorted(deadline / SECOND for deadline in self._deadlines if deadline > self._now))
 
     def advance(self, seconds: float) -> None:
         """Move on by *seconds*; a negative number steps back, as a badly set clock does."""
@@ -83,3 +86,23 @@ class FakeClock:
             if self._jump and deadline == min(self._deadlines):
                 self._now = max(self._now, deadline)
             return self._now >= deadline
+
+
+def worst_excess(starts: Sequence[tuple[float, float]], limit: Limit) -> float:
+    """
+    Return by how many tokens the worst of all windows exceeds *limit*; not above 0 if none does.
+
+    A window from one start to another, both included, may cost ``capacity + fill_rate × its length``. Every pair of
+    starts is looked at, in one pass.
+
+    Args:
+        starts: Time in seconds and cost in tokens of each start, in the order of time; length >= 1.
+        limit: What was allowed.
+    """
+    worst, spent, lowest = -inf, 0.0, inf
+    for at, cost in starts:
+        earned = limit.fill_rate * (at - starts[0][0])
+        lowest = min(lowest, spent - earned)
+        spent += cost
+        worst = max(worst, spent - earned - lowest)
+    return worst - limit.capacity

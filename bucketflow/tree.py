@@ -87,8 +87,9 @@ class Tree:
             if behind - level.span - HALF_TICK > 0:
                 return False
             states.append(now + behind)
-        for level, full_at in zip(path, states, strict=True):
-            level.full_at = full_at
+        if cost:
+            for level, full_at in zip(path, states, strict=True):
+                level.full_at = full_at
         return True
 
     def decide(self, path: Path, now: int, cost: float) -> Decision:

@@ -1,0 +1,30 @@
+"""The fixture through which every shell hears the same story."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from redis_shells import AsyncRedisShell, RedisShell
+from shells import AsyncShell, CoreShell, HierarchicalShell, ThreadShell
+
+SHELLS = {
+    "core": CoreShell,
+    "threads": ThreadShell,
+    "asyncio": AsyncShell,
+    "hierarchical": HierarchicalShell,
+    "redis": RedisShell,
+    "redis-asyncio": AsyncRedisShell,
+}
+
+
+@pytest.fixture(params=SHELLS)
+def make(request):
+    """Return ``make(capacity, fill_rate, initial_tokens=None)`` of one shell after the other, see shells.py."""
+    shell = SHELLS[request.param]
+    return partial(shell, request.getfixturevalue("redis_client")) if issubclass(shell, RedisShell) else shell

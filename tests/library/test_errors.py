@@ -1,0 +1,44 @@
+"""Two refusals, one outage, one mistake: each says its facts, and travels between processes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+
+from bucketflow import BucketflowError, ConfigError, CostExceedsCapacity, RateLimitExceeded, StoreUnavailable
+
+ERRORS = [
+    (RateLimitExceeded("mail", 2, 0.25), "mail: 2 token(s) refused, retry after 0.250000 s"),
+    (CostExceedsCapacity("mail", 9, 5), "mail: 9 token(s) can never be granted, its capacity is 5"),
+    (StoreUnavailable("redis://h", "timed out"), "redis://h is unavailable: timed out"),
+    (ConfigError("fill_rate", "x", "a number"), "fill_rate is 'x', expected a number"),
+]
+
+each_error = pytest.mark.parametrize(("error", "text"), ERRORS, ids=lambda value: type(value).__name__)
+
+
+@each_error
+def test_an_error_says_its_facts_in_one_line(error, text):
+    assert str(error) == text
+    assert isinstance(error, BucketflowError)
+
+
+@each_error
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_an_error_survives_pickling(error, text, protocol):
+    again = pickle.loads(pickle.dumps(error, protocol))
+    assert (type(again), str(again), vars(again), again.args) == (type(error), text, vars(error), error.args)
+
+
+@each_error
+def test_an_error_can_be_rebuilt_from_its_args_as_celery_does(error, text):
+    assert str(type(error)(*error.args)) == str(copy.copy(error)) == text
+
+
+def test_what_can_never_work_is_a_value_error_and_what_works_later_is_not():
+    assert issubclass(CostExceedsCapacity, ValueError)
+    assert issubclass(ConfigError, ValueError)
+    assert not issubclass(RateLimitExceeded, ValueError)
+    assert not issubclass(StoreUnavailable, ValueError)

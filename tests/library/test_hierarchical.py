@@ -1,0 +1,219 @@
+"""What a tree promises: a call passes every level or spends nothing, and each level is fair."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from waiting import Queue, until
+
+from bucketflow import ConfigError, CostExceedsCapacity, HierarchicalTokenBucket, Limit, core, create_bucket_hierarchy
+from bucketflow.testing import FakeClock
+
+SHOP = {
+    "name": "shop",
+    "capacity": 10,
+    "fill_rate": 1,
+    "children": [
+        {"name": "acme", "capacity": 5, "fill_rate": 5, "initial_tokens": 2},
+        {
+            "name": "emca",
+            "capacity": 4,
+            "fill_rate": 0.5,
+            "children": [{"name": "mail", "capacity": 4, "fill_rate": 4}],
+        },
+    ],
+}
+
+WRONG = [  # what is put into SHOP's second child, the entry that must be named
+    ({"fill_rate": -1}, "config.children[1].fill_rate"),
+    ({"fill_rate": "1/s"}, "config.children[1].fill_rate"),
+    ({"capacity": 0}, "config.children[1].capacity"),
+    ({"capacity": True}, "config.children[1].capacity"),
+    ({"initial_tokens": 5}, "config.children[1].initial_tokens"),
+    ({"name": "acme"}, "config.children[1].name"),
+    ({"name": "shop"}, "config.children[1].name"),
+    ({"name": ""}, "config.children[1].name"),
+    ({"name": 7}, "config.children[1].name"),
+    ({"rate": 1}, "config.children[1].rate"),
+    ({"children": {"name": "mail"}}, "config.children[1].children"),
+    ({"children": ["mail"]}, "config.children[1].children[0]"),
+    ({"children": [{"name": "mail", "capacity": 1}]}, "config.children[1].children[0].fill_rate"),
+    ({"children": [{"capacity": 1, "fill_rate": 1}]}, "config.children[1].children[0].name"),
+]
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def shop(clock):
+    """Return the buckets of SHOP by name."""
+    return create_bucket_hierarchy(SHOP, clock=clock)
+
+
+def test_a_hierarchy_is_made_from_nested_mappings(shop):
+    assert list(shop) == ["shop", "acme", "emca", "mail"]
+    assert [bucket.name for bucket in shop["shop"].children] == ["acme", "emca"]
+    assert shop["mail"].parent is shop["emca"]
+    assert shop["shop"].parent is None
+    assert [bucket.tokens for bucket in shop.values()] == [10, 2, 4, 4]
+    assert (shop["emca"].limit, shop["emca"].capacity, shop["emca"].fill_rate) == (Limit(4, 0.5), 4, 0.5)
+
+
+@pytest.mark.parametrize(("wrong", "entry"), WRONG)
+def test_a_wrong_entry_is_named_by_its_path(wrong, entry):
+    first, second = SHOP["children"]
+    with pytest.raises(ConfigError) as raised:
+        create_bucket_hierarchy({**SHOP, "children": [first, {**second, **wrong}]})
+    assert raised.value.entry == entry
+
+
+@pytest.mark.parametrize("missing", ["name", "capacity", "fill_rate"])
+def test_a_missing_key_is_named(missing):
+    with pytest.raises(ConfigError, match=rf"config\.{missing} .* missing"):
+        create_bucket_hierarchy({key: value for key, value in SHOP.items() if key != missing})
+
+
+@pytest.mark.parametrize("config", [None, [SHOP], "shop"])
+def test_what_is_no_mapping_is_named(config):
+    with pytest.raises(ConfigError, match=r"^config is"):
+        create_bucket_hierarchy(config)
+
+
+def test_a_child_takes_from_every_level_and_a_refusal_from_none(shop):
+    assert shop["mail"].consume(3)
+    assert [shop[name].tokens for name in ("shop", "emca", "mail")] == [7, 1, 1]
+    decision = shop["mail"].try_consume(2)
+    assert (decision.allowed, decision.binding, decision.retry_after) == (False, 1, 2)
+    assert decision.tokens == (7, 1, 1)
+    assert [shop[name].tokens for name in ("shop", "emca", "mail")] == [7, 1, 1]
+    assert shop["acme"].tokens == 2
+
+
+def test_a_request_above_an_ancestors_capacity_names_it_and_never_waits():
+    root = HierarchicalTokenBucket(2, 1, name="shop")
+    leaf = HierarchicalTokenBucket(9, 1, HierarchicalTokenBucket(5, 1, root))
+    with pytest.raises(CostExceedsCapacity, match="shop: 3 token"):
+        leaf.consume(3, block=True)
+    with pytest.raises(CostExceedsCapacity, match="level 1: 6 token"):
+        HierarchicalTokenBucket(9, 1, HierarchicalTokenBucket(5, 1, HierarchicalTokenBucket(9, 1))).wait_time(6)
+    assert root.tokens == 2
+
+
+def test_a_blocked_child_waits_for_the_slowest_level(shop, clock):
+    assert shop["mail"].consume(4)
+    assert shop["mail"].consume(4, block=True)
+    assert clock.now() == 8_000_000
+
+
+def test_a_refund_goes_to_every_level_and_never_above_its_capacity(shop):
+    shop["mail"].consume(2)
+    shop["emca"].consume(1)
+    shop["mail"].refund(3)
+    assert [shop[name].tokens for name in ("shop", "emca", "mail")] == [10, 4, 4]
+
+
+def test_a_tree_has_one_clock(clock):
+    root = HierarchicalTokenBucket(1, 1, clock=clock)
+    with pytest.raises(ConfigError, match="clock"):
+        HierarchicalTokenBucket(1, 1, root, clock=clock)
+    with pytest.raises(ConfigError, match="parent"):
+        HierarchicalTokenBucket(1, 1, "root")
+
+
+def test_racing_threads_below_one_root_never_get_more_than_its_burst():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        root = HierarchicalTokenBucket(300, 1, clock=FakeClock())
+        leaves = [HierarchicalTokenBucket(120, 1, root) for _ in range(4)]
+        with ThreadPoolExecutor(8) as pool:
+            counts = list(pool.map(lambda n: sum(leaves[n % 4].consume() for _ in range(200)), range(8)))
+    finally:
+        sys.setswitchinterval(before)
+    assert sum(counts) == 300
+    assert root.tokens == 0
+    assert sum(leaf.tokens for leaf in leaves) == 4 * 120 - 300
+
+
+@given(
+    st.lists(st.builds(Limit, st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(-100, 2_000_000), st.floats(0, 1)), max_size=25),
+)
+@settings(deadline=None)
+def test_a_path_answers_as_the_core_does(limits, steps):
+    clock = FakeClock(start=10)
+    quick = slow = None
+    for limit in limits:
+        quick = HierarchicalTokenBucket(limit.capacity, limit.fill_rate, quick, clock=None if quick else clock)
+        slow = HierarchicalTokenBucket(limit.capacity, limit.fill_rate, slow, clock=None if slow else clock)
+    states = (core.FULL,) * len(limits)
+    for gap, share in steps:
+        clock.advance(gap / 1_000_000)
+        cost = share * min(limit.capacity for limit in limits)
+        decision, states = core.consume_path(limits, states, clock.now(), cost)
+        assert quick.consume(cost) is decision.allowed
+        assert slow.try_consume(cost) == decision
+        assert quick.wait_time(cost) == slow.wait_time(cost)
+        assert quick.tokens == slow.tokens == core.tokens_at(limits[-1], states[-1], clock.now())
+
+
+@pytest.fixture
+def family():
+    """Return a queue whose bucket is a root with two children on its clock."""
+    with Queue() as queue:
+        root = queue.bucket(HierarchicalTokenBucket, 10, 1, 0)
+        yield queue, root, HierarchicalTokenBucket(10, 100, root), HierarchicalTokenBucket(10, 0.1, root, 0)
+
+
+def join(queue, bucket, *args, **kwargs):
+    """Let somebody wait for *bucket*; return the future once he does."""
+    waiting = bucket._shared.tree.waiting
+    before = len(waiting)
+    future = queue.pool.submit(bucket.consume, *args, block=True, **kwargs)
+    until(lambda: future.done() or len(bucket._shared.tree.waiting) > before)
+    return future
+
+
+def test_one_who_waits_for_its_own_bucket_holds_up_no_neighbour(family):
+    queue, root, quick, slow = family
+    patient = join(queue, slow, 1)  # 10 s
+    until(lambda: queue.clock.sleeping == (10,))
+    queue.clock.advance(3)
+    assert quick.consume(3)
+    assert not slow.consume(0.1)  # but nobody overtakes it there
+    queue.clock.advance(7)
+    assert patient.result(timeout=30)
+    assert root.tokens == pytest.approx(6)
+
+
+def test_one_who_wants_many_tokens_of_the_root_is_not_starved_by_those_who_want_few(family):
+    queue, root, quick, _ = family
+    large = join(queue, root, 10)
+    until(lambda: queue.clock.sleeping == (10,))
+    for _ in range(9):
+        queue.clock.advance(1)
+        assert not quick.consume(1)
+    queue.clock.advance(1)
+    assert large.result(timeout=30)
+
+
+def test_who_waits_behind_a_cancelled_or_timed_out_caller_moves_up(family):
+    queue, root, quick, _ = family
+    large = join(queue, root, 10)
+    until(lambda: queue.clock.sleeping == (10,))
+    assert quick.wait_time(1) == 11
+    assert not quick.consume(1, block=True, timeout=10.9)
+    small = join(queue, quick, 1)
+    root.refund(10)  # the large one goes, the small one is next
+    assert large.result(timeout=30)
+    until(lambda: queue.clock.sleeping == (1,))
+    queue.clock.advance(1)
+    assert small.result(timeout=30)
+    assert root.tokens == pytest.approx(0)

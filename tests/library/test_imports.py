@@ -1,0 +1,123 @@
+"""The layers are law: what imports what, lazily or not, and what an import does to the machine."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ["bucketflow", "bucketflow_celery"]
+
+#: What the arithmetic may know of the package, module by module.
+PURE = {
+    "bucketflow.errors": set(),
+    "bucketflow.limit": {"bucketflow.errors"},
+    "bucketflow.core": {"bucketflow.errors", "bucketflow.limit"},
+    "bucketflow.line": {"bucketflow.core", "bucketflow.limit"},
+    "bucketflow.tree": {"bucketflow.core", "bucketflow.limit"},
+}
+
+#: Clocks, locks and I/O: nothing that the arithmetic may touch.
+IMPURE = {"asyncio", "datetime", "io", "os", "pathlib", "random", "socket", "threading", "time"}
+
+#: Run in a fresh interpreter: import the package, say what came with it, and stop at a socket or a thread.
+FRESH = """
+import json, sys
+before = set(sys.modules)
+def forbid(event, args):
+    if event in ("socket.__new__", "socket.connect", "_thread.start_new_thread", "subprocess.Popen"):
+        raise RuntimeError(f"importing did {event}")
+    if event == "open" and isinstance(args[1], str) and set("wax+") & set(args[1]):
+        raise RuntimeError(f"importing wrote {args[0]}")
+sys.addaudithook(forbid)
+import bucketflow, bucketflow.testing
+roots = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(json.dumps(sorted(roots - sys.stdlib_module_names)))
+"""
+
+
+def modules():
+    """Return every module of both packages by its name, parsed."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text(), str(path))
+    return found
+
+
+MODULES = modules()
+
+
+def imports(module):
+    """Return every module that *module* imports, in functions and for type checkers too."""
+    found = set()
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (names & MODULES.keys()) or {node.module}
+    return found
+
+
+def reached_from(module):
+    """Return *module* and everything of the packages that importing it imports."""
+    reached, ahead = set(), [module]
+    while ahead:
+        name = ahead.pop()
+        if name not in reached:
+            reached.add(name)
+            ahead += imports(name) & MODULES.keys()
+    return reached
+
+
+def test_no_import_is_part_of_a_cycle():
+    graph = {module: (imports(module) & MODULES.keys()) - {module} for module in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_the_arithmetic_knows_no_clock_no_lock_and_no_layer_above_it(module):
+    assert imports(module) & MODULES.keys() <= PURE[module]
+    assert not imports(module) & IMPURE
+
+
+def test_the_library_knows_nothing_of_celery():
+    for module in MODULES:
+        if module.partition(".")[0] == "bucketflow":
+            roots = {name.partition(".")[0] for name in imports(module)}
+            assert not roots & {"bucketflow_celery", "celery", "kombu", "billiard", "vine"}, module
+
+
+def test_what_the_library_imports_is_the_standard_library():
+    for module in reached_from("bucketflow"):
+        roots = {name.partition(".")[0] for name in imports(module)} - {"bucketflow"}
+        assert roots <= sys.stdlib_module_names, module
+
+
+def test_beside_it_the_library_imports_redis_and_nothing_else():
+    for module in MODULES:
+        if module.partition(".")[0] == "bucketflow":
+            roots = {name.partition(".")[0] for name in imports(module)} - {"bucketflow"}
+            assert roots - sys.stdlib_module_names <= {"redis"}, module
+
+
+def test_importing_opens_no_socket_and_starts_no_thread_and_brings_no_other_package():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", FRESH], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == ["bucketflow"]
