@@ -28,8 +28,9 @@ class Window:
 
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
-        # Per-consumer QoS (quorum queues): every queue has a window of its own, and it cannot be changed.
-        self._shared = consumer.qos_global is not False and bool(consumer.initial_prefetch_count)
+        # RabbitMQ without global QoS (quorum queues): every queue has a window of its own, and it cannot be changed.
+        amqp = consumer.connection.transport.driver_type == "amqp"
+        self._shared = bool(consumer.initial_prefetch_count) and (consumer.qos_global or not amqp)
         self._lock = threading.Lock()
         self._widened: dict[Entry, int] = {}
         self._held: Counter[str] = Counter()

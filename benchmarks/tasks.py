@@ -1,0 +1,78 @@
+"""The app whose workers are measured; how it behaves stands in its environment, see ``fleet.py``."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+import redis
+from celery import Celery, Task
+from celery.signals import task_received, worker_ready
+
+from bucketflow_celery import Throttle
+
+PORT = int(os.environ["BENCH_PORT"])
+MODE = os.environ["BENCH_MODE"]
+LIMITS = json.loads(os.environ["BENCH_LIMITS"])
+
+app = Celery("tasks", broker=f"redis://127.0.0.1:{PORT}/0")
+app.conf.task_ignore_result = True
+app.conf.worker_send_task_events = False
+app.conf.broker_transport_options = {"visibility_timeout": float(os.environ["BENCH_VISIBILITY"])}
+records = redis.Redis(port=PORT, db=3)
+
+if MODE == "throttle":
+    throttle = Throttle(app, url=f"redis://127.0.0.1:{PORT}/1", limits=LIMITS, tenant="tenant")
+
+
+@app.task
+def work(tenant: str | None, seconds: float = 0.0) -> None:
+    """Record the start, then take *seconds*."""
+    records.rpush("starts", f"{time.time()} {tenant}")
+    if seconds:
+        time.sleep(seconds)
+
+
+@app.task
+def noop(tenant: str | None) -> None:
+    """Do nothing but count."""
+    del tenant  # the throttle reads it
+    records.incr("done")
+
+
+@app.task(bind=True, max_retries=None)
+def retrying(self: Task, tenant: str | None) -> None:
+    """Do what is done without a throttle: ask a bucket inside the task, and retry when it says how long to wait."""
+    decision = bucket().try_consume()
+    if not decision.allowed:
+        raise self.retry(countdown=decision.retry_after)
+    records.rpush("starts", f"{time.time()} {tenant}")
+
+
+_buckets: list[Any] = []
+
+
+def bucket() -> Any:  # noqa: ANN401
+    """Return the one bucket of the plain policy, made in the process that uses it."""
+    if not _buckets:
+        from bucketflow.distributed import RedisTokenBucket  # noqa: PLC0415 - only where it is measured
+
+        client = redis.Redis(port=PORT, db=1)
+        _buckets.append(RedisTokenBucket(client, "plain", LIMITS["capacity"], LIMITS["fill_rate"]))
+    return _buckets[0]
+
+
+if os.environ["BENCH_COUNT"] == "1":
+
+    @task_received.connect
+    def count_delivery(**_: object) -> None:
+        """Count a delivery."""
+        records.incr("deliveries")
+
+
+@worker_ready.connect
+def count_worker(**_: object) -> None:
+    """Count a worker that is ready."""
+    records.incr("ready")

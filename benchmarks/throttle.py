@@ -1,0 +1,314 @@
+"""
+What the throttle does under load, measured by the tasks' own start times and by counting ``task_received``.
+
+Two prefork workers of four on one Redis. Run it on a quiet machine: ``python benchmarks/throttle.py [row ...]``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import redis
+from celery import Celery
+from fleet import Fleet, redis_server, wait_until
+from rich.console import Console
+from rich.table import Table
+
+from bucketflow import testing
+from bucketflow.limit import Limit
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    One line of the report.
+
+    Attributes:
+        workload: What ran.
+        shown: What came out.
+        wanted: What must come out.
+        ok: Whether it did.
+    """
+
+    workload: str
+    shown: str
+    wanted: str
+    ok: bool
+
+
+class Run:
+    """
+    One workload on one fleet.
+
+    Args:
+        fleet: The workers.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.records = redis.Redis(port=fleet.port, db=3, decode_responses=True)
+        self.app = Celery("bench", broker=f"redis://127.0.0.1:{fleet.port}/0")
+        for db in range(4):
+            redis.Redis(port=fleet.port, db=db).flushdb()
+
+    def send(self, count: int, tenant: str | None = None, task: str = "work", **options: Any) -> None:  # noqa: ANN401
+        """Publish *count* tasks at once."""
+        args, queue = [tenant, *options.pop("args", ())], options.pop("queue", "celery")
+        with self.app.producer_or_acquire() as producer:
+            for _ in range(count):
+                self.app.send_task(f"tasks.{task}", args, queue=queue, producer=producer)
+
+    def starts(self, tenant: str | None = None) -> list[float]:
+        """Return the start times so far, sorted, in seconds since the Unix epoch."""
+        records = [record.split() for record in self.records.lrange("starts", 0, -1)]
+        return sorted(float(at) for at, whom in records if tenant is None or whom == tenant)
+
+    def wait_for_starts(self, count: int, timeout: float) -> None:
+        """Wait until *count* tasks have started."""
+        wait_until(lambda: self.records.llen("starts") >= count, timeout)
+        time.sleep(0.5)
+
+    def deliveries(self) -> int:
+        """Return how many deliveries the workers have received."""
+        return int(self.records.get("deliveries") or 0)
+
+
+def limit(capacity: float, fill_rate: float) -> dict[str, float]:
+    """Return a limit in the form that JSON carries."""
+    return {"capacity": capacity, "fill_rate": fill_rate}
+
+
+def utilisation(starts: Sequence[float], capacity: float, fill_rate: float) -> float:
+    """Return the share of the limit that was used, from the first start to the last."""
+    return (len(starts) - capacity) / fill_rate / (starts[-1] - starts[0])
+
+
+def worst_excess(starts: Sequence[float], capacity: float, fill_rate: float) -> float:
+    """Return by how many tasks the worst of all windows exceeds its limit."""
+    return testing.worst_excess([(at, 1.0) for at in starts], Limit(capacity, fill_rate))
+
+
+def backlog(port: int, count: int, allowed: tuple[float, float], level: str, most: float) -> Row:
+    """Send *count* tasks at once under one limit, at the queue's level or the tenant's."""
+    capacity, fill_rate = allowed
+    limits: dict[str, Any] = {"queues": {"celery": limit(capacity, fill_rate)}}
+    if level == "tenant":
+        limits = {"queues": {"celery": "1000/s"}, "tenants": {"*": limit(capacity, fill_rate)}}
+    fleet = Fleet(port, "throttle", limits)
+    run = Run(fleet)
+    fleet.start()
+    try:
+        run.send(count, "acme")
+        run.wait_for_starts(count, 3 * count / fill_rate)
+        starts, deliveries = run.starts(), run.deliveries() / count
+    finally:
+        fleet.stop()
+    used, excess = utilisation(starts, capacity, fill_rate), worst_excess(starts, capacity, fill_rate)
+    return Row(
+        f"{count} tasks at once, {level} limit {fill_rate:g}/s, capacity {capacity:g}",
+        f"deliveries {deliveries:.2f}, utilisation {used:.4f}, worst window {excess:+.2f}, lost {count - len(starts)}",
+        f"<= {most}, >= 0.98, <= +1, 0",
+        deliveries <= most and used >= 0.98 and excess <= 1 and len(starts) == count,
+    )
+
+
+def beside_plain(port: int, level: str) -> Row:
+    """Run the first or third workload with ``self.retry(countdown=wait)`` beside it: deliveries and CPU."""
+    count, capacity, fill_rate = 300, 5.0, 20.0
+    table = {"queues": {"celery": limit(capacity, fill_rate)}}
+    if level == "tenant":
+        table = {"queues": {"celery": "1000/s"}, "tenants": {"*": limit(capacity, fill_rate)}}  # type: ignore[dict-item]
+    figures = {}
+    for mode, task, limits in (("throttle", "work", table), ("plain retry", "retrying", limit(capacity, fill_rate))):
+        fleet = Fleet(port, mode, limits)
+        run = Run(fleet)
+        fleet.start()
+        try:
+            time.sleep(1)
+            before = fleet.cpu()
+            run.send(count, "acme", task)
+            run.wait_for_starts(count, 90)
+            figures[mode] = (run.deliveries() / count, (fleet.cpu() - before) / count * 1000, len(run.starts()))
+        finally:
+            fleet.stop()
+    ours, plain = figures["throttle"], figures["plain retry"]
+    return Row(
+        f"300 tasks, {level} limit 20/s, plain self.retry beside it",
+        f"deliveries {ours[0]:.2f} against {plain[0]:.1f}; CPU per task {ours[1]:.1f} ms against {plain[1]:.1f} ms: "
+        f"{plain[1] / ours[1]:.1f} times",
+        ">= 5 times the CPU",
+        plain[1] >= 5 * ours[1],
+    )
+
+
+def three_tenants(port: int) -> Row:
+    """Three tenants below their queue's limit, one of them with ten times the work."""
+    limits = {"a": (5.0, 20.0), "b": (3.0, 10.0), "c": (2.0, 5.0)}
+    work = {"a": 400, "b": 40, "c": 40}
+    tenants = {name: limit(*pair) for name, pair in limits.items()}
+    fleet = Fleet(port, "throttle", {"queues": {"celery": "100/s"}, "tenants": tenants})
+    run = Run(fleet)
+    fleet.start()
+    try:
+        for name, count in work.items():
+            run.send(count, name)
+        run.wait_for_starts(sum(work.values()), 60)
+        starts = {name: run.starts(name) for name in work}
+        deliveries = run.deliveries() / sum(work.values())
+    finally:
+        fleet.stop()
+    used = {name: utilisation(starts[name], *limits[name]) for name in work}
+    excess = {name: worst_excess(starts[name], *limits[name]) for name in work}
+    return Row(
+        "3 tenants at 20, 10 and 5/s in a queue of 100/s, one with 10 times the work",
+        "; ".join(f"{name}: utilisation {used[name]:.3f}, worst window {excess[name]:+.2f}" for name in work)
+        + f"; deliveries {deliveries:.2f}",
+        "each at its own limit, none over",
+        min(used.values()) >= 0.95 and max(excess.values()) <= 1,
+    )
+
+
+def killed(port: int, level: str) -> Row:
+    """All workers killed for 10 s in mid-backlog, then started again."""
+    count, capacity, fill_rate = 300, 5.0, 20.0
+    limits: Mapping[str, Any] = {"queues": {"celery": limit(capacity, fill_rate)}}
+    if level == "tenant":
+        limits = {"queues": {"celery": "1000/s"}, "tenants": {"*": limit(capacity, fill_rate)}}
+    fleet = Fleet(port, "throttle", limits, visibility=8)
+    run = Run(fleet)
+    fleet.start()
+    try:
+        run.send(count, "acme")
+        time.sleep(5)
+        fleet.kill()
+        killed_at = time.time()
+        time.sleep(10)
+        fleet.start()
+        run.wait_for_starts(count, 90)
+        starts = run.starts()
+    finally:
+        fleet.stop()
+    after = [at for at in starts if at > killed_at]
+    excess = worst_excess(after, capacity, fill_rate)
+    return Row(
+        f"all workers killed for 10 s in mid-backlog ({level} limit 20/s)",
+        f"started {len(starts)} of {count}, worst window after the restart {excess:+.2f}",
+        "nothing lost, <= +1",
+        len(starts) >= count and excess <= 1,
+    )
+
+
+def long_tasks(port: int) -> Row:
+    """Tasks of a second on eight slots."""
+    fleet = Fleet(port, "throttle", {"queues": {"celery": limit(1, 20)}})
+    run = Run(fleet)
+    fleet.start()
+    try:
+        run.send(80, "acme", args=(1.0,))
+        run.wait_for_starts(80, 40)
+        starts = run.starts()
+    finally:
+        fleet.stop()
+    gap = min(later - earlier for earlier, later in pairwise(starts))
+    excess = worst_excess(starts, 1, 20)
+    return Row(
+        "80 tasks of 1 s on 8 slots, 20/s, capacity 1",
+        f"smallest gap {gap * 1000:.1f} ms, worst window {excess:+.3f}",
+        "50 ms less the time a start takes: <= +0.1",
+        excess <= 0.1,
+    )
+
+
+def dry_queue(port: int) -> Row:
+    """Run a dry queue beside an unlimited one, in one worker."""
+    fleet = Fleet(port, "throttle", {"queues": {"slow": limit(1, 1)}}, queues=("slow", "fast"))
+    run = Run(fleet)
+    fleet.start()
+    try:
+        run.send(500, "slow", queue="slow")
+        time.sleep(2)
+        begin = time.time()
+        run.send(100, "fast", queue="fast")
+        wait_until(lambda: len(run.starts("fast")) >= 100, 20)
+        took = max(run.starts("fast")) - begin
+        inspect = run.app.control.inspect(timeout=2)
+        before = Counter({name: stats["throttle"]["round_trips"] for name, stats in inspect.stats().items()})
+        time.sleep(10)
+        calls = [(stats["throttle"]["round_trips"] - before[name]) / 10 for name, stats in inspect.stats().items()]
+    finally:
+        fleet.kill()
+    return Row(
+        "500 tasks of a queue of 1/s and 100 of an unlimited one, same workers",
+        f"the 100 done in {took:.2f} s; calls to Redis {max(calls):.1f} a second a worker",
+        "<= 2 s, <= 3",
+        took <= 2 and max(calls) <= 3,
+    )
+
+
+def throughput(port: int) -> Row:
+    """No limit reached, against the same workers without the throttle, in turn."""
+    count = 4000
+    limits = {"all": "100000/s", "queues": {"*": "100000/s"}, "tenants": {"*": "100000/s"}}
+    rates: dict[str, list[float]] = {"none": [], "throttle": []}
+    for _ in range(5):
+        for mode, measured in rates.items():
+            fleet = Fleet(port, mode, limits, count=False)
+            run = Run(fleet)
+            fleet.start()
+            try:
+                run.send(count // 8, "acme", "noop")
+                wait_until(lambda run=run: int(run.records.get("done") or 0) >= count // 8, 60)
+                begin = time.monotonic()
+                run.send(count, "acme", "noop")
+                wait_until(lambda run=run: int(run.records.get("done") or 0) >= count + count // 8, 60)
+                measured.append(count / (time.monotonic() - begin))
+            finally:
+                fleet.stop()
+    ratio = statistics.median(rates["throttle"]) / statistics.median(rates["none"])
+    return Row(
+        f"{count} empty tasks, three limits, none reached",
+        f"{statistics.median(rates['throttle']):.0f}/s against {statistics.median(rates['none']):.0f}/s without: "
+        f"{ratio:.3f}",
+        ">= 0.90",
+        ratio >= 0.9,
+    )
+
+
+ROWS: dict[str, Callable[[int], Row]] = {
+    "queue": lambda port: backlog(port, 300, (5, 20), "queue", 1.1),
+    "fast-queue": lambda port: backlog(port, 2000, (20, 200), "queue", 1.1),
+    "tenant": lambda port: backlog(port, 300, (5, 20), "tenant", 2.05),
+    "plain-queue": lambda port: beside_plain(port, "queue"),
+    "plain-tenant": lambda port: beside_plain(port, "tenant"),
+    "tenants": three_tenants,
+    "killed-queue": lambda port: killed(port, "queue"),
+    "killed-tenant": lambda port: killed(port, "tenant"),
+    "long": long_tasks,
+    "dry": dry_queue,
+    "throughput": throughput,
+}
+
+
+def main(names: Sequence[str]) -> int:
+    """Measure the rows named, or all; return 1 if one of them missed its mark."""
+    table = Table("workload", "measured", "wanted", "", title="2 prefork workers of 4, Redis", show_lines=True)
+    failed = 0
+    for name in names or ROWS:
+        with redis_server() as port:
+            row = ROWS[name](port)
+        failed += not row.ok
+        table.add_row(row.workload, row.shown, row.wanted, "yes" if row.ok else "NO")
+        print(f"{row.workload}: {row.shown} (wanted {row.wanted}): {'yes' if row.ok else 'NO'}", flush=True)
+    Console(width=160).print(table)
+    return min(1, failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
