@@ -85,7 +85,7 @@ def consume_path(
     """
     Take *cost* tokens from every level of *path*, or from none.
 
-    Pure: a refusal returns *states* unchanged.
+    Pure: a refusal returns *states* unchanged, and so does a look.
 
     Args:
         path: Limits, root first; length = depth >= 1.
@@ -104,7 +104,7 @@ def consume_path(
             raise CostExceedsCapacity(f"level {level}", cost, limit.capacity)
     waits = [wait_for(limit, full_at, now, cost) for limit, full_at in zip(path, states, strict=True)]
     wait = max(waits)
-    if wait == 0:
+    if wait == 0 and cost > 0:
         states = [take(limit, full_at, now, cost) for limit, full_at in zip(path, states, strict=True)]
     left = tuple(tokens_at(limit, full_at, now) for limit, full_at in zip(path, states, strict=True))
     return Decision(wait == 0, wait / SECOND, waits.index(wait) if wait else None, left), tuple(states)

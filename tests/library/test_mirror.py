@@ -1,0 +1,144 @@
+"""core.lua is core.py, bit for bit: both are fed the same steps, on a real server, at times we choose."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis_shells import at_stopped_clock
+
+from bucketflow import Limit, core
+from bucketflow.scripts import Script, exact, load_script
+
+OPERATIONS = ("wait_for", "take", "refund", "tokens_at")
+
+MIRROR = Script.compose(
+    "mirror",
+    """
+    -- ARGV: capacity, fill_rate, then of each step: operation, now, cost. Returns the result and full_at of each.
+    local limit, full_at, reply = limit_of(ARGV[1], ARGV[2]), FULL, {}
+    for i = 3, #ARGV, 3 do
+      local operation, now, cost = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+      local result
+      if operation == 'wait_for' then result = wait_for(limit, full_at, now, cost)
+      elseif operation == 'tokens_at' then result = tokens_at(limit, full_at, now)
+      elseif operation == 'take' then full_at = take(limit, full_at, now, cost)
+      elseif operation == 'refund' then full_at = refund(limit, full_at, now, cost)
+      end
+      full_at = struct.unpack('<d', struct.pack('<d', full_at))
+      reply[#reply + 1] = exact(result or full_at)
+      reply[#reply + 1] = exact(full_at)
+    end
+    return reply
+    """,
+)
+
+YEAR = 365 * 86_400 * 1_000_000
+
+positive = st.floats(1e-3, 1e6)
+limits = st.builds(Limit, positive, positive).filter(lambda limit: limit.span < 30 * YEAR)
+moves = st.one_of(
+    st.integers(0, 2000),
+    st.integers(0, 60_000_000),
+    st.integers(-5_000_000, 0),  # the clock was set back
+    st.integers(0, YEAR),  # nobody came for long
+)
+shares = st.one_of(st.just(0.0), st.floats(0, 1), st.sampled_from([0.5, 1.0]))
+settings_here = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def bits(number):
+    return struct.pack("<d", number)
+
+
+def in_python(limit, steps):
+    full_at, results = core.FULL, []
+    for operation, now, cost in steps:
+        if operation == "tokens_at":
+            result = core.tokens_at(limit, full_at, now)
+        else:
+            result = getattr(core, operation)(limit, full_at, now, cost)
+            full_at = full_at if operation == "wait_for" else result
+        results += (result, full_at)
+    return results
+
+
+def in_lua(client, limit, steps):
+    args = [exact(limit.capacity), exact(limit.fill_rate)]
+    for operation, now, cost in steps:
+        args += (operation, now, exact(cost))
+    return [float(number) for number in client.eval(MIRROR.text, 0, *args)]
+
+
+def assert_same(client, limit, steps):
+    for number, (python, lua) in enumerate(zip(in_python(limit, steps), in_lua(client, limit, steps), strict=True)):
+        assert bits(python) == bits(lua), (steps[number // 2], python, lua)
+
+
+def timed(start, steps):
+    now = start
+    for operation, move, cost in steps:
+        now = max(0, now + move)
+        yield operation, now, cost
+
+
+@settings_here
+@given(limits, st.integers(0, 20 * YEAR), st.lists(st.tuples(st.sampled_from(OPERATIONS), moves, shares), max_size=50))
+def test_every_function_gives_the_same_bits(redis_client, limit, start, steps):
+    steps = [(operation, move, share * limit.capacity) for operation, move, share in steps]
+    assert_same(redis_client, limit, list(timed(start, steps)))
+
+
+def test_twenty_thousand_steps_give_the_same_bits(redis_client):
+    chance = random.Random(20_240_101)
+    for _ in range(20):
+        limit = Limit(10 ** chance.uniform(-2, 5), 10 ** chance.uniform(-2, 5))
+        steps = []
+        for _ in range(1000):
+            move = chance.choice([chance.randint(0, 10), chance.randint(0, 10**7), chance.randint(-(10**6), 0), 10**11])
+            steps.append((chance.choice(OPERATIONS), move, chance.uniform(0, limit.capacity)))
+        assert_same(redis_client, limit, list(timed(chance.randint(0, 10**15), steps)))
+
+
+@settings_here
+@given(st.lists(limits, min_size=1, max_size=4), st.lists(st.tuples(moves, shares), min_size=1, max_size=20))
+def test_a_path_decides_and_stores_the_same(redis_client, path, steps):
+    redis_client.flushall()
+    consume = at_stopped_clock(load_script("bucketflow", "consume"))
+    keys = [f"level {number}" for number in range(len(path))]
+    smallest = min(limit.capacity for limit in path)
+    levels = [word for limit in path for word in (exact(limit.capacity), exact(limit.fill_rate), "")]
+    states = tuple(core.FULL for _ in path)
+    for _, now, cost in timed(10 * YEAR, [("", move, share * smallest) for move, share in steps]):
+        decision, states = core.consume_path(path, states, now, cost)
+        redis_client.set("clock", now)
+        allowed, binding, wait, *tokens = redis_client.eval(
+            consume.text, len(keys), *keys, exact(cost), "take", *levels
+        )
+        assert allowed == decision.allowed
+        assert binding == (-1 if decision.binding is None else decision.binding)
+        assert wait / 1_000_000 == decision.retry_after
+        assert [bits(float(number)) for number in tokens] == [bits(number) for number in decision.tokens]
+        stored = redis_client.mget(keys)
+        for full_at, packed in zip(states, stored, strict=True):
+            assert full_at <= now if packed is None else bits(full_at) == packed
+        # Where core.py keeps an instant that has passed, Redis keeps nothing. A clock set back tells the two apart.
+        states = tuple(core.FULL if packed is None else full_at for full_at, packed in zip(states, stored, strict=True))
+
+
+@pytest.mark.parametrize("number", [0.1, 1 / 3, 1e-300, 1e300, 2**53 - 1, 5e-324, 123456789.123456789])
+def test_numbers_arrive_with_all_their_bits(redis_client, number):
+    echo = Script.compose("echo", "return exact(tonumber(ARGV[1]))")
+    assert bits(float(redis_client.eval(echo.text, 0, exact(number)))) == bits(number)
+
+
+def test_the_clock_is_the_servers_and_counts_from_2024(redis_client):
+    reading = Script.compose("now", "return exact(now())")
+    before, *_ = redis_client.time()
+    now = float(redis_client.eval(reading.text, 0)) / 1_000_000
+    after, *_ = redis_client.time()
+    assert before <= now + 1_704_067_200 <= after + 1
+    assert now == pytest.approx(round(now, 6), abs=1e-9)
