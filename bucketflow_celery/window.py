@@ -12,6 +12,8 @@ import threading
 from collections import Counter
 from typing import Any
 
+from celery.utils.quorum_queues import detect_quorum_queues
+
 from bucketflow_celery.limits import Level
 from bucketflow_celery.lines import Entry
 
@@ -30,7 +32,7 @@ class Window:
         self._consumer = consumer
         # RabbitMQ without global QoS (quorum queues): every queue has a window of its own, and it cannot be changed.
         amqp = consumer.connection.transport.driver_type == "amqp"
-        self._shared = bool(consumer.initial_prefetch_count) and (consumer.qos_global or not amqp)
+        self._shared = bool(consumer.initial_prefetch_count) and (not amqp or _is_global(consumer))
         self._lock = threading.Lock()
         self._widened: dict[Entry, int] = {}
         self._held: Counter[str] = Counter()
@@ -85,3 +87,10 @@ class Window:
         if not task_consumer.consuming_from(queue):
             task_consumer.add_queue(queues[queue])
             task_consumer.consume()
+
+
+def _is_global(consumer: Any) -> bool:
+    if hasattr(consumer, "qos_global"):
+        return bool(consumer.qos_global)
+    # Celery before 5.7 keeps nowhere what it decided.
+    return not detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)[0]
