@@ -12,6 +12,7 @@ from waiting import Queue, until
 
 from bucketflow import ConfigError, CostExceedsCapacity, HierarchicalTokenBucket, Limit, core, create_bucket_hierarchy
 from bucketflow.testing import FakeClock
+from bucketflow.tree import Level, Tree, Waiter
 
 SHOP = {
     "name": "shop",
@@ -204,7 +205,7 @@ def test_one_who_wants_many_tokens_of_the_root_is_not_starved_by_those_who_want_
     assert large.result(timeout=30)
 
 
-def test_who_waits_behind_a_cancelled_or_timed_out_caller_moves_up(family):
+def test_who_waits_behind_a_large_request_goes_once_a_refund_has_let_that_one_go(family):
     queue, root, quick, _ = family
     large = join(queue, root, 10)
     until(lambda: queue.clock.sleeping == (10,))
@@ -217,3 +218,20 @@ def test_who_waits_behind_a_cancelled_or_timed_out_caller_moves_up(family):
     queue.clock.advance(1)
     assert small.result(timeout=30)
     assert root.tokens == pytest.approx(0)
+
+
+def test_when_one_leaves_the_line_the_next_is_told_when_to_ask_and_woken():
+    root, leaf = Level(Limit(5, 1), 5_000_000, "root"), Level(Limit(5, 9), core.FULL, "leaf")
+    tree, woken = Tree(), []
+    large = Waiter((root,), 5, lambda: woken.append(large))
+    small = Waiter((root, leaf), 1, lambda: woken.append(small))
+    tree.join(large, 0)
+    tree.join(small, 0)
+    assert (large.at, small.at, small.level) == (5_000_000, None, root)
+    woken.clear()
+    tree.abandon(large, 0)
+    assert (small.at, woken, tree.waiting) == (1_000_000, [small], [small])
+    tree.serve(1_000_000)
+    assert (small.granted, tree.waiting) == (True, [])
+    tree.abandon(small, 1_000_000)  # granted, but nobody acts on it
+    assert tree.decide((root, leaf), 1_000_000, 0).tokens == (1, 5)
