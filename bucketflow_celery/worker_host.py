@@ -87,15 +87,13 @@ class WorkerHost:
             logger.warning("%s stays in the worker, the broker did not take it back: %r", entry.request.id, error)
             self._republisher.close()
             return False
-        entry.request.acknowledge()
-        state.task_ready(entry.request)
+        self._acknowledge(entry.request)
         return True
 
     def give_back(self, entry: Entry) -> None:
         """See :class:`~bucketflow_celery.host.Host`."""
         if self._requeue:
-            entry.request.reject(requeue=True)
-            state.task_ready(entry.request)
+            self._reject(entry.request)
         else:
             self.send_back(entry, 0.0)
 
@@ -148,20 +146,24 @@ class WorkerHost:
         self._timer_entry = self._consumer.timer.call_after(seconds, wake)
 
     def close(self, entries: Sequence[Entry]) -> None:
-        """
-        Leave *entries* to the broker at once, so that other workers need not wait for this one to end.
-
-        The loop that carries out a request's own ``reject`` may not turn again, so the messages are rejected directly.
-        """
+        """Leave *entries* to the broker at once, so that other workers need not wait for this one to end."""
         self._cancel_timer()
         for entry in entries:
-            request = entry.request
             if entry in self._held:
                 self.unhold(entry)
-            state.task_ready(request)
-            request.acknowledged = True
-            request.message.reject_log_error(logger, request.connection_errors, requeue=True)
+            self._reject(entry.request)
         self._republisher.close()
+
+    def _acknowledge(self, request: Any) -> None:
+        # A request's own acknowledge() waits for the loop's next turn, and the window stays full while it sleeps.
+        state.task_ready(request)
+        request.acknowledged = True
+        request.message.ack_log_error(logger, request.connection_errors)
+
+    def _reject(self, request: Any) -> None:
+        state.task_ready(request)
+        request.acknowledged = True
+        request.message.reject_log_error(logger, request.connection_errors, requeue=True)
 
     def _cancel_timer(self) -> None:
         entry, self._timer_entry, self._wake_at = self._timer_entry, None, float("inf")
