@@ -218,7 +218,8 @@ class ScriptRunner:
     def close(self) -> None:
         """Close the connections. The next call opens new ones."""
         for node in list(self._route.nodes.values()):
-            node.client.connection_pool.disconnect()
+            for pool in node.pools:
+                pool.disconnect()
 
     def after_fork(self) -> None:
         """Leave the parent's connections to the parent; the child opens its own."""
@@ -264,7 +265,8 @@ class AsyncScriptRunner:
         """Close the connections of this event loop. The next call opens new ones."""
         route = self._routes.pop(asyncio.get_running_loop(), None)
         for node in list(route.nodes.values()) if route else []:
-            await node.client.connection_pool.disconnect()
+            for pool in node.pools:
+                await pool.disconnect()
 
     def _route(self) -> _Route:
         loop = asyncio.get_running_loop()

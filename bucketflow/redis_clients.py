@@ -107,10 +107,12 @@ class Node:
     Attributes:
         client: Its private client.
         label: What errors call it.
+        pools: All connections that were opened for it, those to sentinels too.
     """
 
     client: Any
     label: str
+    pools: tuple[Any, ...]
 
 
 def is_cluster(driver: Driver, client: object) -> bool:
@@ -160,25 +162,22 @@ def node_at(driver: Driver, client: Any, address: Address, timeout: float) -> No
 
 
 def _node(driver: Driver, pool: Any, settings: dict[str, Any], timeout: float) -> Node:  # noqa: ANN401
-    label = f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
+    label = settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
+    sentinels: list[Node] = []
     if isinstance(pool, driver.sentinel_pool):
         label = f"{pool.service_name} (Sentinel)"
-        manager = _private_sentinel(driver, pool.sentinel_manager, timeout)
+        # Every sentinel must have been asked before the time is up.
+        share = timeout / len(pool.sentinel_manager.sentinels)
+        sentinels = [node_of(driver, sentinel, share) for sentinel in pool.sentinel_manager.sentinels]
+        manager = copy.copy(pool.sentinel_manager)
+        manager.sentinels = [sentinel.client for sentinel in sentinels]
         private = driver.sentinel_pool(pool.service_name, manager, check_connection=pool.check_connection, **settings)
     elif isinstance(pool, driver.blocking_pool):
         private = driver.blocking_pool(timeout=timeout, **settings)
     else:
         private = driver.pool(**settings)
     client = driver.client(connection_pool=private, credential_provider=settings.get("credential_provider"))
-    return Node(client, settings.get("path", label))
-
-
-def _private_sentinel(driver: Driver, manager: Any, timeout: float) -> Any:  # noqa: ANN401
-    """Return a copy of *manager* that has asked every sentinel before *timeout* has passed."""
-    private = copy.copy(manager)
-    share = timeout / len(manager.sentinels)
-    private.sentinels = [node_of(driver, sentinel, share).client for sentinel in manager.sentinels]
-    return private
+    return Node(client, label, (private, *(sentinel.client.connection_pool for sentinel in sentinels)))
 
 
 def _settings(driver: Driver, pool: Any, timeout: float) -> dict[str, Any]:  # noqa: ANN401

@@ -1,0 +1,94 @@
+"""Buckets in Redis for coroutines: the same promises."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import redis.asyncio
+
+from bucketflow import CostExceedsCapacity
+from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket, create_async_redis_bucket_hierarchy
+
+SLOW = 0.001  # tokens per second: none comes while a test runs
+
+
+@pytest.fixture
+async def aclient(redis_server, redis_client):
+    assert redis_client.dbsize() == 0
+    async with redis.asyncio.Redis(port=redis_server.port) as client:
+        yield client
+
+
+async def test_coroutines_share_the_bucket_of_threads(aclient, redis_client):
+    root = AsyncRedisTokenBucket(aclient, "shop", 10, SLOW)
+    leaf = AsyncRedisTokenBucket(aclient, "acme", 4, SLOW, parent=root)
+    assert await leaf.consume(3)
+    assert not await leaf.consume(2)
+    assert (await leaf.try_consume(2)).binding == 1
+    assert RedisTokenBucket(redis_client, "shop", 10, SLOW).tokens == pytest.approx(7, abs=0.01)
+    await leaf.refund(3)
+    assert await leaf.get_tokens() == 4
+    assert await leaf.wait_time(4) == 0
+
+
+async def test_coroutines_wait_in_order(aclient):
+    bucket = AsyncRedisTokenBucket(aclient, "shop", 1, 50, initial_tokens=0)
+    served = []
+
+    async def wait(number):
+        assert await bucket.consume(block=True, timeout=10)
+        served.append(number)
+
+    tasks = [asyncio.create_task(wait(number)) for number in range(5)]
+    await asyncio.sleep(0.005)
+    assert not await bucket.consume()
+    refusal = await bucket.try_consume()
+    await asyncio.gather(*tasks)
+    assert served == [0, 1, 2, 3, 4]
+    assert not refusal.allowed
+    assert not await bucket.consume(block=True, timeout=0)
+
+
+async def test_who_is_cancelled_while_waiting_has_spent_nothing(aclient):
+    bucket = AsyncRedisTokenBucket(aclient, "shop", 1, 10, initial_tokens=0)
+    await bucket.wait_time()
+    waiters = [asyncio.create_task(bucket.consume(block=True)) for _ in range(2)]
+    await asyncio.sleep(0.03)
+    waiters[0].cancel()
+    assert await asyncio.wait_for(waiters[1], 0.5)
+    with pytest.raises(asyncio.CancelledError):
+        await waiters[0]
+
+
+async def test_a_call_cancelled_in_flight_leaves_no_answer_to_the_next(aclient):
+    bucket = AsyncRedisTokenBucket(aclient, "shop", 1000, SLOW)
+    for turn in range(20):
+        call = asyncio.create_task(bucket.try_consume())
+        for _ in range(turn % 7):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        assert await bucket.wait_time(0) == 0
+        assert 1000 - turn - 1.01 <= await bucket.get_tokens() <= 1000
+
+
+async def test_an_async_hierarchy(aclient):
+    config = {"name": "all", "capacity": 3, "fill_rate": SLOW}
+    config["children"] = [{"name": "acme", "capacity": 9, "fill_rate": 1}]
+    tree = create_async_redis_bucket_hierarchy(aclient, config)
+    with pytest.raises(CostExceedsCapacity, match=r"^all"):
+        await tree["acme"].consume(4)
+    assert await tree["acme"].consume(3)
+
+
+@pytest.mark.usefixtures("redis_client")
+def test_a_bucket_outlives_its_event_loop(redis_server):
+    bucket = AsyncRedisTokenBucket(redis.asyncio.Redis(port=redis_server.port), "shop", 5, SLOW)
+
+    async def use():
+        granted = await bucket.consume()
+        await bucket.close()
+        return granted
+
+    assert [asyncio.run(use()) for _ in range(3)] == [True] * 3

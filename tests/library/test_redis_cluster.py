@@ -1,0 +1,108 @@
+"""Buckets on a Redis Cluster: a path in one slot, and a failover survived."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+import redis
+import redis.asyncio
+from servers import RedisCluster, wait_until
+
+from bucketflow import StoreUnavailable
+from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket, create_redis_bucket_hierarchy
+
+SLOW = 0.001  # tokens per second: none comes while a test runs
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with RedisCluster.start(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+def consume_until_granted(consume):
+    """Return the errors on the way."""
+    errors = []
+
+    def granted():
+        began = time.monotonic()
+        try:
+            return consume()
+        except StoreUnavailable as error:
+            errors.append(error)
+            return False
+        finally:
+            assert time.monotonic() - began < 2
+
+    wait_until(granted, timeout=30, pause=0.05)
+    return errors
+
+
+@pytest.mark.filterwarnings("ignore:.*read_from_replicas:DeprecationWarning")
+@pytest.mark.parametrize("options", [{}, {"decode_responses": True}, {"read_from_replicas": True}], ids=str)
+def test_trees_work_wherever_their_slot_is(cluster, options):
+    with cluster.client(**options) as client:
+        for number in range(12):
+            root = f"shop{number}{options}".replace("{", "").replace("}", "")
+            config = {"name": root, "capacity": 5, "fill_rate": SLOW}
+            config["children"] = [{"name": "acme", "capacity": 3, "fill_rate": SLOW}]
+            tree = create_redis_bucket_hierarchy(client, config)
+            assert [tree["acme"].consume() for _ in range(4)] == [True] * 3 + [False]
+            assert tree[root].tokens == pytest.approx(2, abs=0.01)
+
+
+def test_a_slot_that_has_moved_is_followed(cluster):
+    with cluster.client() as client:
+        bucket = RedisTokenBucket(client, "{moving}", 5, SLOW)
+        assert bucket.consume()
+        owners = bucket._runner._route._owners
+        slot = client.keyslot("{moving}")
+        owners[slot] = next(address for address in set(owners.values()) if address != owners[slot])
+        assert bucket.consume()
+        assert bucket.tokens == pytest.approx(3, abs=0.01)
+        assert owners[slot][1] == cluster.master_of("{moving}").port
+
+
+async def test_coroutines_on_a_cluster(cluster):
+    client = redis.asyncio.RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port)
+    root = AsyncRedisTokenBucket(client, "async shop", 5, SLOW)
+    leaf = AsyncRedisTokenBucket(client, "acme", 3, SLOW, parent=root)
+    assert [await leaf.consume() for _ in range(4)] == [True] * 3 + [False]
+    assert await root.get_tokens() == pytest.approx(2, abs=0.01)
+    await leaf.close()
+    await client.aclose()
+
+
+def test_a_hung_master_is_given_up_in_time(cluster):
+    with cluster.client() as client:
+        bucket = RedisTokenBucket(client, "hung", 5, SLOW, timeout=0.2)
+        bucket.consume()
+        master = cluster.master_of("{hung}")
+        master.pause()
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable, match=str(master.port)):
+            bucket.consume()
+        assert time.monotonic() - began < 0.45
+        master.resume()
+        consume_until_granted(bucket.consume)
+
+
+def test_after_a_failover_threads_and_coroutines_go_on(cluster):
+    loop = asyncio.new_event_loop()
+    with cluster.client() as client:
+        bucket = RedisTokenBucket(client, "failover", 50, SLOW, timeout=0.5)
+        aclient = redis.asyncio.RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port)
+        twin = AsyncRedisTokenBucket(aclient, "failover", 50, SLOW, timeout=0.5)
+        assert bucket.consume()
+        assert loop.run_until_complete(twin.consume())
+        client.wait(1, 1000, target_nodes=client.get_node_from_key("{failover}"))
+        cluster.master_of("{failover}").kill()
+        errors = consume_until_granted(bucket.consume)
+        consume_until_granted(lambda: loop.run_until_complete(twin.consume()))
+        assert errors
+        assert 45 <= bucket.tokens <= 46.01  # the replica remembers what was spent
+        loop.run_until_complete(twin.close())
+        loop.run_until_complete(aclient.aclose())
+        loop.close()

@@ -1,0 +1,185 @@
+"""Redis away, hung, emptied or unwilling: said in time, never asked twice, and over when it is over."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+import redis
+import redis.asyncio
+from servers import RedisServer
+
+from bucketflow import StoreUnavailable
+from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
+
+SLOW = 0.001  # tokens per second: none comes while a test runs
+TIMEOUT = 0.2  # seconds the server may take to answer
+IN_TIME = TIMEOUT + 0.5  # far below what redis-py's ten retries would take
+
+
+class Threads:
+    def __init__(self, server, **options):
+        self.client = server.client()
+        self.bucket = RedisTokenBucket(self.client, "shop", 100, SLOW, timeout=TIMEOUT, **options)
+
+    def consume(self):
+        return self.bucket.consume()
+
+    def tokens(self):
+        return self.bucket.tokens
+
+    def close(self):
+        self.client.close()
+
+
+class Coroutines:
+    def __init__(self, server, **options):
+        self.loop = asyncio.new_event_loop()
+        client = redis.asyncio.Redis(host="127.0.0.1", port=server.port)
+        self.bucket = AsyncRedisTokenBucket(client, "shop", 100, SLOW, timeout=TIMEOUT, **options)
+
+    def consume(self):
+        self.loop.run_until_complete(asyncio.sleep(0.005))  # a user's loop runs between two calls, too
+        return self.loop.run_until_complete(self.bucket.consume())
+
+    def tokens(self):
+        return self.loop.run_until_complete(self.bucket.get_tokens())
+
+    def close(self):
+        self.loop.run_until_complete(self.bucket.close())
+        self.loop.close()
+
+
+@pytest.fixture(params=[Threads, Coroutines])
+def shop(request, fresh_redis):
+    shop = request.param(fresh_redis)
+    yield shop
+    shop.close()
+
+
+def refusal_in_time(call):
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable) as error:
+        call()
+    assert time.monotonic() - began < IN_TIME
+    return error.value
+
+
+def test_a_server_that_is_gone_is_named_at_once_and_works_again_when_back(shop, fresh_redis):
+    assert shop.consume()
+    fresh_redis.kill()
+    for _ in range(3):
+        error = refusal_in_time(shop.consume)
+        assert error.store == f"127.0.0.1:{fresh_redis.port}"
+        assert isinstance(error.__cause__, redis.ConnectionError)
+    fresh_redis.restart()
+    assert shop.consume()
+    assert shop.tokens() == pytest.approx(99, abs=0.01)
+
+
+def test_a_server_that_was_never_there_is_named(shop, fresh_redis):
+    fresh_redis.kill()
+    assert str(fresh_redis.port) in refusal_in_time(shop.consume).reason
+
+
+def test_a_restart_between_two_calls_goes_unnoticed(shop, fresh_redis):
+    shop.consume()
+    fresh_redis.restart()
+    assert shop.consume()
+
+
+def test_a_server_that_hangs_is_given_up_in_time_and_has_spent_at_most_once(shop, fresh_redis):
+    assert shop.consume()
+    fresh_redis.pause()
+    try:
+        error = refusal_in_time(shop.consume)
+        assert isinstance(error.__cause__, redis.TimeoutError)
+    finally:
+        fresh_redis.resume()
+    assert 97.99 <= shop.tokens() <= 99.01
+    assert shop.consume()
+    assert 96.99 <= shop.tokens() <= 98.01
+
+
+def test_a_hung_server_that_is_asked_for_the_first_time_is_given_up_in_time(shop, fresh_redis):
+    fresh_redis.pause()
+    try:
+        refusal_in_time(shop.consume)
+        refusal_in_time(shop.consume)
+    finally:
+        fresh_redis.resume()
+    assert shop.consume()
+
+
+def test_blocking_says_so_too_and_the_line_moves_on(shop, fresh_redis):
+    fresh_redis.kill()
+    bucket = shop.bucket
+    for _ in range(2):
+        if isinstance(shop, Coroutines):
+            refusal_in_time(lambda: shop.loop.run_until_complete(bucket.consume(block=True)))
+        else:
+            refusal_in_time(lambda: bucket.consume(block=True))
+    fresh_redis.restart()
+    assert shop.consume()
+
+
+def test_forgotten_scripts_are_loaded_again_and_run_once(shop, fresh_redis):
+    with fresh_redis.client() as client:
+        for left in (99, 98, 97):
+            client.script_flush()
+            assert shop.consume()
+            assert shop.tokens() == pytest.approx(left, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [
+        ("maxmemory", "1", "command not allowed"),
+        ("min-replicas-to-write", "1", "replicas"),
+        ("replicaof", "", "read only"),
+    ],
+)
+def test_a_server_that_cannot_write_says_so_and_has_spent_nothing(shop, fresh_redis, setting, value, reason):
+    shop.consume()
+    with fresh_redis.client() as client:
+        if setting == "replicaof":
+            client.replicaof("127.0.0.1", fresh_redis.port)
+        else:
+            client.config_set(setting, value)
+        error = refusal_in_time(shop.consume)
+        assert reason in error.reason
+        assert isinstance(error.__cause__, redis.RedisError)
+        if setting == "replicaof":
+            client.replicaof("NO", "ONE")
+        else:
+            client.config_set(setting, "0")
+    assert shop.tokens() == pytest.approx(99, abs=0.01)
+    assert shop.consume()
+
+
+def test_a_foreign_value_under_the_key_is_an_error_and_not_overwritten(shop, fresh_redis):
+    with fresh_redis.client() as client:
+        client.set("bucketflow:{shop}", "mine")
+        refusal_in_time(shop.consume)
+        assert client.get("bucketflow:{shop}") == b"mine"
+
+
+def test_a_wrong_password_is_an_outage_not_a_crash(tmp_path):
+    with RedisServer.start(tmp_path / "locked") as server:
+        server.client().config_set("requirepass", "secret")
+        bucket = RedisTokenBucket(server.client(password="wrong"), "shop", 5, 1)
+        refusal_in_time(bucket.consume)
+        assert RedisTokenBucket(server.client(password="secret"), "shop", 5, 1).consume()
+
+
+@pytest.mark.filterwarnings("ignore:.*get_connection:DeprecationWarning")
+def test_an_exhausted_pool_is_given_up_in_time(redis_server, redis_client):
+    redis_client.flushall()
+    pool = redis.BlockingConnectionPool(port=redis_server.port, max_connections=1, timeout=30)
+    bucket = RedisTokenBucket(redis.Redis(connection_pool=pool), "shop", 5, 1, timeout=TIMEOUT)
+    private = bucket._runner._route._node.client.connection_pool
+    taken = private.get_connection("")  # redis-py 5 wants a name
+    refusal_in_time(bucket.consume)
+    private.release(taken)
+    assert bucket.consume()

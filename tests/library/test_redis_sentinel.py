@@ -1,0 +1,70 @@
+"""Buckets behind Sentinel: a failover survived, and no waiting for sentinels that hang."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+import redis.asyncio.sentinel
+import redis.sentinel
+from servers import RedisSentinel, wait_until
+
+from bucketflow import ConfigError, StoreUnavailable
+from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
+
+SLOW = 0.001  # tokens per second: none comes while a test runs
+
+
+@pytest.fixture
+def sentinel(tmp_path):
+    with RedisSentinel.start(tmp_path / "sentinel") as sentinel:
+        yield sentinel
+
+
+def in_time(call, limit=2.0):
+    began = time.monotonic()
+    try:
+        return call()
+    except StoreUnavailable:
+        return False
+    finally:
+        assert time.monotonic() - began < limit
+
+
+def test_after_a_failover_threads_and_coroutines_go_on(sentinel):
+    loop = asyncio.new_event_loop()
+    client = redis.sentinel.Sentinel(sentinel.addresses()).master_for(sentinel.SERVICE)
+    bucket = RedisTokenBucket(client, "shop", 50, SLOW, timeout=0.5)
+    aclient = redis.asyncio.sentinel.Sentinel(sentinel.addresses()).master_for(sentinel.SERVICE)
+    twin = AsyncRedisTokenBucket(aclient, "shop", 50, SLOW, timeout=0.5)
+    assert bucket.consume()
+    assert loop.run_until_complete(twin.consume())
+    client.wait(1, 1000)
+    sentinel.master.kill()
+    with pytest.raises(StoreUnavailable, match="mymaster"):
+        bucket.consume()
+    wait_until(lambda: in_time(bucket.consume), timeout=30, pause=0.05)
+    wait_until(lambda: in_time(lambda: loop.run_until_complete(twin.consume())), timeout=30, pause=0.05)
+    assert bucket.tokens == pytest.approx(46, abs=0.01)  # the replica remembers what was spent
+    loop.run_until_complete(twin.close())
+    loop.close()
+
+
+def test_sentinels_that_hang_are_given_up_in_time(sentinel):
+    client = redis.sentinel.Sentinel(sentinel.addresses()).master_for(sentinel.SERVICE)
+    bucket = RedisTokenBucket(client, "shop", 50, SLOW, timeout=0.3)
+    watcher = sentinel.members[-1]
+    watcher.pause()
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        bucket.consume()
+    assert time.monotonic() - began < 0.8
+    watcher.resume()
+    assert bucket.consume()
+
+
+def test_a_client_of_the_replicas_is_refused(sentinel):
+    manager = redis.sentinel.Sentinel(sentinel.addresses())
+    with pytest.raises(ConfigError, match="master_for"):
+        RedisTokenBucket(manager.slave_for(sentinel.SERVICE), "shop", 5, 1)
