@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from bucketflow.bucket import check_cost, filled_to
 from bucketflow.clock import SYSTEM_CLOCK
@@ -63,8 +63,8 @@ class RedisBucket(Generic[RunnerT, TurnstileT]):
     Parameters and errors are those of :class:`bucketflow.distributed.RedisTokenBucket`.
     """
 
-    #: The runners of each client, by timeout: its buckets share connections.
-    _runners: ClassVar[WeakKeyDictionary[Any, dict[float, Any]]] = WeakKeyDictionary()
+    #: The runners of each client, by timeout: its buckets share connections, and the last one leaves none behind.
+    _runners: ClassVar[WeakKeyDictionary[Any, WeakValueDictionary[float, Any]]] = WeakKeyDictionary()
     _runner_class: type[RunnerT]
     _turnstile_class: type[TurnstileT]
     _turnstile: TurnstileT
@@ -111,12 +111,12 @@ class RedisBucket(Generic[RunnerT, TurnstileT]):
     @classmethod
     def _shared_runner(cls, client: Client | AsyncClient, timeout: float) -> RunnerT:
         try:
-            runners = cls._runners.setdefault(client, {})
+            runners = cls._runners.setdefault(client, WeakValueDictionary())
         except TypeError:  # whatever it is, the runner refuses it with a better word
-            runners = {}
-        if timeout not in runners:
-            runners[timeout] = cls._runner_class(client, timeout)  # type: ignore[arg-type]
-        runner: RunnerT = runners[timeout]
+            runners = WeakValueDictionary()
+        runner: RunnerT | None = runners.get(timeout)
+        if runner is None:
+            runner = runners[timeout] = cls._runner_class(client, timeout)  # type: ignore[arg-type]
         return runner
 
     @property

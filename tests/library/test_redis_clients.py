@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 
@@ -10,7 +11,7 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
-from servers import RedisServer
+from servers import RedisServer, wait_until
 
 from bucketflow import ConfigError
 from bucketflow.distributed import RedisTokenBucket
@@ -85,6 +86,15 @@ def test_buckets_of_one_client_share_connections(redis_client):
     for number in range(20):
         RedisTokenBucket(redis_client, f"shop{number}", 5, 1).consume()
     assert len(redis_client.client_list()) <= before + 1
+
+
+def test_the_last_bucket_of_a_client_leaves_no_connection_behind(redis_server, redis_client):
+    gc.collect()
+    before = len(redis_client.client_list())
+    for number in range(5):
+        RedisTokenBucket(redis_server.client(), f"shop{number}", 5, 1).consume()
+    gc.collect()
+    wait_until(lambda: len(redis_client.client_list()) <= before)
 
 
 def test_a_child_process_opens_its_own_connections(redis_client):
