@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from bucketflow.errors import BucketflowError, StoreUnavailable
@@ -165,11 +166,10 @@ class Gate:
                 batch += [(entry, line) for entry in line.take_ready(now, most - len(batch))]
         if not batch and not self._inbox:
             return None
-        while self._inbox and len(batch) < most:
+        while self._inbox and len(batch) < min(most, self._host.free()):
             entry = self._inbox.popleft()
             if not entry.passage.path:
                 self._start(entry)
-                most -= 1
             elif self._outage.until > now:
                 self._without_store(entry, self._lines.of(STORE, None))
             elif (blocked := self._lines.blocking(entry.passage.path)) is not None:
@@ -305,17 +305,17 @@ class Gate:
                 line.put_back([entry])
 
     def _resolve_again(self, batch: list[tuple[Entry, Line | None]]) -> None:
-        for entry in [*self._lines, *self._inbox]:
-            self._renew(entry)
-        kept = [entry for entry, _ in batch if self._renew(entry)]
-        self._inbox.extendleft(reversed(kept))
+        # Under the new limits it may be another bucket that binds, or none: everybody queues up anew, in their order.
+        newcomers = [self._inbox.popleft() for _ in range(len(self._inbox))]
+        everybody = [*(entry for entry, _ in batch), *self._lines.clear(), *newcomers]
+        in_order = sorted(everybody, key=attrgetter("arrived"))
+        self._inbox.extendleft(reversed([entry for entry in in_order if self._renew(entry)]))
 
     def _renew(self, entry: Entry) -> bool:
         try:
             entry.passage = self._resolve(entry.request, entry.queue)
         except BucketflowError as error:
             self._leave(entry)
-            self._lines.remove({entry})
             self._fail(entry.request, error)
             return False
         return True

@@ -1,0 +1,75 @@
+"""The gate in a simulated fleet: each test is a workload, and what it came to."""
+
+from __future__ import annotations
+
+import pytest
+from simulation import Fleet, Job
+
+from bucketflow.errors import CostExceedsCapacity
+from bucketflow.testing import worst_excess
+from bucketflow_celery import Limit
+
+
+def play(limits, jobs, until=4000.0, **options):
+    fleet = Fleet(limits, **options)
+    for job in jobs:
+        fleet.send(job)
+    fleet.run(until)
+    return fleet
+
+
+def assert_all_ran_once(fleet):
+    assert not fleet.lost()
+    assert not fleet.more_than_once()
+    assert [len(job.starts) for job in fleet.jobs] == [1] * len(fleet.jobs)
+
+
+def assert_no_window_over(fleet):
+    for key, (level, starts) in fleet.starts_by_bucket().items():
+        assert worst_excess(starts, level.limit) < 1e-6 * max(1, level.limit.fill_rate), key
+
+
+# Slots
+
+
+@pytest.mark.parametrize("path", ["limited", "unlimited"])
+def test_never_more_tasks_than_slots_also_when_the_store_is_away_and_all_are_admitted(path):
+    limits = {"queues": {"q": "1000/s"}} if path == "limited" else {}
+    jobs = [Job(duration=1.0) for _ in range(50)]
+    fleet = play(limits, jobs, slots=3, prefetch=50, store_down=[(0, 20)], on_store_error="admit")
+    assert_all_ran_once(fleet)
+    # 3 at a time, 1 s each; simulation.py raises on a fourth.
+    assert fleet.starts()[-1][0] == pytest.approx(16, abs=0.1)
+
+
+# Limits that change
+
+
+def test_a_lifted_limit_lets_those_who_waited_start():
+    fleet = Fleet({"queues": {"q": "1/s"}}, slots=4)
+    for _ in range(30):
+        fleet.send(Job())
+    fleet.at(5.0, lambda: fleet.store.set_limits({}))
+    fleet.run(60)
+    assert_all_ran_once(fleet)
+    assert fleet.starts()[-1][0] < 8
+
+
+def test_a_task_that_new_limits_make_impossible_fails_once_and_never_runs():
+    fleet = Fleet({"queues": {"q": Limit(100, 1)}}, slots=1, prefetch=50)
+    jobs = [fleet.send(Job(cost=3, duration=1)) for _ in range(20)]
+    fleet.at(4.5, lambda: fleet.store.set_limits({"queues": {"q": Limit(2, 100)}}))
+    fleet.run(200)
+    assert not fleet.lost()
+    assert not fleet.more_than_once()
+    assert {type(error) for job in jobs for error in job.errors} == {CostExceedsCapacity}
+    assert 0 < sum(bool(job.starts) for job in jobs) < 20
+
+
+def test_new_limits_keep_the_order_of_a_line():
+    fleet = Fleet({"queues": {"q": "2/s"}}, slots=4)
+    jobs = [fleet.send(Job()) for _ in range(30)]
+    fleet.at(3.3, lambda: fleet.store.set_limits({"queues": {"q": "3/s"}}))
+    fleet.run(60)
+    assert_all_ran_once(fleet)
+    assert [job for _, job in fleet.starts()] == jobs
