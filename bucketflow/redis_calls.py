@@ -207,7 +207,7 @@ class ScriptRunner:
         try:
             while True:
                 try:
-                    answer = question.node.client.execute_command(*question.command)
+                    answer = question.node.call(question.command)
                 except _FAILURES as error:
                     question = _throw(plan, question, error)
                 else:
