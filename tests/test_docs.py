@@ -1,0 +1,236 @@
+"""What the README and the docs say is so: examples run, tables are the code's, links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from processes import Process, wait_until
+
+from bucketflow_celery import Limit, Throttle, throttled_task
+from bucketflow_celery.limits import parse_limit
+from bucketflow_celery.settings import PREFIX, Settings
+from bucketflow_celery.stats import Stats
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*) ?(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?://)([^)#\s]+)(#[^)]*)?\)")
+
+
+def name_of(page):
+    return page.name
+
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+class Block(NamedTuple):
+    """A fenced block: ``python run`` is executed, ``python file=shop.py`` is written beside it first."""
+
+    language: str
+    mark: str
+    text: str
+
+
+def blocks_of(page, redis_url="redis://localhost"):
+    text = page.read_text().replace("redis://localhost", redis_url)
+    return [Block(*match) for match in BLOCK.findall(text)]
+
+
+def environment(directory):
+    return {**os.environ, "PYTHONPATH": f"{directory}{os.pathsep}{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@pytest.fixture
+def url(redis_server, redis_client):
+    """Return the URL of an empty server, to stand for ``redis://localhost``."""
+    assert redis_client.dbsize() == 0
+    return redis_server.url.removesuffix("/0")
+
+
+def write_files(page, redis_url, directory):
+    for block in blocks_of(page, redis_url):
+        if block.mark.startswith("file="):
+            (directory / block.mark.removeprefix("file=")).write_text(block.text)
+
+
+@each_page
+def test_every_python_block_is_python(page):
+    for block in blocks_of(page):
+        if block.language == "python":
+            ast.parse(block.text)
+
+
+@each_page
+def test_every_python_block_is_run_or_a_file(page):
+    marks = [block.mark for block in blocks_of(page) if block.language == "python"]
+    assert all(mark == "run" or re.fullmatch(r"file=\w+\.py", mark) for mark in marks)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(block.mark == "run" for block in blocks_of(page))],
+    ids=lambda page: page.name,
+)
+def test_the_examples_of_a_page_run_in_their_order(page, url, tmp_path):
+    write_files(page, url, tmp_path)
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(block.text for block in blocks_of(page, url) if block.mark == "run"))
+    argv = [sys.executable, str(script)]
+    done = subprocess.run(
+        argv, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_first_example_of_the_readme_throttles_and_logs_as_shown(url, tmp_path):
+    readme = ROOT / "README.md"
+    write_files(readme, url, tmp_path)
+    env = environment(tmp_path)
+    command = ["-m", *next(b.text for b in blocks_of(readme) if b.text.startswith("$ celery")).split()[1:]]
+    worker = Process([sys.executable, *command, "--concurrency", "2"], tmp_path, env)
+    try:
+        subprocess.run([sys.executable, "send.py"], cwd=tmp_path, env=env, check=True, timeout=30)
+        wait_until(lambda: len(orders(worker)) == 20, timeout=40, pause=0.1)
+    finally:
+        worker.stop()
+    assert sorted(orders(worker)) == sorted(
+        (order, who) for order in map(str, range(10)) for who in ("acme", "umbrella")
+    )
+    shown = next(block.text for block in blocks_of(readme) if "refused by" in block.text).splitlines()
+    logged = {shape(line) for line in worker.log.read_text().splitlines()}
+    assert {shape(line) for line in shown} <= logged
+
+
+def orders(worker):
+    return re.findall(r"order (\d+) of (\w+)$", worker.log.read_text(), re.MULTILINE)
+
+
+def shape(line):
+    """Return *line* without what differs from run to run: numbers, ids, and which of the two accounts it is."""
+    line = re.sub(r"\[[0-9a-f-]{36}\]", "[id]", line.replace("umbrella", "acme"))
+    return re.sub(r"\d+", "0", line)
+
+
+@each_page
+def test_every_link_leads_somewhere(page):
+    for target, _ in LINK.findall(page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_guide_shows_mistakes_as_a_worker_shows_them(tmp_path):
+    guide = ROOT / "docs" / "guide.md"
+    shown = next(block.text for block in blocks_of(guide) if block.text.startswith("bucketflow cannot start"))
+    (tmp_path / "wrong.py").write_text(
+        "from celery import Celery\n"
+        "from bucketflow_celery import Throttle\n"
+        "app = Celery('wrong', broker='memory://')\n"
+        "app.conf.update(bucketflow_url='redis://localhost', bucketflow_max_wait=-1)\n"
+        "app.conf.bucketflow_limits = {'queues': {'emails': 'fast'}}\n"
+        "throttle = Throttle(app)\n"
+    )
+    argv = [sys.executable, "-m", "celery", "-A", "wrong", "worker", "--pool", "solo"]
+    done = subprocess.run(
+        argv, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode != 0
+    assert shown in done.stderr
+
+
+def test_the_guide_names_every_right_a_redis_user_needs(url, redis_client, tmp_path):
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    sentence = guide[guide.index("**A user for Redis.**") :]
+    named = set(re.findall(r"`([A-Z]+)`", sentence))
+    rights = [f"+{name.lower()}" for name in named]
+    redis_client.execute_command("ACL", "SETUSER", "limits", "on", ">secret", "~{bucketflow}:*", *rights)
+    try:
+        write_files(ROOT / "docs" / "guide.md", url, tmp_path)
+        script = (
+            "from bucketflow_celery.admission import Ask\n"
+            "from shop import app, throttle\n"
+            "path = throttle.limits.path('emails', 'acme', 'shop.refund')\n"
+            "ask = Ask(path, 50.0, (0,) * len(path))\n"
+            "assert [throttle.ask([ask])[0].admitted for _ in range(2)] == [True, False]\n"
+            "throttle.store.leave(ask)\n"
+            "throttle.set_limits({'all': '5/s'})\n"
+            "assert throttle.ask([ask]) is None\n"
+            "throttle.set_limits(None)\n"
+            "throttle.peek('emails', 'shop.refund')\n"
+        )
+        shop = tmp_path / "shop.py"
+        address = url.removeprefix("redis://")
+        limited = f'url="redis://limits:secret@{address}"'
+        shop.write_text(shop.read_text().replace('url=f"{REDIS}/1"', limited).replace('"5/s"', "Limit(100, 5)"))
+        assert limited in shop.read_text()
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True,
+            timeout=30, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    finally:
+        redis_client.execute_command("ACL", "DELUSER", "limits")
+
+
+def table(heading, page="configuration.md", number=0):
+    """Return the cells of a table under *heading*: rows without the head."""
+    text = (ROOT / "docs" / page).read_text()
+    section = re.split(r"^## ", text.split(f"\n## {heading}\n")[1], flags=re.MULTILINE)[0]
+    tables = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    rows = [re.split(r" *(?<!\\)\| *", line.strip().strip("|").strip()) for line in tables[number].splitlines()[2:]]
+    return [[cell.strip("`") for cell in row] for row in rows]
+
+
+def shown(default):
+    return "none" if default is None else repr(default).replace("'", '"')
+
+
+def test_the_options_of_throttle_are_those_of_the_table():
+    defaults = {field.name: field.default for field in fields(Settings)}
+    assert MISSING not in defaults.values()
+    expected = [
+        (name, PREFIX + name, "none" if name == "limits" else shown(default)) for name, default in defaults.items()
+    ]
+    assert [tuple(row[:3]) for row in table("Options of `Throttle`")] == expected
+
+
+def test_throttle_takes_what_the_tables_say_and_nothing_else():
+    documented = [row[0] for number in (0, 1) for row in table("Options of `Throttle`", number=number)]
+    assert sorted(documented) == sorted(set(inspect.signature(Throttle).parameters) - {"app"})
+
+
+def test_the_options_of_throttled_task_are_those_of_the_table():
+    parameters = inspect.signature(throttled_task).parameters.values()
+    expected = [(p.name, shown(p.default)) for p in parameters if p.kind is p.KEYWORD_ONLY]
+    assert [tuple(row[:2]) for row in table("Options of `throttled_task`")] == expected
+
+
+def test_the_counters_are_those_of_the_table():
+    assert [row[0] for row in table("Counters")] == list(Stats().snapshot())
+
+
+@pytest.mark.parametrize("row", table("Errors in results"), ids=lambda row: row[0])
+def test_the_errors_carry_the_facts_of_the_table(row):
+    module, _, name = row[0].rpartition(".")
+    error = getattr(sys.modules[module], name)
+    facts = list(inspect.signature(error).parameters)
+    assert [fact.strip("` ") for fact in row[2].split(",")] == facts
+
+
+def forms_of_a_limit():
+    text = (ROOT / "docs" / "configuration.md").read_text().split("\n| a limit | means |\n")[1].split("\n\n")[0]
+    return [form for row in text.splitlines()[1:] for form in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+
+
+@pytest.mark.parametrize("form", forms_of_a_limit())
+def test_every_form_of_a_limit_can_be_read(form):
+    limit = eval(form, {"Limit": Limit, "capacity": 10, "fill_rate": 0.5})
+    assert (parse_limit("here", limit) is None) == (form == "None")
