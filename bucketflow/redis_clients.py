@@ -69,6 +69,11 @@ _NOT_OURS = {
 }
 
 
+# redis-py below 5.3 wants the command's name before it hands out a connection; later ones warn of it.
+_name = inspect.signature(redis.ConnectionPool.get_connection).parameters.get("command_name")
+_NAME = ("EVALSHA",) if _name is not None and _name.default is inspect.Parameter.empty else ()
+
+
 @dataclass(frozen=True, slots=True)
 class Driver:
     """The classes of one half of redis-py: what it makes for threads, or for coroutines."""
@@ -125,7 +130,7 @@ class Node:
         any type, callbacks for replies, telemetry, and the loop that would repeat the call.
         """
         pool = self.client.connection_pool
-        connection = pool.get_connection()
+        connection = pool.get_connection(*_NAME)
         try:
             connection.send_packed_command([pack(command)])
             return connection.read_response()
