@@ -326,8 +326,8 @@ class Gate:
             return
         self._next_sweep = now + SWEEP
         old = {entry for entry in self._lines if now - entry.arrived > self._patience.max_hold}
-        self._lines.remove(old)
-        for entry in old:
+        gone = {entry for entry in old if self._host.give_back(entry)}
+        self._lines.remove(gone)
+        for entry in gone:
             self._leave(entry)
             self._stats.given_back += 1
-            self._host.give_back(entry)

@@ -34,8 +34,8 @@ class Host(Protocol):
         Returns ``False``, and acknowledges nothing, if the broker did not take it.
         """
 
-    def give_back(self, entry: Entry) -> None:
-        """Leave this delivery to the broker, for any worker."""
+    def give_back(self, entry: Entry) -> bool:
+        """Leave this delivery to the broker, for any worker; ``False`` if it must stay here."""
 
     def fail(self, request: Any, error: BucketflowError) -> None:
         """Store *error* as the task's result, call its errbacks, acknowledge."""

@@ -21,6 +21,9 @@ class Slots(Protocol):
     def start(self, request: Any) -> None:
         """Run *request* in one of them."""
 
+    def forget(self) -> None:
+        """Forget who asked to be called: the connection was lost, and with it who waited."""
+
 
 class SemaphoreSlots:
     """
@@ -54,6 +57,10 @@ class SemaphoreSlots:
     def start(self, request: Any) -> None:
         """See :class:`Slots`."""
         self._controller.semaphore.acquire(self._controller._process_task, request)  # noqa: SLF001
+
+    def forget(self) -> None:
+        """See :class:`Slots`. Celery has cleared the semaphore."""
+        self._asked = False
 
 
 class CountedSlots:
@@ -91,6 +98,11 @@ class CountedSlots:
     def start(self, request: Any) -> None:
         """See :class:`Slots`."""
         self._controller._process_task(request)  # noqa: SLF001
+
+    def forget(self) -> None:
+        """See :class:`Slots`."""
+        with self._lock:
+            self._callback = None
 
     def _apply_async(self, target: Callable[..., Any], args: Any = (), **options: Any) -> Any:
         finished = _Once(self._finished)

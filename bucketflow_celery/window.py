@@ -13,6 +13,7 @@ from collections import Counter
 from typing import Any
 
 from celery.utils.quorum_queues import detect_quorum_queues
+from celery.worker import state
 
 from bucketflow_celery.limits import Level
 from bucketflow_celery.lines import Entry
@@ -45,6 +46,7 @@ class Window:
         with self._lock:
             before = self._consumer.qos.value
             self._widened[entry] = self._consumer.qos.increment_eventually() - before
+            state.reserved_requests.discard(entry.request)  # worker_disable_prefetch counts these instead
             if level is None or not level.returns:
                 self._held[entry.queue] += 1
                 self._pause_or_resume(entry.queue)
@@ -55,6 +57,8 @@ class Window:
             widened = self._widened.pop(entry, None)
             if widened is None:
                 return
+            if not entry.request.acknowledged:
+                state.reserved_requests.add(entry.request)
             if widened:
                 self._consumer.qos.decrement_eventually(widened)
             if level is None or not level.returns:

@@ -46,6 +46,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, consumer: Any) -> None:
         """Open the gate, on a new connection to the broker."""
+        self._slots.forget()
         settings = self._throttle.settings
         delayed, _ = detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)
         republisher = Republisher(consumer.app, delayed=delayed)
@@ -70,8 +71,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         host, self._host = self._host, None
         if gate is None or host is None:
             return
-        entries = gate.close()
-        host.close(entries if consumer.connection else [])
+        host.close(gate.close(), connected=bool(consumer.connection))
         self._throttle.close()
 
     def register_with_event_loop(self, _consumer: Any, hub: Any) -> None:

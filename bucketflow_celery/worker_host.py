@@ -78,8 +78,8 @@ class WorkerHost:
     def send_back(self, entry: Entry, countdown: float) -> bool:
         """See :class:`~bucketflow_celery.host.Host`."""
         message = entry.request.message
-        if "task" not in message.headers:
-            return False  # protocol 1 keeps the ETA inside its body
+        if "task" not in message.headers or self._is_broadcast(entry.queue):
+            return False  # protocol 1 keeps the ETA inside its body; a broadcast is in no queue that could keep it
         ticket = Ticket(entry.dues, entry.since).write()
         try:
             self._republisher.publish(message, entry.queue, countdown, ticket)
@@ -90,12 +90,14 @@ class WorkerHost:
         self._acknowledge(entry.request)
         return True
 
-    def give_back(self, entry: Entry) -> None:
+    def give_back(self, entry: Entry) -> bool:
         """See :class:`~bucketflow_celery.host.Host`."""
-        if self._requeue:
-            self._reject(entry.request)
-        else:
-            self.send_back(entry, 0.0)
+        if not self._requeue:
+            return self.send_back(entry, 0.0)
+        if self._is_broadcast(entry.queue):
+            return False
+        self._reject(entry.request)
+        return True
 
     def fail(self, request: Any, error: BucketflowError) -> None:
         """See :class:`~bucketflow_celery.host.Host`."""
@@ -145,14 +147,25 @@ class WorkerHost:
         self._wake_at = at
         self._timer_entry = self._consumer.timer.call_after(seconds, wake)
 
-    def close(self, entries: Sequence[Entry]) -> None:
-        """Leave *entries* to the broker at once, so that other workers need not wait for this one to end."""
+    def close(self, entries: Sequence[Entry], *, connected: bool) -> None:
+        """
+        Leave *entries* to the broker at once, so that other workers need not wait for this one to end.
+
+        Args:
+            entries: Those who were waiting.
+            connected: Whether the broker is there; if not, it delivers again what it has seen no acknowledgement of.
+        """
         self._cancel_timer()
         for entry in entries:
-            if entry in self._held:
-                self.unhold(entry)
-            self._reject(entry.request)
+            if connected:
+                self._reject(entry.request)
+            else:
+                state.task_ready(entry.request)
         self._republisher.close()
+
+    def _is_broadcast(self, name: str) -> bool:
+        queue = self._consumer.app.amqp.queues.get(name)
+        return queue is not None and queue.exchange is not None and queue.exchange.type == "fanout"
 
     def _acknowledge(self, request: Any) -> None:
         # A request's own acknowledge() waits for the loop's next turn, and the window stays full while it sleeps.
