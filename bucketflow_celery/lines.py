@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
-from operator import attrgetter
 from typing import Any
 
 from bucketflow_celery.admission import Ask
@@ -86,8 +85,10 @@ class Line:
 
     def add(self, entry: Entry) -> None:
         """Join at the end, or at one's place."""
-        if self.sorted:
-            insort(self.entries, entry, key=attrgetter("ready_at"))
+        if self.level is not None and self.sorted:
+            # By place, not by when they may ask: of many who are due and find no tokens only the first asks again.
+            key = self.level.key
+            insort(self.entries, entry, key=lambda other: other.dues.get(key, 0))
         else:
             self.entries.append(entry)
 
@@ -103,10 +104,9 @@ class Line:
         """
         Take up to *most* entries that may ask.
 
-        Behind a head that has no place of its own come as many as tokens may have come for, and one more: its refusal
-        tells when to ask again.
+        Behind the head come as many as tokens may have come for, and one more: its refusal tells when to ask again.
         """
-        if self.level is not None and not self.sorted and self.entries:
+        if self.level is not None and self.entries:
             late = max(0.0, now - self.entries[0].ready_at)
             most = int(min(most, 2 + late * self.level.limit.fill_rate / max(self.entries[0].passage.cost, 1e-9)))
         taken: list[Entry] = []

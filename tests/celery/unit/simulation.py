@@ -202,6 +202,10 @@ class Fleet:
     def revoke(self, job, at):
         job.revoked_at = at
 
+    def calls(self):
+        """Return how many round trips all workers made."""
+        return sum(len(worker.calls) for worker in self.workers)
+
     def starts(self):
         """Return (seconds, job) of every start, in the order of time."""
         return sorted(((at, job) for job in self.jobs for at in job.starts), key=lambda start: start[0])
@@ -329,9 +333,9 @@ class Worker:
         return True
 
     def give_back(self, entry):
-        assert entry not in self.held
         self.acknowledge(entry.request)
         self.fleet.after(0, lambda: self.fleet.publish(Request(entry.request.job, entry.request.ticket)))
+        return True
 
     def fail(self, request, error):
         request.job.errors.append(error)

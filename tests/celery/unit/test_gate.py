@@ -42,6 +42,24 @@ def test_never_more_tasks_than_slots_also_when_the_store_is_away_and_all_are_adm
     assert fleet.starts()[-1][0] == pytest.approx(16, abs=0.1)
 
 
+# Tickets
+
+
+def all_at_once_after(seconds):
+    """Return the lateness of a fleet that was away: whatever was due meanwhile comes in the same instant."""
+    return lambda number: max(0.0, seconds - number * 0.1)
+
+
+def test_tickets_that_all_come_late_never_burst_and_ask_once_a_token():
+    jobs = [Job(at=number * 1e-4, tenant="a") for number in range(300)]
+    fleet = play({"tenants": {"*": Limit(2, 10)}}, jobs, workers=2, lateness=all_at_once_after(20))
+    assert_all_ran_once(fleet)
+    assert_no_window_over(fleet)
+    assert max(job.deliveries for job in jobs) == 2
+    # Two a task, and the head of each worker's line once a token: not everybody who waits, each time one comes.
+    assert fleet.calls() < 4 * len(jobs)
+
+
 # Limits that change
 
 
