@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -25,11 +26,19 @@ __all__ = ["HOST", "Process", "free_port", "missing", "wait_until"]
 HOST = "127.0.0.1"
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """Return a port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
+    """Return a port nobody listens on, and that is not given twice."""
+    while True:
+        # Below the ports the system gives to outgoing connections: one of those may be taken before the server starts.
+        port = random.randint(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 def wait_until(predicate: Callable[[], object], timeout: float = 10.0, pause: float = 0.01) -> None:

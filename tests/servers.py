@@ -1,6 +1,4 @@
-"""
-Real servers for the tests: plain local processes on free loopback ports, ended by their ``with`` block.
-"""
+"""Real servers for the tests: plain local processes on free loopback ports, ended by their ``with`` block."""
 
 from __future__ import annotations
 
@@ -25,6 +23,7 @@ __all__ = [
     "free_port",
     "missing",
     "redis_executable",
+    "wait_replicated",
     "wait_until",
 ]
 
@@ -98,6 +97,13 @@ class RedisServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def wait_replicated(master: RedisServer, replica: RedisServer) -> None:
+    """Return once *replica* has everything that *master* has now. ``WAIT`` knows only its own connection's writes."""
+    with master.client() as source, replica.client() as copy:
+        offset = source.info("replication")["master_repl_offset"]
+        wait_until(lambda: copy.info("replication")["slave_repl_offset"] >= offset)
 
 
 class _Group:

@@ -8,7 +8,7 @@ import time
 import pytest
 import redis
 import redis.asyncio
-from servers import RedisCluster, wait_until
+from servers import RedisCluster, wait_replicated, wait_until
 
 from bucketflow import StoreUnavailable
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket, create_redis_bucket_hierarchy
@@ -97,8 +97,9 @@ def test_after_a_failover_threads_and_coroutines_go_on(cluster):
         twin = AsyncRedisTokenBucket(aclient, "failover", 50, SLOW, timeout=0.5)
         assert bucket.consume()
         assert loop.run_until_complete(twin.consume())
-        client.wait(1, 1000, target_nodes=client.get_node_from_key("{failover}"))
-        cluster.master_of("{failover}").kill()
+        master = cluster.master_of("{failover}")
+        wait_replicated(master, cluster.nodes[cluster.nodes.index(master) + RedisCluster.MASTERS])
+        master.kill()
         errors = consume_until_granted(bucket.consume)
         consume_until_granted(lambda: loop.run_until_complete(twin.consume()))
         assert errors

@@ -8,7 +8,7 @@ import time
 import pytest
 import redis.asyncio.sentinel
 import redis.sentinel
-from servers import RedisSentinel, wait_until
+from servers import RedisSentinel, wait_replicated, wait_until
 
 from bucketflow import ConfigError, StoreUnavailable
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
@@ -40,7 +40,7 @@ def test_after_a_failover_threads_and_coroutines_go_on(sentinel):
     twin = AsyncRedisTokenBucket(aclient, "shop", 50, SLOW, timeout=0.5)
     assert bucket.consume()
     assert loop.run_until_complete(twin.consume())
-    client.wait(1, 1000)
+    wait_replicated(sentinel.master, sentinel.replica)
     sentinel.master.kill()
     with pytest.raises(StoreUnavailable, match="mymaster"):
         bucket.consume()
