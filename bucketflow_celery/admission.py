@@ -19,13 +19,17 @@ from bucketflow.core import FULL, take, wait_for
 from bucketflow.limit import SECOND
 from bucketflow_celery.limits import Level
 
-__all__ = ["EMPTY", "LATE", "PATIENCE", "Answer", "Ask", "LevelState", "admit", "leave"]
+__all__ = ["EMPTY", "FOREVER", "LATE", "PATIENCE", "Answer", "Ask", "LevelState", "admit", "leave"]
 
 #: µs after which a promised place is lost: who comes later than that joins the line again.
 LATE = 60 * SECOND
 
 #: µs a bucket may stay full while its line is not empty. Longer than that, nobody is coming: the line is dissolved.
 PATIENCE = 2 * SECOND
+
+
+#: µs a task waits at most that never gives up: the largest whole number that a double counts to.
+FOREVER = 1 << 53
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +60,13 @@ class Ask:
         cost: Tokens it takes from each of them; above 0, at most the smallest capacity.
         dues: The place it was promised at each level, in µs of the store's clock; 0 where it has none.
             Same length and order as *path*.
+        patience: Most µs it would still wait. One that would give up is promised no place.
     """
 
     path: tuple[Level, ...]
     cost: float
     dues: tuple[int, ...]
+    patience: int = FOREVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +132,7 @@ def _admit_one(ask: Ask, states: MutableMapping[str, LevelState], now: int) -> A
         return Answer(admitted=True, binding=None, wait=0, dues=tuple(dues))
     for index in _to_book(ask.path, waits):
         level = ask.path[index]
-        if dues[index] == 0:
+        if dues[index] == 0 and wait <= ask.patience:
             dues[index] = now + waits[index]
             line_at = dues[index] + ask.cost * SECOND / level.limit.fill_rate
             states[level.key] = LevelState(states.get(level.key, EMPTY).full_at, line_at)

@@ -180,7 +180,7 @@ class Gate:
 
     def _put(self, batch: list[tuple[Entry, Line | None]]) -> None:
         batch = [(entry, line) for entry, line in batch if not self._is_gone(entry)]
-        asks = [self._places.question(entry) for entry, _ in batch]
+        asks = [self._places.question(entry, self._waited(entry)) for entry, _ in batch]
         if not asks:
             return
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable
 
+from bucketflow.limit import SECOND
 from bucketflow_celery.admission import Answer, Ask
 from bucketflow_celery.lines import Entry
 
@@ -22,11 +23,13 @@ class Places:
     def __init__(self) -> None:
         self._dues: dict[str, list[int]] = {}
 
-    def question(self, entry: Entry) -> Ask:
-        """Return the question of *entry*; it takes the earliest place of each line it stands in."""
+    def question(self, entry: Entry, waited: float) -> Ask:
+        """Return the question of *entry*, which has waited so many seconds; it takes the first place of each line."""
         passage = entry.passage
         dues = [entry.dues.get(level.key, 0) if level.returns else self._take(level.key) for level in passage.path]
-        return Ask(passage.path, passage.cost, tuple(dues))
+        if passage.max_wait is None:
+            return Ask(passage.path, passage.cost, tuple(dues))
+        return Ask(passage.path, passage.cost, tuple(dues), max(0, round((passage.max_wait - waited) * SECOND)))
 
     def settle(self, entry: Entry, answer: Answer) -> None:
         """Keep the places of one who was not admitted: its own with *entry*, the others here."""

@@ -71,7 +71,7 @@ class RedisStore:
         index: dict[str, int] = {}
         args = [version]
         for ask in asks:
-            args += (exact(ask.cost), str(len(ask.path)))
+            args += (exact(ask.cost), str(ask.patience), str(len(ask.path)))
             for level, due in zip(ask.path, ask.dues, strict=True):
                 if level.key not in index:
                     keys.append(self._key(level.key))

@@ -1,7 +1,7 @@
 -- admit: answer several tasks at once, in order, each as if it had come alone; mirrors admission.py line by line.
 -- KEYS[1]    version of the limits
 -- KEYS[2..]  the levels that the tasks pass, each once, one hash tag: struct "<dd" of full_at and line_at in µs
--- ARGV       version the caller knows, then for each task: cost, depth, and for each level of its path, root first:
+-- ARGV       version the caller knows, then for each task: cost, patience µs, depth, and for each level, root first:
 --            index in KEYS, capacity, fill_rate, due µs (0 = no place), 1 if a task refused here returns to the broker
 -- returns    {version} if it is another one; else {version, then for each task: 1 admitted | 0 refused | -1 not put,
 --            binding level (0 = first; -1 = none), wait µs, due µs at each level of its path}
@@ -34,7 +34,7 @@ local function answer(status, binding, wait, path)
   end
 end
 
-local function admit_one(path, cost)
+local function admit_one(path, cost, patience)
   local waits, wait = {}, 0
   for i, level in ipairs(path) do
     local key = level.key
@@ -64,7 +64,7 @@ local function admit_one(path, cost)
     returns = returns or (waits[i] > 0 and level.returns)
   end
   for i, level in ipairs(path) do
-    if waits[i] > 0 and (level.returns or not returns) and level.due == 0 then
+    if waits[i] > 0 and (level.returns or not returns) and level.due == 0 and wait <= patience then
       level.due = time + waits[i]
       line_at[level.key] = level.due + cost * SECOND / level.fill_rate
       changed[level.key] = true
@@ -78,8 +78,8 @@ end
 
 local at = 2
 while at <= #ARGV do
-  local cost, depth = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
-  at = at + 2
+  local cost, patience, depth = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  at = at + 3
   local path, is_dry = {}, false
   for i = 1, depth do
     local key = tonumber(ARGV[at])
@@ -96,7 +96,7 @@ while at <= #ARGV do
   if is_dry then
     answer(-1, -1, 0, path)
   else
-    admit_one(path, cost)
+    admit_one(path, cost, patience)
   end
 end
 

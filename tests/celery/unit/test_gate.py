@@ -7,7 +7,7 @@ from simulation import Fleet, Job
 
 from bucketflow.errors import CostExceedsCapacity
 from bucketflow.testing import worst_excess
-from bucketflow_celery import Limit
+from bucketflow_celery import Limit, ThrottleTimeout
 
 
 def play(limits, jobs, until=4000.0, **options):
@@ -91,3 +91,19 @@ def test_new_limits_keep_the_order_of_a_line():
     fleet.run(60)
     assert_all_ran_once(fleet)
     assert [job for _, job in fleet.starts()] == jobs
+
+
+# Giving up
+
+
+@pytest.mark.parametrize("level", ["queues", "tenants"])
+@pytest.mark.parametrize("max_wait", [0.3, 3])
+def test_those_who_give_up_leave_no_place_empty_behind_them(level, max_wait):
+    jobs = [Job(at=number / 20, tenant="a", max_wait=max_wait) for number in range(400)]
+    fleet = play({level: {"*": Limit(1, 10)}}, jobs)
+    assert not fleet.lost()
+    assert not fleet.more_than_once()
+    assert {type(error) for job in jobs for error in job.errors} == {ThrottleTimeout}
+    # Twice as many as may start keep coming for 20 s.
+    assert sum(at <= 20 for at, _ in fleet.starts()) >= 0.99 * 20 * 10
+    assert max(at - job.at for at, job in fleet.starts()) <= max_wait + 0.05
