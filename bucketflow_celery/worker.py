@@ -58,7 +58,6 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
             outage=Outage(settings.on_store_error),
             patience=_patience(consumer, settings.max_hold, settings.max_countdown),
             stats=self._throttle.counters,
-            deferred=consumer.hub is not None,
         )
 
     def stop(self, consumer: Any) -> None:
@@ -75,9 +74,8 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._throttle.close()
 
     def register_with_event_loop(self, _consumer: Any, hub: Any) -> None:
-        """Let the pool's threads wake the loop, and have the gate work once a turn, before the loop sleeps."""
+        """Let the pool's threads wake the loop."""
         self._wakeup.register(hub)
-        hub.on_tick.add(self._tick)
 
     def info(self, _consumer: Any) -> dict[str, Any]:
         """Return what ``celery inspect stats`` shows of it."""
@@ -87,10 +85,6 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         gate, host = self._gate, self._host
         if gate is not None and host is not None:
             gate.enter(request, host.queue_of(request), Ticket.read(request.request_dict.get(HEADER)))
-
-    def _tick(self) -> None:
-        if self._gate is not None:
-            self._gate.run()
 
     def _resolve(self, request: Any, queue: str) -> Passage:
         headers = request.request_dict
