@@ -7,7 +7,8 @@
 #   make test-all   the suite on every Python here, against Redis and against Valkey
 #   make clean      remove what the others made
 #
-# PYTHON=/path/to/python chooses the interpreter, ARGS="-k outage -x" goes to pytest.
+# PYTHON=/path/to/python chooses the interpreter. ARGS="..." goes to what is run: ARGS="-k outage -x" to pytest,
+# ARGS=my.csv to the demo.
 
 PYTHON ?= python3
 ARGS ?=
@@ -19,7 +20,7 @@ help:
 	@sed -n '3,9s/^# *//p' Makefile
 
 demo: .venv-demo/ready
-	.venv-demo/bin/python -m bucketflow_celery.demo
+	.venv-demo/bin/python -m bucketflow_celery.demo $(ARGS)
 
 test: .venv/ready
 	.venv/bin/python -m pytest $(ARGS)
@@ -30,7 +31,7 @@ lint: .venv/ready
 	.venv/bin/mypy
 
 bench: .venv/ready
-	.venv/bin/python benchmarks/throttle.py
+	.venv/bin/python benchmarks/throttle.py $(ARGS)
 
 test-all:
 	tools/test-all "$(PYTHON)" $(ARGS)
