@@ -33,7 +33,7 @@ def draw(ledger: Ledger, summary: Summary, path: Path) -> None:
     Args:
         ledger: The run.
         summary: Its figures.
-        path: The file; its directory is made.
+        path: The file; its directory exists.
     """
     levels = ledger.levels[:MOST]
     columns = min(3, len(levels))
@@ -53,7 +53,6 @@ def draw(ledger: Ledger, summary: Summary, path: Path) -> None:
     figure.suptitle(title, fontsize=14, fontweight="bold")
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
 

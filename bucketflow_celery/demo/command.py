@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 from rich.console import Console
 
+from bucketflow.errors import BucketflowError
 from bucketflow_celery.demo.chart import draw
 from bucketflow_celery.demo.fleet import WORKERS, Watch, start_workers
 from bucketflow_celery.demo.interrupts import Interrupted, Interrupts
@@ -53,15 +55,13 @@ def run(argv: Sequence[str]) -> int:
         console = Console(width=WIDTH)
     try:
         orders = read(options.workload)
+        options.output.mkdir(parents=True, exist_ok=True)
         interrupts = Interrupts()
         with interrupts.handled():
             return _demonstrate(orders, options.output, console, interrupts)
-    except WorkloadError as error:
+    except (WorkloadError, DemoError, BucketflowError, RedisError, OperationalError, OSError) as error:
         errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    except (DemoError, RedisError) as error:
-        errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
-        return 1
+        return 2 if isinstance(error, WorkloadError) else 1
     except Interrupted as interrupted:
         errors.print("ended early; nothing was left behind")
         return 128 + interrupted.number
@@ -102,7 +102,7 @@ def _run_workers(orders: Sequence[Order], console: Console, interrupts: Interrup
         finally:
             with interrupts.held():
                 programs.kill()
-                if place is not None and "REDIS_URL" in os.environ:
+                if place is not None and os.environ.get("REDIS_URL"):
                     with suppress(RedisError):
                         place.clear()
 

@@ -34,8 +34,11 @@ class Interrupts:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle the signals inside the block."""
-        before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        """Handle the signals inside the block, but for those that whoever started this process has it ignore."""
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+        for number in before:
+            signal.signal(number, self._handle)
         try:
             yield
         finally:

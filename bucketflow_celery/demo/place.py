@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 __all__ = ["Place"]
 
@@ -46,7 +48,12 @@ class Place:
         return cls(environment[_URL], environment[_NAMESPACE]) if _URL in environment else None
 
     def clear(self) -> None:
-        """Delete what was written there, and nothing else."""
-        with Redis.from_url(self.url) as client:
+        """
+        Delete what was written there, and nothing else.
+
+        Raises:
+            RedisError: The server does not answer.
+        """
+        with Redis.from_url(self.url, socket_timeout=5, retry=Retry(NoBackoff(), 0)) as client:
             for key in list(client.scan_iter(match=f"{self.prefix}*", count=1000)):
                 client.unlink(key)

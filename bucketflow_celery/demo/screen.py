@@ -146,8 +146,8 @@ class Lines:
         yield
 
     def show(self, now: float, _views: Views, counters: Counters) -> None:
-        """Print a line, if it is time for one."""
-        if now < self._next:
+        """Print a line, if it is time for one, and the last."""
+        if now < self._next and not self._ledger.complete:
             return
         self._next = now + 2.0
         ledger, rates = self._ledger, achieved(self._ledger, now)
