@@ -1,10 +1,10 @@
 """
 Who may start now, who waits, and until when. Pure: no clock, no store, no Celery.
 
-Beside its bucket every level keeps the end of its line: the instant up to which places have been promised. Whoever is
-refused is promised the next free place, and the line moves on by what that place will cost, so that all who wait come
-back one by one and nobody overtakes. A place orders; it holds no tokens and never pays: whoever comes back must find
-real tokens, so a fleet that was away for an hour cannot turn its old promises into a burst.
+Beside its bucket every level keeps the end of its line: the last place that was promised. Whoever is refused is promised
+the next: so much later as the bucket needs to earn what this task costs, so that all who wait come back one by one, find
+their tokens, and nobody overtakes. A place orders; it holds no tokens and never pays: whoever comes back must find real
+tokens, so a fleet that was away for an hour cannot turn its old promises into a burst.
 
 ``lua/admit.lua`` mirrors this file line by line; a property test feeds both the same questions.
 """
@@ -39,7 +39,7 @@ class LevelState:
 
     Attributes:
         full_at: The bucket: the instant in µs at which it is full again.
-        line_at: The end of its line: the instant in µs up to which places have been promised.
+        line_at: The end of its line: the instant in µs of the last place that was promised; 0 if none was.
     """
 
     full_at: float
@@ -120,10 +120,11 @@ def _admit_one(ask: Ask, states: MutableMapping[str, LevelState], now: int) -> A
     waits = []
     for level, due in zip(ask.path, dues, strict=True):
         state = states.get(level.key, EMPTY)
-        if state.line_at > now and state.full_at + PATIENCE <= now:
-            state = states[level.key] = LevelState(state.full_at, 0.0)
-        ahead = math.ceil((due or state.line_at) - now)
-        waits.append(max(wait_for(level.limit, state.full_at, now, ask.cost), ahead))
+        turn = _next_place(level, state, ask.cost)
+        if turn > now and state.full_at + PATIENCE <= now:
+            state, turn = LevelState(state.full_at, 0.0), 0.0
+            states[level.key] = state
+        waits.append(max(wait_for(level.limit, state.full_at, now, ask.cost), math.ceil((due or turn) - now)))
     wait = max(waits)
     if wait <= 0:
         for level in ask.path:
@@ -134,9 +135,13 @@ def _admit_one(ask: Ask, states: MutableMapping[str, LevelState], now: int) -> A
         level = ask.path[index]
         if dues[index] == 0 and wait <= ask.patience:
             dues[index] = now + waits[index]
-            line_at = dues[index] + ask.cost * SECOND / level.limit.fill_rate
-            states[level.key] = LevelState(states.get(level.key, EMPTY).full_at, line_at)
+            states[level.key] = LevelState(states.get(level.key, EMPTY).full_at, float(dues[index]))
     return Answer(admitted=False, binding=waits.index(wait), wait=wait, dues=tuple(dues))
+
+
+def _next_place(level: Level, state: LevelState, cost: float) -> float:
+    # By the cost of who comes next: the one before leaves an empty bucket, and these tokens must come first.
+    return state.line_at + cost * SECOND / level.limit.fill_rate if state.line_at else 0.0
 
 
 def _to_book(path: tuple[Level, ...], waits: list[int]) -> list[int]:
@@ -146,9 +151,9 @@ def _to_book(path: tuple[Level, ...], waits: list[int]) -> list[int]:
 
 
 def leave(ask: Ask, states: MutableMapping[str, LevelState], now: int) -> None:
-    """Give the places in *ask* back: the lines of its levels end that much earlier, but not before *now*."""
+    """Give the places in *ask* back: the lines of its levels end that much earlier."""
     for level, due in zip(ask.path, ask.dues, strict=True):
         state = states.get(level.key, EMPTY)
         if due > now and state.line_at > now:
-            line_at = max(float(now), state.line_at - ask.cost * SECOND / level.limit.fill_rate)
-            states[level.key] = LevelState(state.full_at, line_at)
+            line_at = state.line_at - ask.cost * SECOND / level.limit.fill_rate
+            states[level.key] = LevelState(state.full_at, max(0.0, line_at))

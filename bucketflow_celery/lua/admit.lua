@@ -41,12 +41,13 @@ local function admit_one(path, cost, patience)
     if level.due < time - LATE then
       level.due = 0
     end
-    if line_at[key] > time and full_at[key] + PATIENCE <= time then
-      line_at[key] = 0
+    local turn = line_at[key] > 0 and line_at[key] + cost * SECOND / level.fill_rate or 0
+    if turn > time and full_at[key] + PATIENCE <= time then
+      line_at[key], turn = 0, 0
       changed[key] = true
     end
-    local ahead = math.ceil((level.due > 0 and level.due or line_at[key]) - time)
-    waits[i] = math.max(wait_for(level, full_at[key], time, cost), ahead)
+    waits[i] = math.max(
+      wait_for(level, full_at[key], time, cost), math.ceil((level.due > 0 and level.due or turn) - time))
     wait = math.max(wait, waits[i])
   end
   if wait == 0 then
@@ -66,7 +67,7 @@ local function admit_one(path, cost, patience)
   for i, level in ipairs(path) do
     if waits[i] > 0 and (level.returns or not returns) and level.due == 0 and wait <= patience then
       level.due = time + waits[i]
-      line_at[level.key] = level.due + cost * SECOND / level.fill_rate
+      line_at[level.key] = level.due
       changed[level.key] = true
     end
   end
@@ -101,7 +102,8 @@ while at <= #ARGV do
 end
 
 for key in pairs(changed) do
-  local ttl = math.ceil((math.max(full_at[key], line_at[key]) - time) / 1000)
+  -- Until it is full and so long so that its line is dissolved.
+  local ttl = math.ceil((math.max(full_at[key], line_at[key]) + PATIENCE - time) / 1000)
   if ttl > 0 then
     redis.call('SET', KEYS[key], struct.pack('<dd', full_at[key], line_at[key]), 'PX', string.format('%.0f', ttl))
   else

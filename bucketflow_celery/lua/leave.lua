@@ -3,6 +3,8 @@
 -- ARGV     cost, then for each level: fill_rate, due µs
 -- returns  how many lines got shorter
 -- errors   none after the first write
+local PATIENCE = 2 * SECOND
+
 local time = now()
 local cost, left = tonumber(ARGV[1]), 0
 for i, key in ipairs(KEYS) do
@@ -11,8 +13,8 @@ for i, key in ipairs(KEYS) do
   if stored and due > time then
     local full_at, line_at = struct.unpack('<dd', stored)
     if line_at > time then
-      line_at = math.max(time, line_at - cost * SECOND / fill_rate)
-      local ttl = math.max(1, math.ceil((math.max(full_at, line_at) - time) / 1000))
+      line_at = math.max(0, line_at - cost * SECOND / fill_rate)
+      local ttl = math.max(1, math.ceil((math.max(full_at, line_at) + PATIENCE - time) / 1000))
       redis.call('SET', key, struct.pack('<dd', full_at, line_at), 'PX', string.format('%.0f', ttl))
       left = left + 1
     end
