@@ -1,10 +1,10 @@
 """
 Who may start now, who waits, and until when. Pure: no clock, no store, no Celery.
 
-Beside its bucket every level keeps the end of its line: the last place that was promised. Whoever is refused is promised
-the next: so much later as the bucket needs to earn what this task costs, so that all who wait come back one by one, find
-their tokens, and nobody overtakes. A place orders; it holds no tokens and never pays: whoever comes back must find real
-tokens, so a fleet that was away for an hour cannot turn its old promises into a burst.
+Beside its bucket every level keeps the end of its line: the last place that was promised. Whoever is refused is
+promised the next: so much later as the bucket needs to earn what this task costs, so that all who wait come back one by
+one, find their tokens, and nobody overtakes. A place orders; it holds no tokens and never pays: whoever comes back must
+find real tokens, so a fleet that was away for an hour cannot turn its old promises into a burst.
 
 ``lua/admit.lua`` mirrors this file line by line; a property test feeds both the same questions.
 """
