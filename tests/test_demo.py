@@ -240,6 +240,8 @@ class Demo:
             env={**env, "PYTHONPATH": str(ROOT), "DEMO_TEST_MARK": self.mark, "TMPDIR": str(directory), **environment},
             stdout=self.log.open("wb"),
             stderr=subprocess.STDOUT,
+            # Whoever runs the tests in the background has them, and what they start, ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
         )
 
     @property

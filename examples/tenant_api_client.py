@@ -1,0 +1,65 @@
+"""
+A client of somebody else's API that gives each customer a quota: 5 calls a second, 10 at once.
+
+The quota belongs to the customer's API key, whichever queue or task calls: the limit is shared=True. A customer who
+paid for more has a limit of their own. One customer's backlog does not hold up the others.
+
+Needs Redis, at $REDIS_URL or on localhost, and an API: any web server will do. In three terminals:
+
+    python -m http.server 8080
+    celery -A tenant_api_client worker -Q syncs,reports
+    python tenant_api_client.py
+"""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+from celery import Celery
+
+from bucketflow_celery import Limit, Throttle, throttled_task
+
+REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379/0")
+API_URL = os.environ.get("API_URL", "http://localhost:8080/")
+
+app = Celery("tenant_api_client", broker=REDIS_URL, backend=REDIS_URL)
+app.conf.task_routes = {"*.sync_order": "syncs", "*.monthly_report": "reports"}
+throttle = Throttle(
+    app,
+    url=REDIS_URL,
+    limits={
+        "tenants": {
+            "*": Limit(capacity=10, fill_rate=5, shared=True),
+            "acme": Limit(capacity=20, fill_rate=50, shared=True),
+        }
+    },
+)
+
+
+def call_api(**query: object) -> int:
+    """Call the API; return its status."""
+    with urlopen(f"{API_URL}?{urlencode(query)}", timeout=10) as response:
+        return response.status
+
+
+@throttled_task(app=app, tenant="customer", autoretry_for=(OSError,), retry_backoff=True)
+def sync_order(customer: str, order: int) -> int:
+    """Make one call for *customer*. Retries pass the throttle like everything else."""
+    return call_api(customer=customer, order=order)
+
+
+@throttled_task(app=app, tenant="customer", cost="pages", max_wait=600)
+def monthly_report(customer: str, pages: int) -> list[int]:
+    """Make a call a page, so it costs as many tokens; it is of no use after 10 minutes of waiting."""
+    return [call_api(customer=customer, page=page) for page in range(pages)]
+
+
+if __name__ == "__main__":
+    results = [sync_order.delay("acme", number) for number in range(30)]
+    results += [sync_order.delay("brick", number) for number in range(10)]
+    results += [monthly_report.delay("brick", 3)]
+    for result in results:
+        result.get(timeout=60)
+    print(f"{len(results)} tasks done")
