@@ -50,9 +50,10 @@ local function read(keys)
 end
 
 -- Store a bucket for as long as it lacks tokens. PX 0 would be an error, PX rounded down would grant tokens early.
+-- The server writes a number with 17 digits, so a whole one needs no format.
 local function write(key, full_at, now)
   if full_at > now then
-    redis.call('SET', key, struct.pack('<d', full_at), 'PX', string.format('%.0f', math.ceil((full_at - now) / 1000)))
+    redis.call('SET', key, struct.pack('<d', full_at), 'PX', math.ceil((full_at - now) / 1000))
   else
     redis.call('DEL', key)
   end

@@ -105,7 +105,7 @@ for key in pairs(changed) do
   -- Until it is full and so long so that its line is dissolved.
   local ttl = math.ceil((math.max(full_at[key], line_at[key]) + PATIENCE - time) / 1000)
   if ttl > 0 then
-    redis.call('SET', KEYS[key], struct.pack('<dd', full_at[key], line_at[key]), 'PX', string.format('%.0f', ttl))
+    redis.call('SET', KEYS[key], struct.pack('<dd', full_at[key], line_at[key]), 'PX', ttl)
   else
     redis.call('DEL', KEYS[key])
   end

@@ -15,7 +15,7 @@ for i, key in ipairs(KEYS) do
     if line_at > time then
       line_at = math.max(0, line_at - cost * SECOND / fill_rate)
       local ttl = math.max(1, math.ceil((math.max(full_at, line_at) + PATIENCE - time) / 1000))
-      redis.call('SET', key, struct.pack('<dd', full_at, line_at), 'PX', string.format('%.0f', ttl))
+      redis.call('SET', key, struct.pack('<dd', full_at, line_at), 'PX', ttl)
       left = left + 1
     end
   end
