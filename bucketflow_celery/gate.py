@@ -67,8 +67,6 @@ class Gate:
         outage: What to do while the store is away.
         patience: How long is too long.
         stats: Where to count.
-        deferred: Whether the worker's loop calls :meth:`run` on every turn, so that what came in one turn is asked for
-            in one call; else every newcomer is asked for at once.
     """
 
     def __init__(  # noqa: PLR0913 - its seams, each given by name
@@ -80,9 +78,7 @@ class Gate:
         outage: Outage,
         patience: Patience,
         stats: Stats,
-        deferred: bool = False,
     ) -> None:
-        self._deferred = deferred
         self._host = host
         self._ask = ask
         self._resolve = resolve
@@ -105,16 +101,11 @@ class Gate:
             self._fail(request, error)
             return
         self._inbox.append(Entry(request, queue, passage, self._host.monotonic(), ticket.since, dict(ticket.dues)))
-        self.wake()
-
-    def wake(self) -> None:
-        """Take note that there may be something to do."""
-        self._again = True
-        if not self._deferred:
-            self.run()
+        self.run()
 
     def run(self) -> None:
-        """Let in whoever may start, if there may be any. Any thread may call; one at a time works for all of them."""
+        """Let in whoever may start. Any thread may call; one at a time works for all of them."""
+        self._again = True
         while self._again and not self._closed and self._turn.acquire(blocking=False):
             try:
                 while self._again and not self._closed:
@@ -144,7 +135,6 @@ class Gate:
                 break
             self._put(batch)
         self._lines.prune()
-        self._places.keep_only(self._lines.keys())
         self._stats.waiting = len(self._lines) + len(self._inbox)
         self._rest()
 
@@ -152,10 +142,10 @@ class Gate:
         now = self._host.monotonic()
         ready_at = max(self._lines.next_ready_at(), self._outage.until)
         if self._inbox or ready_at <= now:
-            self._host.when_free(self.wake)
+            self._host.when_free(self.run)
         if len(self._lines):
             wake_at = min(ready_at if ready_at > now else self._next_sweep, self._next_sweep)
-            self._host.call_after(max(0.001, wake_at - now), self.wake)
+            self._host.call_after(max(0.001, wake_at - now), self.run)
 
     def _collect(self, most: int) -> list[tuple[Entry, Line | None]] | None:
         """Take up to *most* tasks that may ask, each with the line it stood in; ``None`` if there is nothing to do."""
