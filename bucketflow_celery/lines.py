@@ -168,10 +168,6 @@ class Lines:
             if line is not None and line.entries:
                 line.entries[0].ready_at = 0.0
 
-    def keys(self) -> set[str]:
-        """Return the keys of the buckets for which somebody waits."""
-        return set(self._lines)
-
     def prune(self) -> None:
         """Forget lines that are empty."""
         self._lines = {key: line for key, line in self._lines.items() if line.entries}

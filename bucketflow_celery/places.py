@@ -17,7 +17,7 @@ class Places:
     Places in the lines of ``all`` and of the queues, by key, in µs of the store's clock.
 
     Such a place belongs to the worker's line and not to a task: if its head turns out to wait for its tenant, is
-    revoked or gives up, the next one uses it.
+    revoked, gives up or goes back to the broker, the next one uses it. At most a few a queue: whoever asks takes one.
     """
 
     def __init__(self) -> None:
@@ -45,11 +45,6 @@ class Places:
             for level, due in zip(ask.path, ask.dues, strict=True):
                 if due and not level.returns:
                     insort(self._dues.setdefault(level.key, []), due)
-
-    def keep_only(self, keys: Iterable[str]) -> None:
-        """Forget the places of lines in which nobody stands any more."""
-        keys = set(keys)
-        self._dues = {key: dues for key, dues in self._dues.items() if key in keys}
 
     def _take(self, key: str) -> int:
         dues = self._dues.get(key)

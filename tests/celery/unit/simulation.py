@@ -138,6 +138,17 @@ class Fleet:
     def _within(intervals, now):
         return any(start <= now < end for start, end in intervals)
 
+    def restart(self, worker, at, away):
+        """Shut *worker* down softly at *at*, and have it back *away* seconds later."""
+
+        def back():
+            if worker.gate is None:
+                worker.open()
+                self.deliver()
+
+        self.at(at, lambda: worker.gate and worker.close())
+        self.at(at + away, back)
+
     # The broker
 
     def send(self, job):
@@ -198,9 +209,6 @@ class Fleet:
         return table
 
     # What it came to
-
-    def revoke(self, job, at):
-        job.revoked_at = at
 
     def calls(self):
         """Return how many round trips all workers made."""

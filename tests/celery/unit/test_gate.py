@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import partial
+
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from simulation import Fleet, Job
 
 from bucketflow.errors import CostExceedsCapacity
@@ -107,3 +112,239 @@ def test_those_who_give_up_leave_no_place_empty_behind_them(level, max_wait):
     # Twice as many as may start keep coming for 20 s.
     assert sum(at <= 20 for at, _ in fleet.starts()) >= 0.99 * 20 * 10
     assert max(at - job.at for at, job in fleet.starts()) <= max_wait + 0.05
+
+
+# Promises, one workload each
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(("capacity", "fill_rate"), [(1, 20), (5, 20), (20, 200)])
+@pytest.mark.parametrize("level", ["all", "queues", "tenants", "tasks"])
+def test_never_exceed_never_idle_at_most_one_return(level, capacity, fill_rate, workers):
+    limit = Limit(capacity, fill_rate)
+    jobs = [Job(tenant="a", duration=0.01) for _ in range(300)]
+    fleet = play({level: limit if level == "all" else {"*": limit}}, jobs, workers=workers)
+    assert_all_ran_once(fleet)
+    assert_no_window_over(fleet)
+    ideal = (len(jobs) - capacity) / fill_rate
+    assert fleet.starts()[-1][0] <= ideal / 0.99 + 0.1
+    assert max(job.deliveries for job in jobs) <= (1 if level in ("all", "queues") else 2)
+
+
+@pytest.mark.parametrize("level", ["all", "queues"])
+def test_a_held_task_costs_nothing_while_it_waits_and_blocks_no_other_queue(level):
+    limit = {"all": None, "queues": {"q": "1/s"}} if level == "queues" else {"tasks": {"f": Limit(1, 1)}}
+    dry = [Job(at=number * 1e-4) for number in range(500)]
+    free = [Job(at=0.1, queue="free", name="g", duration=0.01) for _ in range(100)]
+    fleet = play(limit, [*dry, *free])
+    assert_all_ran_once(fleet)
+    assert max(job.starts[0] for job in free) < 2
+    if level == "queues":
+        per_second = Counter(int(at) for at in fleet.workers[0].calls)
+        assert max(count for second, count in per_second.items() if second > 1) <= 3
+        assert {job.deliveries for job in dry} == {1}
+
+
+def test_no_round_trip_at_all_where_nothing_limits():
+    fleet = play({"tenants": {"a": "1/s"}}, [Job(tenant="b", duration=0.1) for _ in range(100)])
+    assert_all_ran_once(fleet)
+    assert fleet.calls() == 0
+
+
+def test_tasks_that_cost_nothing_pass():
+    fleet = play({"all": "1/h"}, [Job(cost=0) for _ in range(100)])
+    assert_all_ran_once(fleet)
+    assert fleet.calls() == 0
+
+
+def test_a_task_that_can_never_start_fails_at_once():
+    fleet = play({"queues": {"q": Limit(2, 1)}}, [Job(cost=3), Job(cost=2)])
+    never, once = fleet.jobs
+    assert [type(error) for error in never.errors] == [CostExceedsCapacity]
+    assert not never.starts
+    assert once.starts == [0]
+
+
+def test_a_line_is_served_in_order():
+    jobs = [Job(at=number * 1e-3, cost=1 + number % 3) for number in range(60)]
+    fleet = play({"queues": {"q": Limit(3, 10)}}, jobs)
+    assert [job for _, job in fleet.starts()] == jobs
+
+
+def test_tenants_below_a_queue_each_get_their_own_limit():
+    jobs = [Job(tenant="noisy") for _ in range(200)] + [Job(tenant=name) for name in "ab" for _ in range(20)]
+    fleet = play({"queues": {"q": "100/s"}, "tenants": {"*": Limit(1, 5)}}, jobs, workers=2)
+    assert_all_ran_once(fleet)
+    assert_no_window_over(fleet)
+    last = {job.tenant: at for at, job in fleet.starts()}
+    assert last["a"] <= 19 / 5 + 0.5
+    assert last["b"] <= 19 / 5 + 0.5
+    assert last["noisy"] <= 199 / 5 / 0.99 + 0.1
+
+
+def test_many_tenants_at_their_limit_in_a_dry_queue_do_not_keep_the_worker_asking():
+    pattern = "abdd"
+    jobs = [Job(tenant=pattern[number % 4], duration=0.01) for number in range(600)]
+    fleet = play({"queues": {"q": Limit(1, 20)}, "tenants": {"d": Limit(1, 1)}}, jobs)
+    assert_all_ran_once(fleet)
+    assert_no_window_over(fleet)
+    assert max(job.starts[0] for job in jobs if job.tenant != "d") <= 300 / 20 / 0.98
+    assert fleet.calls() < 3 * len(jobs)
+
+
+# When something is away
+
+
+@pytest.mark.parametrize("policy", ["hold", "refuse", "admit"])
+@pytest.mark.parametrize("lost_replies", [False, True])
+def test_while_the_store_is_away_nothing_is_lost_and_the_worker_recovers_alone(policy, lost_replies):
+    jobs = [Job(at=number / 10, tenant="a", duration=0.05) for number in range(300)]
+    limits = {"queues": {"q": Limit(2, 8)}}
+    options = {"on_store_error": policy, "store_down": [(5, 15)], "lost_replies": lost_replies}
+    fleet = play(limits, jobs, workers=2, **options)
+    assert_all_ran_once(fleet)
+    asked = [at for worker in fleet.workers for at in worker.calls if 5 <= at < 15]
+    assert 0 < len(asked) <= 2 * 8, "0.5, 1, 2, 4, 8 s between two questions of a worker"
+    during = [at for at, _ in fleet.starts() if 5 <= at < 15]
+    assert bool(during) == (policy == "admit")
+    if policy != "admit":
+        assert_no_window_over(fleet)
+
+
+def test_what_the_broker_does_not_take_back_stays_in_the_worker_and_starts_in_its_turn():
+    jobs = [Job(tenant="a") for _ in range(50)]
+    fleet = play({"tenants": {"*": Limit(1, 5)}}, jobs, broker_down=[(0, 4000)])
+    assert_all_ran_once(fleet)
+    assert_no_window_over(fleet)
+    assert {job.deliveries for job in jobs} == {1}
+    assert fleet.starts()[-1][0] <= 49 / 5 / 0.98 + 0.1
+
+
+def test_a_message_held_for_too_long_goes_back_to_the_broker_and_still_runs_once():
+    jobs = [Job() for _ in range(40)]
+    fleet = play({"queues": {"q": "1/s"}}, jobs, max_hold=5, workers=2)
+    assert_all_ran_once(fleet)
+    assert sum(worker.stats.given_back for worker in fleet.workers) > 0
+    assert fleet.starts()[-1][0] <= 39 / 0.98 + 1
+
+
+def test_a_wait_beyond_the_longest_countdown_costs_one_return_a_countdown():
+    jobs = [Job(tenant="a") for _ in range(60)]
+    fleet = play({"tenants": {"*": "1/s"}}, jobs, max_countdown=20)
+    assert_all_ran_once(fleet)
+    for job in jobs:
+        assert job.returns <= -(-job.starts[0] // 20)
+
+
+def test_the_revoked_never_start_and_hold_nobody_up():
+    jobs = [Job(revoked_at=0.5 if number % 2 else None) for number in range(60)]
+    fleet = play({"queues": {"q": Limit(1, 10)}}, jobs)
+    assert not fleet.lost()
+    assert not fleet.more_than_once()
+    # Of the odd ones only those of the first half second have started.
+    assert sum(bool(job.starts) for job in jobs if job.revoked_at) <= 4
+    assert fleet.starts()[-1][0] <= 34 / 10 / 0.98 + 0.2
+
+
+def test_a_soft_shutdown_leaves_everything_that_waits_to_the_broker():
+    fleet = Fleet({"queues": {"q": Limit(1, 10)}, "tenants": {"*": Limit(1, 4)}}, workers=2)
+    jobs = [fleet.send(Job(tenant="ab"[number % 2], duration=0.1)) for number in range(80)]
+    first, second = fleet.workers
+    fleet.at(2.0, first.close)
+    fleet.at(4.0, second.close)
+    fleet.at(9.0, lambda: (first.open(), fleet.deliver()))
+    fleet.run(200)
+    assert_all_ran_once(fleet)
+    assert_no_window_over(fleet)
+    assert not [at for at, _ in fleet.starts() if 4.0 < at < 9.0]
+    assert len(jobs) == 80
+
+
+# Any workload
+
+limits = st.builds(
+    Limit,
+    st.sampled_from([1, 1, 2, 5, 10]),
+    st.sampled_from([0.5, 1, 2, 5, 20, 50]),
+    st.sampled_from([False] * 4 + [True]),
+)
+tables = st.fixed_dictionaries(
+    {},
+    optional={
+        "all": limits,
+        "queues": st.dictionaries(st.sampled_from("qr"), limits),
+        "tenants": st.dictionaries(st.sampled_from(["a", "b", "*"]), st.one_of(st.none(), limits, limits)),
+        "tasks": st.dictionaries(st.sampled_from("fg"), limits),
+    },
+)
+outages = st.lists(st.tuples(st.floats(0, 20), st.floats(0, 15)).map(lambda pair: (pair[0], sum(pair))), max_size=2)
+restarts = st.lists(st.tuples(st.integers(0, 2), st.floats(0, 30)), max_size=2)
+
+
+@st.composite
+def workloads(draw):
+    chance = draw(st.randoms(use_true_random=False))
+    burst, longest = draw(st.booleans()), draw(st.sampled_from([0, 0.05, 2]))
+    costs = draw(st.sampled_from([[1.0], [1.0, 1.0, 3.0, 0.5, 0.0, 100.0]]))
+    waits = draw(st.sampled_from([[None], [None, 0.5, 5.0, 20.0]]))
+    modes = draw(st.sampled_from([["retry"], ["retry", "hold"]]))
+    revoking = draw(st.sampled_from([0, 0.3]))
+    return [
+        Job(
+            at=0.0 if burst else chance.uniform(0, 20),
+            queue=chance.choice("qqrs"),
+            tenant=chance.choice([None, "a", "a", "b", "c"]),
+            name=chance.choice("fg"),
+            cost=chance.choice(costs),
+            duration=chance.uniform(0, longest),
+            max_wait=chance.choice(waits),
+            on_limit=chance.choice(modes),
+            revoked_at=chance.uniform(0, 30) if chance.random() < revoking else None,
+        )
+        for _ in range(draw(st.sampled_from([5, 20, 100, 150])))
+    ]
+
+
+options = st.fixed_dictionaries(
+    {
+        "workers": st.integers(1, 3),
+        "slots": st.sampled_from([1, 2, 4, 8]),
+        "prefetch": st.sampled_from([1, 4, 16]),
+        "on_store_error": st.sampled_from(["hold", "admit", "refuse"]),
+        "max_hold": st.sampled_from([600, 600, 5]),
+        "max_countdown": st.sampled_from([900, 900, 5]),
+        "store_down": st.one_of(st.just([]), outages),
+        "broker_down": st.one_of(st.just([]), outages),
+        "lost_replies": st.booleans(),
+    }
+)
+changes = st.one_of(st.just([]), st.lists(st.tuples(st.floats(0, 30), st.one_of(st.none(), tables)), max_size=2))
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(tables, workloads(), options, st.sampled_from([0, 0.003, 0.2]), changes, restarts)
+def test_whatever_happens_every_task_runs_once_or_ends_for_a_reason(  # noqa: PLR0913, PLR0917
+    limits, jobs, options, lateness, changes, restarts
+):
+    fleet = Fleet(limits, lateness=lambda number: number % 7 * lateness, **options)
+    for job in jobs:
+        fleet.send(job)
+    for at, table in changes:
+        fleet.at(at, partial(fleet.store.set_limits, table))
+    for number, at in restarts:
+        fleet.restart(fleet.workers[number % len(fleet.workers)], at, 5.0)
+    fleet.run(4000)
+    assert not fleet.lost()
+    assert not fleet.more_than_once()
+    for job in jobs:
+        assert job.starts or job.gone or isinstance(job.errors[0], (ThrottleTimeout, CostExceedsCapacity))
+        assert not job.errors or job.max_wait is not None or isinstance(job.errors[0], CostExceedsCapacity)
+    if not changes and not (options["on_store_error"] == "admit" and options["store_down"]):
+        assert_no_window_over(fleet)
+    for worker in fleet.workers:
+        assert not worker.held
+        assert (worker.unacknowledged, worker.stats.waiting, worker.timer) == (0, 0, None)
+        # Nobody is busy for nothing: a few calls for each task that comes, and a few for each line.
+        events = Counter(int(at) for at in worker.calls)
+        assert max(events.values(), default=0) <= 2 * len(jobs) + 60
+        assert max(worker.rounds.values(), default=0) <= 10 * len(jobs) + 60
