@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bucketflow_celery.demo.ledger import Ledger
 from bucketflow_celery.demo.limits import label, rate
@@ -68,6 +69,7 @@ def _draw_level(panel: Any, ledger: Ledger, level: Level, until: float) -> None:
     panel.set_title(rate(level), loc="right", fontsize=10)
     panel.set_xlim(0, until)
     panel.set_ylim(bottom=0)
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     panel.grid(visible=True, color="#e4e4e4", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
 

@@ -96,7 +96,7 @@ def _run_workers(orders: Sequence[Order], console: Console, interrupts: Interrup
         programs = Programs(Path(directory), interrupts)
         place: Place | None = None
         try:
-            console.print("starting a server and two workers ...")
+            console.print("starting a server and two workers ...", highlight=False)
             place = Place.new(find_server(os.environ, Path(directory), programs))
             return _run_orders(orders, place, programs, console)
         finally:

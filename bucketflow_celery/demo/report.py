@@ -16,7 +16,7 @@ ENOUGH = 1.0
 
 _MEANINGS = {
     "waited": "how long tasks waited for this level and for no other",
-    "used": "share of its tokens that were used meanwhile",
+    "used": "share of its tokens that were used meanwhile; –: too short to tell",
     "worst window": "of all windows: what started in it, of what the limit allows",
     "deliveries": "of a task to a worker, on average",
 }

@@ -18,7 +18,7 @@ WAY = 0.5
 
 #: Seconds. A task notes its start itself, when its slot got round to it: so long after its tokens were taken, on a
 #: busy machine. What started together may have been let in that much apart.
-LATE = 0.1
+LATE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
