@@ -321,7 +321,7 @@ options = st.fixed_dictionaries(
 changes = st.one_of(st.just([]), st.lists(st.tuples(st.floats(0, 30), st.one_of(st.none(), tables)), max_size=2))
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(tables, workloads(), options, st.sampled_from([0, 0.003, 0.2]), changes, restarts)
 def test_whatever_happens_every_task_runs_once_or_ends_for_a_reason(  # noqa: PLR0913, PLR0917
     limits, jobs, options, lateness, changes, restarts

@@ -1,0 +1,161 @@
+"""Every option of a throttle: what is right, what is wrong, where it may stand."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from celery import Celery
+
+from bucketflow import ConfigError
+from bucketflow_celery import ConfigErrors, Throttle
+from bucketflow_celery.settings import PREFIX, Settings
+from bucketflow_celery.testing import MemoryStore
+
+
+def whom(*_args):
+    return "acme"
+
+
+GOOD = {
+    "url": ["redis://localhost/1", "unix:///run/redis.sock"],
+    "on_limit": ["retry", "hold"],
+    "on_store_error": ["hold", "admit", "refuse"],
+    "max_wait": [1, 0.5],
+    "max_hold": [1, 3600.0],
+    "max_countdown": [1, 900],
+    "tenant": ["account", whom],
+    "namespace": ["shop", "shop:eu"],
+    "timeout": [0.1, 5],
+}
+SECONDS = [0, -1, "1", True, float("nan"), float("inf"), [1]]
+BAD = {
+    "url": ["", 3, b"redis://"],
+    "limits": ["10/s", [], 3],
+    "on_limit": ["wait", "", 1, "Retry"],
+    "on_store_error": ["retry", True],
+    "max_wait": SECONDS,
+    "max_hold": SECONDS,
+    "max_countdown": SECONDS,
+    "tenant": ["", 3, ["account"]],
+    "namespace": ["", 3, "{shop}", "a}"],
+    "timeout": SECONDS,
+}
+
+
+def cases(table):
+    return [(option, value) for option, values in table.items() for value in values]
+
+
+def test_every_option_has_good_and_bad_values_here():
+    names = {field.name for field in fields(Settings)}
+    assert set(BAD) == names == {*GOOD, "limits"}
+
+
+@pytest.mark.parametrize(("option", "value"), cases(GOOD))
+@pytest.mark.parametrize("place", ["given", "conf"])
+def test_a_good_value_is_taken_from(place, option, value):
+    given, conf = ({option: value}, {}) if place == "given" else ({}, {PREFIX + option: value})
+    assert getattr(Settings.read(given, conf), option) == value
+
+
+@pytest.mark.parametrize(("option", "value"), cases(BAD))
+@pytest.mark.parametrize("place", ["given", "conf"])
+def test_a_bad_value_is_named(place, option, value):
+    given, conf = ({option: value}, {}) if place == "given" else ({}, {PREFIX + option: value})
+    with pytest.raises(ConfigErrors) as caught:
+        Settings.read(given, conf)
+    (mistake,) = caught.value.mistakes
+    assert mistake.entry == option
+    assert f"{option} is {value!r}, expected " in str(caught.value)
+
+
+def test_what_is_given_comes_before_what_is_configured():
+    read = Settings.read({"max_wait": 1, "timeout": None}, {"bucketflow_max_wait": 2, "bucketflow_timeout": 3})
+    assert (read.max_wait, read.timeout) == (1, 3)
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(ConfigErrors) as caught:
+        Settings.read(
+            {"on_limit": "no", "timeout": 0},
+            {"bucketflow_limits": {"queues": {"a": "x"}, "b": 1}, "bucketflow_url": ""},
+        )
+    entries = {mistake.entry for mistake in caught.value.mistakes}
+    assert entries == {"on_limit", "timeout", "url", "limits['b']", "limits['queues']['a']: rate"}
+    assert str(caught.value).count("\n") == 4
+    assert isinstance(caught.value, ConfigError)
+
+
+def test_the_defaults():
+    read = Settings.read({}, {})
+    assert (read.on_limit, read.on_store_error, read.max_wait) == ("retry", "hold", None)
+    assert (read.max_hold, read.max_countdown, read.namespace, read.timeout) == (600, 900, "bucketflow", 1)
+    assert read.limits.path("q", "t", "f") == ()
+
+
+# Throttle
+
+
+def app(**conf):
+    made = Celery("shop", set_as_current=False, broker="memory://")
+    made.conf.update(conf)
+    return made
+
+
+def test_a_throttle_reads_the_conf_of_its_app_when_it_is_needed():
+    shop = app()
+    throttle = Throttle(shop, store=MemoryStore())
+    shop.conf.update(bucketflow_limits={"all": "7/s"}, bucketflow_on_limit="hold")
+    assert throttle.limits.top.fill_rate == 7
+    assert throttle.settings.on_limit == "hold"
+    assert shop.bucketflow is throttle
+
+
+def test_a_throttle_reads_djangos_namespace():
+    class Settings:
+        CELERY_BUCKETFLOW_LIMITS = {"all": "7/s"}  # noqa: RUF012 - as Django's settings look
+
+    shop = app()
+    shop.config_from_object(Settings, namespace="CELERY")
+    assert Throttle(shop, store=MemoryStore()).limits.top.fill_rate == 7
+
+
+@pytest.mark.parametrize(("option", "value"), cases(BAD))
+def test_a_throttle_that_is_given_nonsense_is_not_made(option, value):
+    shop = app()
+    with pytest.raises(ConfigErrors, match=option):
+        Throttle(shop, **{option: value})
+    assert not hasattr(shop, "bucketflow")
+
+
+@pytest.mark.parametrize("places", [("url", "client"), ("url", "store"), ("client", "store")])
+def test_buckets_live_in_one_place(places):
+    all_places = {"url": "redis://localhost", "client": object(), "store": MemoryStore()}
+    with pytest.raises(ConfigError, match="one place where the buckets live"):
+        Throttle(app(), **{place: all_places[place] for place in places})
+
+
+def test_an_app_has_one_throttle():
+    shop = app()
+    Throttle(shop, store=MemoryStore())
+    with pytest.raises(ConfigError, match="no throttle yet"):
+        Throttle(shop, store=MemoryStore())
+
+
+@pytest.mark.parametrize("url", [None, "localhost", "http://localhost"])
+def test_a_url_that_leads_nowhere_is_a_mistake(url):
+    with pytest.raises(ConfigError, match="url"):
+        _ = Throttle(app(), url=url).store
+
+
+def test_limits_are_set_for_the_whole_fleet_or_not_at_all():
+    store = MemoryStore()
+    throttle = Throttle(app(), store=store, limits={"all": "1/s"})
+    with pytest.raises(ConfigErrors, match=r"limits\['all'\]"):
+        throttle.set_limits({"all": "fast"})
+    assert store.limits() == ("", None)
+    throttle.set_limits({"all": "5/s"})
+    assert store.limits()[1]["all"] == {"capacity": 5, "fill_rate": 5, "shared": False}
+    throttle.set_limits(None)
+    assert store.limits() == ("", None)
