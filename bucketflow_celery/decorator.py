@@ -107,8 +107,9 @@ def _is_task_class(function: Any) -> bool:
 
 def _limit(rate: str | Limit | None, capacity: float | None, *, shared: bool) -> Limit | None:
     if not isinstance(rate, str):
-        if capacity is not None:
-            raise ConfigError("capacity", capacity, 'to stand beside a rate such as "5/s"')
+        for option, value in (("capacity", capacity), ("shared", shared or None)):
+            if value is not None:
+                raise ConfigError(option, value, 'to stand beside a rate such as "5/s"')
         return parse_limit("rate", rate)
     return parse_limit("rate", {"rate": rate, "capacity": capacity, "shared": shared})
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bucketflow_celery.admission import FOREVER
 from bucketflow_celery.limits import Level
 
 __all__ = ["HEADER", "NO_TICKET", "Ticket"]
@@ -33,9 +34,9 @@ class Ticket:
         if not isinstance(header, Mapping):
             return NO_TICKET
         dues, since = header.get("dues"), header.get("since")
-        if not isinstance(dues, Mapping) or not isinstance(since, (int, float)):
+        if not isinstance(dues, Mapping) or not _is_instant(since):
             return NO_TICKET
-        return cls({str(key): due for key, due in dues.items() if isinstance(due, int)}, float(since))
+        return cls({str(key): due for key, due in dues.items() if isinstance(due, int) and _is_instant(due)}, since)
 
     def write(self) -> dict[str, Any]:
         """Return the header: plain JSON."""
@@ -47,3 +48,8 @@ class Ticket:
 
 
 NO_TICKET = Ticket()
+
+
+def _is_instant(value: object) -> bool:
+    # Anything else would fail the script, for all tasks that ask in the same call.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < FOREVER

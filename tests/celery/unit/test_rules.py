@@ -1,0 +1,172 @@
+"""What a task says about itself: tenant, cost, and the headers that carry the tenant."""
+
+from __future__ import annotations
+
+import pytest
+from celery import Celery
+from celery._state import _task_stack
+
+from bucketflow import ConfigError
+from bucketflow_celery import throttled_task
+from bucketflow_celery.rules import NO_RULES, TaskRules, cost_of, tenant_from
+from bucketflow_celery.tenant import rules_of, stamp, tenant_of
+
+
+def sync(account, order=7, *, size=2, **more):
+    return account, order, size, more
+
+
+def first(*args, **_kwargs):
+    return args[0]
+
+
+def fails(*_args, **_kwargs):
+    raise KeyError("region")
+
+
+TENANTS = [
+    # rule, args, kwargs, tenant
+    (None, ("acme",), {}, None),
+    ("account", ("acme",), {}, "acme"),
+    ("account", (), {"account": "acme"}, "acme"),
+    ("account", (42,), {}, "42"),
+    ("order", ("acme",), {}, "7"),
+    ("order", ("acme", 9), {}, "9"),
+    ("size", ("acme",), {}, "2"),
+    ("region", ("acme",), {"region": "eu"}, "eu"),
+    ("account", (None,), {}, None),
+    ("account", ("",), {}, None),
+    ("account", (0,), {}, "0"),
+    (first, ("acme",), {}, "acme"),
+    (lambda account, **_: None, ("acme",), {}, None),  # noqa: ARG005
+]
+
+
+@pytest.mark.parametrize(("rule", "args", "kwargs", "tenant"), TENANTS)
+def test_the_tenant_of_a_call(rule, args, kwargs, tenant):
+    assert tenant_from(rule, sync, args, kwargs) == tenant
+
+
+@pytest.mark.parametrize("rule", ["account", "region", fails, first])
+def test_a_rule_that_cannot_be_applied_says_so(rule):
+    with pytest.raises(ConfigError, match=r"tenant is .*expected applicable to the arguments of the call"):
+        tenant_from(rule, sync, (), {})
+
+
+COSTS = [
+    (1.0, 1),
+    (0, 0),
+    (2.5, 2.5),
+    ("order", 7),
+    ("size", 2),
+    (lambda account, *_, **__: len(account), 4),
+]
+
+
+@pytest.mark.parametrize(("rule", "cost"), COSTS)
+def test_the_cost_of_a_call(rule, cost):
+    assert cost_of(rule, sync, ("acme",), {}) == cost
+
+
+@pytest.mark.parametrize("value", ["many", None, -1, float("nan"), float("inf"), True, [1]])
+@pytest.mark.parametrize("kind", ["argument", "callable"])
+def test_a_cost_is_a_number_of_0_or_more(kind, value):
+    with pytest.raises(ConfigError, match=r"^cost is .*a number of tokens, 0 or more"):
+        cost_of("order" if kind == "argument" else lambda *_: value, sync, ("acme", value), {})
+
+
+@pytest.mark.parametrize("option", ["tenant", "cost"])
+def test_an_unknown_argument_is_named_with_those_there_are(option):
+    def job(account, order):
+        return account, order
+
+    TaskRules(**{option: "order"}).check_names("shop.job", job)
+    TaskRules(**{option: "anything"}).check_names("shop.job", sync)  # it takes **more
+    with pytest.raises(ConfigError) as caught:
+        TaskRules(**{option: "acount"}).check_names("shop.job", job)
+    assert str(caught.value).startswith(f"shop.job: {option} is 'acount', expected the name of an argument ")
+    assert "'account', 'order'" in str(caught.value)
+
+
+# The header
+
+
+@pytest.fixture(scope="module")
+def app():
+    return Celery("shop", set_as_current=False, broker="memory://")
+
+
+@pytest.fixture(scope="module")
+def task(app):
+    @throttled_task(app=app, name="shop.sync", tenant="account")
+    def sync_order(account, order=1):
+        return account, order
+
+    app.finalize()
+    return sync_order
+
+
+@pytest.fixture(scope="module")
+def plain(app):
+    @app.task(name="shop.plain")
+    def count(order):
+        return order
+
+    app.finalize()
+    return count
+
+
+def test_the_header_comes_before_the_rule_and_the_task_before_the_throttle(task, plain):
+    assert tenant_of(task, None, {"tenant": "stamped"}, ("acme",), {}) == "stamped"
+    assert tenant_of(task, None, {"tenant": 42}, ("acme",), {}) == "42"
+    assert tenant_of(task, None, {"tenant": ""}, ("acme",), {}) is None
+    assert tenant_of(task, "order", {"tenant": None}, ("acme", 5), {}) == "acme"
+    assert tenant_of(plain, "order", {}, (5,), {}) == "5"
+    assert tenant_of(plain, None, {}, (5,), {}) is None
+
+
+def test_the_throttles_argument_holds_for_tasks_that_have_it(plain):
+    assert tenant_of(plain, "account", {}, (5,), {}) is None
+    with pytest.raises(ConfigError):
+        tenant_of(plain, fails, {}, (5,), {})
+
+
+def test_a_task_without_rules_has_none(task, plain):
+    assert rules_of(plain) is NO_RULES
+    assert rules_of(None) is NO_RULES
+    assert rules_of(task).tenant == "account"
+
+
+def stamped(app, name, body, headers=None, default=None):
+    headers = {} if headers is None else headers
+    stamp(app, default, name, headers, body)
+    return headers.get("tenant")
+
+
+def test_the_publisher_stamps_what_it_can_tell(app, task, plain):
+    assert stamped(app, task.name, (("acme",), {}, {})) == "acme"
+    assert stamped(app, task.name, ((), {"account": "acme"}, {})) == "acme"
+    assert stamped(app, plain.name, ((5,), {}, {}), default="order") == "5"
+    assert stamped(app, plain.name, ((5,), {}, {})) is None
+
+
+def test_what_the_publisher_has_set_is_never_overwritten(app, task):
+    assert stamped(app, task.name, (("acme",), {}, {}), {"tenant": "mine"}) == "mine"
+
+
+def test_what_cannot_be_told_is_left_to_the_worker(app, task, plain):
+    assert stamped(app, task.name, ((), {}, {})) is None
+    assert stamped(app, plain.name, ((5,), {}, {}), default=fails) is None
+    assert stamped(app, "another.app's", (("acme",), {}, {})) is None
+    assert stamped(app, task.name, {"args": ["acme"], "kwargs": {}}) is None  # protocol 1
+
+
+def test_a_task_that_retries_itself_keeps_its_tenant(app, task):
+    _task_stack.push(task)
+    task.push_request(id="1", tenant="acme", headers={})
+    try:
+        assert stamped(app, task.name, ((), {}, {}), {"id": "1"}) == "acme"
+        assert stamped(app, task.name, ((), {}, {}), {"id": "2"}) is None
+    finally:
+        task.pop_request()
+        _task_stack.pop()
