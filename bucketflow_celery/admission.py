@@ -24,6 +24,9 @@ __all__ = ["EMPTY", "FOREVER", "LATE", "PATIENCE", "Answer", "Ask", "LevelState"
 #: µs after which a promised place is lost: who comes later than that joins the line again.
 LATE = 60 * SECOND
 
+#: µs by which the place of one who is excused from a line comes before the one it waits for: so they can be told apart.
+EXCUSED = 1
+
 #: µs a bucket may stay full while its line is not empty. Longer than that, nobody is coming: the line is dissolved.
 PATIENCE = 2 * SECOND
 
@@ -131,12 +134,30 @@ def _admit_one(ask: Ask, states: MutableMapping[str, LevelState], now: int) -> A
             state = states.get(level.key, EMPTY)
             states[level.key] = LevelState(take(level.limit, state.full_at, now, ask.cost), state.line_at)
         return Answer(admitted=True, binding=None, wait=0, dues=tuple(dues))
-    for index in _to_book(ask.path, waits):
-        level = ask.path[index]
-        if dues[index] == 0 and wait <= ask.patience:
-            dues[index] = now + waits[index]
-            states[level.key] = LevelState(states.get(level.key, EMPTY).full_at, float(dues[index]))
-    return Answer(admitted=False, binding=waits.index(wait), wait=wait, dues=tuple(dues))
+    binding = waits.index(wait)
+    if wait <= ask.patience:
+        _book(ask.path, binding, waits, dues, states, now)
+    return Answer(admitted=False, binding=binding, wait=wait, dues=tuple(dues))
+
+
+def _book(  # noqa: PLR0913, PLR0917 - mirrors the script
+    path: tuple[Level, ...],
+    binding: int,
+    waits: list[int],
+    dues: list[int],
+    states: MutableMapping[str, LevelState],
+    now: int,
+) -> None:
+    # Only the line with the longest wait moves on. A place at another level would come while the task still waits, and
+    # pass unused: it is excused from that line instead, for when it comes back all who were there before it have gone.
+    due = now + waits[binding]
+    if dues[binding] == 0:
+        dues[binding] = due
+        key = path[binding].key
+        states[key] = LevelState(states.get(key, EMPTY).full_at, float(due))
+    for index, level in enumerate(path):
+        if path[binding].returns and level.returns and waits[index] > 0 and dues[index] == 0:
+            dues[index] = due - EXCUSED
 
 
 def _next_place(level: Level, state: LevelState, cost: float) -> float:
@@ -144,16 +165,11 @@ def _next_place(level: Level, state: LevelState, cost: float) -> float:
     return state.line_at + cost * SECOND / level.limit.fill_rate if state.line_at else 0.0
 
 
-def _to_book(path: tuple[Level, ...], waits: list[int]) -> list[int]:
-    # Who waits for a tenant or a task type must not keep a place that its queue could give to another.
-    refusing = [index for index, wait in enumerate(waits) if wait > 0]
-    return [index for index in refusing if path[index].returns] or refusing
-
-
 def leave(ask: Ask, states: MutableMapping[str, LevelState], now: int) -> None:
-    """Give the places in *ask* back: the lines of its levels end that much earlier."""
+    """Give the place in *ask* back: the line that moved on for it ends that much earlier."""
+    latest = max(ask.dues)
     for level, due in zip(ask.path, ask.dues, strict=True):
         state = states.get(level.key, EMPTY)
-        if due > now and state.line_at > now:
+        if due == latest > now and state.line_at > now:
             line_at = state.line_at - ask.cost * SECOND / level.limit.fill_rate
             states[level.key] = LevelState(state.full_at, max(0.0, line_at))

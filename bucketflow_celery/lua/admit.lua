@@ -8,6 +8,7 @@
 -- errors     none after the first write
 local LATE = 60 * SECOND
 local PATIENCE = 2 * SECOND
+local EXCUSED = 1
 
 local stored = redis.call('MGET', unpack(KEYS))
 local version = stored[1] or ''
@@ -57,18 +58,21 @@ local function admit_one(path, cost, patience)
     end
     return answer(1, -1, 0, path)
   end
-  local binding, returns = nil, false
-  for i, level in ipairs(path) do
-    if not binding and waits[i] == wait then
-      binding = i
-    end
-    returns = returns or (waits[i] > 0 and level.returns)
+  local binding = 1
+  while waits[binding] < wait do
+    binding = binding + 1
   end
-  for i, level in ipairs(path) do
-    if waits[i] > 0 and (level.returns or not returns) and level.due == 0 and wait <= patience then
-      level.due = time + waits[i]
-      line_at[level.key] = level.due
-      changed[level.key] = true
+  if wait <= patience then
+    local bound, due = path[binding], time + wait
+    if bound.due == 0 then
+      bound.due = due
+      line_at[bound.key] = due
+      changed[bound.key] = true
+    end
+    for i, level in ipairs(path) do
+      if bound.returns and level.returns and waits[i] > 0 and level.due == 0 then
+        level.due = due - EXCUSED
+      end
     end
   end
   if not path[binding].returns then

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bucketflow import core
 from bucketflow.limit import SECOND
 from bucketflow.testing import worst_excess
-from bucketflow_celery.admission import EMPTY, FOREVER, LATE, PATIENCE, Answer, Ask, LevelState, admit, leave
+from bucketflow_celery.admission import EMPTY, EXCUSED, FOREVER, LATE, PATIENCE, Answer, Ask, LevelState, admit, leave
 from bucketflow_celery.limits import Level, Limit
 
 NOW = 1_000 * SECOND
@@ -88,24 +88,27 @@ def test_the_level_with_the_longest_wait_binds():
 
 
 @pytest.mark.parametrize(
-    ("dry", "booked"),
+    ("dry", "booked", "excused"),
     [
-        ([QUEUE], [QUEUE]),
-        ([ALL, QUEUE], [ALL, QUEUE]),
-        ([TENANT], [TENANT]),
-        ([QUEUE, TENANT], [TENANT]),  # who waits for its tenant must not keep a place of its queue
-        ([ALL, QUEUE, TENANT, TASK], [TENANT, TASK]),
-        ([QUEUE, TASK], [TASK]),
+        ([QUEUE], QUEUE, []),
+        ([ALL, QUEUE], QUEUE, []),
+        ([TENANT], TENANT, []),
+        ([QUEUE, TENANT], TENANT, []),  # who waits for its tenant must not keep a place of its queue
+        ([ALL, QUEUE, TENANT, TASK], TENANT, [TASK]),  # nor one of its task type, which would come long before
+        ([QUEUE, TASK], TASK, []),
     ],
 )
-def test_only_levels_that_refused_are_booked_and_no_queue_for_one_who_waits_for_its_tenant(dry, booked):
+def test_only_the_line_that_binds_is_booked_and_who_waits_for_it_is_excused_from_those_it_would_return_for(
+    dry, booked, excused
+):
     states = {}
     for level in dry:
         use_up(level, states)
     path = (ALL, QUEUE, TENANT, TASK)
     (answer,) = admit([ask(*path)], states, NOW)
-    assert [level for level, due in zip(path, answer.dues, strict=True) if due] == booked
-    assert [level for level in path if states.get(level.key, EMPTY).line_at] == booked
+    dues = {level: due - NOW for level, due in zip(path, answer.dues, strict=True) if due}
+    assert dues == {booked: answer.wait} | dict.fromkeys(excused, answer.wait - EXCUSED)
+    assert [level for level in path if states.get(level.key, EMPTY).line_at] == [booked]
 
 
 # A ticket
