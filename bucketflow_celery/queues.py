@@ -42,6 +42,8 @@ def _routes(exchange_type: str, pattern: str, key: str) -> bool:
     if exchange_type == "fanout":
         return True
     if exchange_type == "topic":
-        words = re.escape(pattern).replace(r"\*", r"[^.]+").replace(r"\#", ".*").replace("#", ".*")
+        words = re.escape(pattern).replace(r"\*", r"[^.]+")
+        # "#" stands for any number of words, and for none: then its dot goes with it.
+        words = words.replace(r"\.\#", r"(?:\..*)?").replace(r"\#\.", r"(?:.*\.)?").replace(r"\#", ".*")
         return re.fullmatch(words, key) is not None
     return pattern == key

@@ -1,0 +1,40 @@
+"""The throttle's errors keep their facts through pickle, as result backends and pools send them."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from bucketflow import BucketflowError, ConfigError
+from bucketflow_celery import ConfigErrors, CostExceedsCapacity, StoreUnavailable, ThrottleTimeout
+
+ERRORS = [
+    (ThrottleTimeout("tenant", 12.5, 10), "the tenant limit would make it wait 12.500 s, max_wait is 10 s"),
+    (CostExceedsCapacity("q:q", 5, 3), "q:q: 5 token(s) can never be granted, its capacity is 3"),
+    (StoreUnavailable("redis://localhost", "gone"), "redis://localhost is unavailable: gone"),
+    (ConfigErrors([ConfigError("a", 1, "2"), ConfigError("b", 3, "4")]), "a is 1, expected 2\nb is 3, expected 4"),
+]
+
+
+@pytest.mark.parametrize(("error", "text"), ERRORS, ids=[type(error).__name__ for error, _ in ERRORS])
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_an_error_survives_pickle(error, text, protocol):
+    again = pickle.loads(pickle.dumps(error, protocol))
+    assert type(again) is type(error)
+    assert str(again) == str(error) == text
+    assert isinstance(again, BucketflowError)
+    facts = {name: value for name, value in vars(error).items() if name != "mistakes"}
+    assert {name: getattr(again, name) for name in facts} == facts
+
+
+@pytest.mark.parametrize("error", [error for error, _ in ERRORS[:3]])
+def test_a_json_backend_can_raise_it_again(error):
+    # Celery stores the type's module and name and the arguments.
+    assert str(type(error)(*error.args)) == str(error)
+
+
+def test_many_mistakes_are_one_config_error_that_keeps_them():
+    again = pickle.loads(pickle.dumps(ERRORS[-1][0]))
+    assert isinstance(again, ConfigError)
+    assert [mistake.entry for mistake in again.mistakes] == ["a", "b"]

@@ -1,0 +1,46 @@
+"""Which queue a message came from, whatever its broker tells."""
+
+from __future__ import annotations
+
+import pytest
+from kombu import Exchange, Queue
+
+from bucketflow_celery.queues import ROUTE, queue_of
+
+QUEUES = {
+    queue.name: queue
+    for queue in [
+        Queue("celery", Exchange("celery"), "celery"),
+        Queue("emails", Exchange("mail"), "send"),
+        Queue("audit", Exchange("log", type="topic"), "order.*.paid"),
+        Queue("everything", Exchange("all", type="topic"), "order.#"),
+        Queue("news", Exchange("news", type="fanout"), ""),
+    ]
+}
+ZEROS = "0." * 27
+
+CASES = [
+    # what the broker tells, queue
+    ({"consumer_tag": "2", "routing_key": "celery"}, "emails"),  # the tag is the truth
+    ({"consumer_tag": "9", "routing_key": "celery"}, "celery"),  # a tag of an earlier connection says nothing
+    ({"exchange": "", "routing_key": "celery"}, "celery"),  # Redis, and the default exchange
+    ({"exchange": None, "routing_key": "celery"}, "celery"),
+    ({"exchange": "mail", "routing_key": "send"}, "emails"),
+    ({"exchange": "mail", "routing_key": "other"}, "other"),
+    ({"exchange": "log", "routing_key": "order.eu.paid"}, "audit"),
+    ({"exchange": "log", "routing_key": "order.eu.de.paid"}, "order.eu.de.paid"),
+    ({"exchange": "all", "routing_key": "order.eu.de.paid"}, "everything"),
+    ({"exchange": "all", "routing_key": "order"}, "everything"),  # # is no word or more
+    ({"exchange": "all", "routing_key": "orders.eu"}, "orders.eu"),
+    ({"exchange": "news", "routing_key": "whatever"}, "news"),
+    ({"exchange": "celery_delayed_27", "routing_key": f"{ZEROS}1.{ROUTE}emails"}, "emails"),
+    ({"exchange": "celery_delayed_27", "routing_key": f"1.{ZEROS}{ROUTE}a.b"}, "a.b"),
+    ({"routing_key": f"{ROUTE}emails"}, f"{ROUTE}emails"),  # a queue may be called so
+    ({}, ""),
+    ({"routing_key": None}, ""),
+]
+
+
+@pytest.mark.parametrize(("delivery_info", "queue"), CASES)
+def test_the_queue_of_a_message(delivery_info, queue):
+    assert queue_of(delivery_info, {"1": "celery", "2": "emails"}, QUEUES) == queue

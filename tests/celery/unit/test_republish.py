@@ -1,0 +1,131 @@
+"""A copy of a message is the same task: whatever belongs to it stays, whatever belongs to its delivery goes."""
+
+from __future__ import annotations
+
+import zlib
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from celery import Celery
+from kombu.message import Message
+
+from bucketflow_celery.republish import Republisher
+from bucketflow_celery.ticket import HEADER, Ticket
+
+BODY = b'[[1], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
+HEADERS = {
+    "lang": "py",
+    "task": "shop.sync",
+    "id": "7f3c",
+    "root_id": "7f3c",
+    "parent_id": None,
+    "group": "g",
+    "retries": 2,
+    "timelimit": [None, 3],
+    "eta": None,
+    "expires": None,
+    "tenant": "acme",
+    "mine": "kept",
+}
+PROPERTIES = {
+    "correlation_id": "7f3c",
+    "reply_to": "me",
+    "priority": 7,
+    "delivery_mode": 2,
+    "delivery_tag": "9",
+    "delivery_info": {"exchange": "mail", "routing_key": "send"},
+    "body_encoding": "base64",
+    "expiration": "5000",
+}
+TICKET = Ticket({"q:q/t:a": 5_000_000}, 1.7e9).write()
+
+
+@pytest.fixture
+def channel():
+    """Yield a broker with an empty queue ``q``."""
+    app = Celery("shop", set_as_current=False, broker="memory://")
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        channel.queue_declare("q")
+        channel.queue_purge("q")
+        channel.app = app
+        yield channel
+
+
+def copy(channel, *, countdown=30.0, body=BODY, headers=None, properties=None, **options):
+    message = Message(
+        body,
+        headers={**HEADERS, **(headers or {})},
+        properties={**PROPERTIES, **(properties or {})},
+        content_type="application/json",
+        content_encoding="utf-8",
+        **options,
+    )
+    republisher = Republisher(channel.app, delayed=False)
+    try:
+        republisher.publish(message, "q", countdown, TICKET)
+    finally:
+        republisher.close()
+    return channel.basic_get("q", no_ack=True)
+
+
+def test_the_task_stays_the_same(channel):
+    got = copy(channel)
+    assert got.body == BODY
+    assert (got.content_type, got.content_encoding) == ("application/json", "utf-8")
+    same = {name: value for name, value in HEADERS.items() if name != "eta"}
+    assert {name: got.headers.get(name) for name in same} == same
+    for name in ("correlation_id", "reply_to", "priority", "delivery_mode"):
+        assert got.properties[name] == PROPERTIES[name]
+
+
+def test_it_goes_to_its_queue_alone_and_its_delivery_is_a_new_one(channel):
+    got = copy(channel)
+    assert got.delivery_info == {"exchange": "", "routing_key": "q"}
+    assert got.properties["delivery_tag"] != PROPERTIES["delivery_tag"]
+    assert "expiration" not in got.properties
+
+
+def test_it_carries_its_ticket_and_comes_when_it_is_due(channel):
+    before = datetime.now(timezone.utc)
+    got = copy(channel, countdown=30.0)
+    eta = datetime.fromisoformat(got.headers["eta"])
+    assert before + timedelta(seconds=30) <= eta <= datetime.now(timezone.utc) + timedelta(seconds=30)
+    assert Ticket.read(got.headers[HEADER]).dues == {"q:q/t:a": 5_000_000}
+
+
+def test_a_ticket_replaces_the_one_before(channel):
+    got = copy(channel, headers={HEADER: {"dues": {"old": 1}, "since": 1.0}})
+    assert got.headers[HEADER] == TICKET
+
+
+def test_what_the_broker_wrote_is_not_sent_back(channel):
+    brokers = {"x-death": [{"count": 1}], "x-first-death-queue": "q", "x-last-death-reason": "r", "x-delivery-count": 3}
+    got = copy(channel, headers={**brokers, "x-mine": 1})
+    assert not set(brokers) & set(got.headers)
+    assert got.headers["x-mine"] == 1
+
+
+@pytest.mark.parametrize("zone", ["+00:00", "Z", ""])
+def test_an_expiry_is_the_time_that_is_left(channel, zone):
+    at = datetime.now(timezone.utc) + timedelta(seconds=100)
+    got = copy(channel, headers={"expires": at.replace(tzinfo=None).isoformat() + zone})
+    assert 90_000 < int(got.properties["expiration"]) <= 100_000
+    assert got.headers["expires"].startswith(at.replace(tzinfo=None).isoformat())
+
+
+def test_a_compressed_message_is_compressed_again(channel):
+    got = copy(channel, body=zlib.compress(BODY), headers={"compression": "application/x-gzip"})
+    assert got.headers["compression"] == "application/x-gzip"
+    assert got.body == BODY  # as a reader gets it
+
+
+def test_after_a_failure_it_opens_another_connection(channel):
+    republisher = Republisher(channel.app, delayed=False)
+    message = Message(BODY, headers=HEADERS, properties={}, content_type="application/json", content_encoding="utf-8")
+    republisher.publish(message, "q", 1.0, TICKET)
+    republisher.close()
+    republisher.close()
+    republisher.publish(message, "q", 1.0, TICKET)
+    republisher.close()
+    assert channel.queue_purge("q") == 2

@@ -1,0 +1,236 @@
+"""The prefetch window and the slots of a pool, with the smallest stand-ins that keep Celery's own arithmetic."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from celery.worker import state
+from kombu.asynchronous.semaphore import LaxBoundedSemaphore
+from kombu.common import QoS
+
+from bucketflow_celery import Limit
+from bucketflow_celery.limits import Level
+from bucketflow_celery.lines import Entry, Passage
+from bucketflow_celery.slots import CountedSlots, SemaphoreSlots, slots_of
+from bucketflow_celery.window import Window
+
+ALL = Level("all", "all", Limit(1, 1))
+QUEUE = Level("queue", "q:q", Limit(1, 1))
+TENANT = Level("tenant", "q:q/t:a", Limit(1, 1))
+PREFETCH = 4
+
+
+class TaskConsumer:
+    """Knows which queues are consumed, as kombu's ``Consumer`` does."""
+
+    def __init__(self, queues):
+        self.queues = set(queues)
+
+    def cancel_by_queue(self, queue):
+        self.queues.discard(queue)
+
+    def consuming_from(self, queue):
+        return queue in self.queues
+
+    def add_queue(self, queue):
+        self.queues.add(queue)
+
+    def consume(self):
+        pass
+
+
+class Request:
+    """A message that nobody has acknowledged."""
+
+    acknowledged = False
+
+
+def worker(*queues, prefetch=PREFETCH, driver="redis", qos_global=True):
+    return SimpleNamespace(
+        connection=SimpleNamespace(transport=SimpleNamespace(driver_type=driver)),
+        initial_prefetch_count=prefetch,
+        qos_global=qos_global,
+        qos=QoS(lambda **_: None, prefetch),
+        task_consumer=TaskConsumer(queues),
+        call_soon=lambda function, *args: function(*args),
+        app=SimpleNamespace(amqp=SimpleNamespace(queues=Queues({queue: queue for queue in queues}))),
+    )
+
+
+class Queues(dict):
+    @property
+    def consume_from(self):
+        return self
+
+
+def entry(queue="q"):
+    return Entry(Request(), queue, Passage(()), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("queues", "level", "wider"),
+    [
+        ("q", TENANT, 1),  # other tenants of the queue could start
+        ("q", QUEUE, 0),  # nothing else could: the worker stops fetching
+        ("qr", QUEUE, 1),  # the other queue could
+        ("qr", ALL, 0),
+        ("q", None, 0),
+        ("qr", None, 1),
+    ],
+)
+def test_a_held_message_makes_room_only_where_others_could_start(queues, level, wider):
+    consumer = worker(*queues)
+    window, held = Window(consumer), entry()
+    window.hold(held, level)
+    assert consumer.qos.value == PREFETCH + wider
+    window.unhold(held, level)
+    assert consumer.qos.value == PREFETCH
+
+
+@pytest.mark.parametrize("level", [QUEUE, None])
+def test_a_queue_that_fills_a_window_of_its_own_is_not_consumed_until_half_of_it_has_gone(level):
+    consumer = worker("q", "r")
+    window, held = Window(consumer), [entry() for _ in range(PREFETCH)]
+    for each in held[:-1]:
+        window.hold(each, level)
+    assert consumer.task_consumer.queues == {"q", "r"}
+    window.hold(held[-1], level)
+    assert consumer.task_consumer.queues == {"r"}
+    window.unhold(held[0], level)
+    assert consumer.task_consumer.queues == {"r"}
+    window.unhold(held[1], level)
+    assert consumer.task_consumer.queues == {"q", "r"}
+    assert consumer.qos.value == PREFETCH + 2
+
+
+def test_a_queue_the_user_has_cancelled_meanwhile_is_not_consumed_again():
+    consumer = worker("q", "r")
+    window, held = Window(consumer), [entry() for _ in range(PREFETCH)]
+    for each in held:
+        window.hold(each, QUEUE)
+    del consumer.app.amqp.queues["q"]
+    for each in held:
+        window.unhold(each, QUEUE)
+    assert consumer.task_consumer.queues == {"r"}
+
+
+@pytest.mark.parametrize("options", [{"prefetch": 0}, {"driver": "amqp", "qos_global": False}])
+def test_a_window_that_is_unlimited_or_each_queues_own_is_left_alone(options):
+    consumer = worker("q", "r", **options)
+    before = consumer.qos.value
+    window, held = Window(consumer), entry()
+    window.hold(held, TENANT)
+    assert consumer.qos.value == before
+    window.unhold(held, TENANT)
+    assert consumer.qos.value == before
+
+
+def test_what_was_never_held_widens_nothing():
+    consumer = worker("q", "r")
+    Window(consumer).unhold(entry(), TENANT)
+    assert consumer.qos.value == PREFETCH
+
+
+@pytest.fixture(autouse=True)
+def nothing_reserved():
+    yield
+    state.reserved_requests.clear()
+
+
+# Slots
+
+
+class Pool:
+    """A pool that keeps what it is given until it is told to run it."""
+
+    def __init__(self, slots, *, processes=False):
+        self.num_processes, self.uses_semaphore = slots, processes
+        self.work = []
+
+    def apply_async(self, target, args=(), callback=None, error_callback=None, **_options):
+        self.work.append((target, args, callback, error_callback))
+
+    def finish(self, *, failing=False):
+        target, args, callback, error_callback = self.work.pop(0)
+        if not self.uses_semaphore:
+            target(*args)
+        elif failing:
+            error_callback("lost")
+        else:
+            callback("done")
+
+
+def controller(pool):
+    made = SimpleNamespace(pool=pool)
+    ignored = {"callback": lambda _result: None, "error_callback": lambda _result: None}
+    made._process_task = lambda request: pool.apply_async(lambda: request, (), **ignored)
+    made.process_task = made._process_task
+    return made
+
+
+@pytest.mark.parametrize("processes", [False, True])
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_slots_of_a_pool_are_counted(processes, failing):
+    pool, called, soon = Pool(2, processes=processes), [], []
+    slots = slots_of(controller(pool), soon.append)
+    assert isinstance(slots, CountedSlots)
+    slots.start("one")
+    slots.start("two")
+    assert slots.free() == 0
+    slots.when_free(lambda: called.append(1))
+    slots.when_free(lambda: called.append(2))  # asking twice is asking once
+    assert not soon
+    pool.finish(failing=failing)
+    assert slots.free() == 1
+    assert [callback() for callback in soon] == [None]
+    assert called == [2]
+    pool.finish()
+    assert slots.free() == 2
+    assert len(soon) == 1
+
+
+def test_a_target_that_raises_frees_its_slot():
+    pool = Pool(1)
+    slots = CountedSlots(controller(pool), lambda callback: callback())
+    slots._controller.pool.apply_async(lambda: 1 / 0, ())
+    assert slots.free() == 0
+    with pytest.raises(ZeroDivisionError):
+        pool.finish()
+    assert slots.free() == 1
+
+
+def test_a_result_that_comes_twice_frees_one_slot():
+    pool = Pool(2, processes=True)
+    slots = CountedSlots(controller(pool), lambda callback: callback())
+    slots.start("one")
+    slots.start("two")
+    _, _, callback, error_callback = pool.work[0]
+    callback("done")
+    error_callback("lost")
+    assert slots.free() == 1
+
+
+def test_where_a_slot_is_free_the_callback_comes_in_the_loop():
+    soon = []
+    slots = CountedSlots(controller(Pool(1)), soon.append)
+    slots.when_free(print)
+    assert soon == [print]
+
+
+def test_preforks_own_semaphore_is_used():
+    started, called = [], []
+    made = SimpleNamespace(semaphore=LaxBoundedSemaphore(2), _process_task=started.append)
+    made._process_task_sem = made.process_task = lambda request: request
+    slots = slots_of(made, lambda _callback: None)
+    assert isinstance(slots, SemaphoreSlots)
+    slots.start("one")
+    slots.start("two")
+    assert (slots.free(), started) == (0, ["one", "two"])
+    slots.when_free(lambda: called.append(slots.free()))
+    slots.when_free(lambda: called.append(slots.free()))
+    made.semaphore.release()
+    assert called == [1]
+    assert slots.free() == 1
+    made.semaphore.release()
+    assert (called, slots.free()) == ([1], 2)
