@@ -1,0 +1,21 @@
+"""Fixtures for real workers on real servers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fleet import Fleet
+
+
+@pytest.fixture
+def fleet(tmp_path, redis_server):
+    """Yield a fleet without workers, on the shared Redis, emptied."""
+    fleet = Fleet(tmp_path, redis_server)
+    fleet.records.client.flushall()
+    yield fleet
+    fleet.close()

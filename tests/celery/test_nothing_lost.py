@@ -1,0 +1,199 @@
+"""Promise 5: nothing lost, nothing new. A task that was sent back is the task that was sent, whatever it is part of."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from celery import chain, chord, group
+
+#: Sends every task of a tenant but the first back to the broker, for a second or so.
+RETURNING = {"tenants": {"*": {"rate": "2/s", "capacity": 1}}}
+
+
+@pytest.fixture
+def returning(fleet):
+    """Yield a fleet of one worker that has just spent acme's only token: whatever comes next is sent back."""
+    fleet.configure(limits=RETURNING, bucketflow_tenant=None)
+    fleet.worker()
+    return fleet
+
+
+def spend(fleet, tenant="acme", tokens=1):
+    """Make the next task of *tenant* wait: as long as another has taken its tokens, and a line stands before it."""
+    fleet.send("work", times=tokens, headers={"tenant": tenant})
+    fleet.records.wait("starts", 1)
+
+
+def acme(fleet, name, *args, **kwargs):
+    return fleet.app.signature(f"workloads.{name}", args, kwargs, app=fleet.app).set(headers={"tenant": "acme"})
+
+
+def returned(fleet, task_id):
+    return fleet.records.deliveries()[task_id] == 2
+
+
+def test_everything_a_task_can_see_survives_its_return(returning):
+    spend(returning)
+    expires = datetime.now(timezone.utc) + timedelta(minutes=5)
+    result = acme(returning, "work", "acme", seconds=0.0).apply_async(
+        task_id="chosen-by-the-user",
+        priority=3,
+        expires=expires,
+        reply_to="a-reply-queue",
+        root_id="the-root",
+        parent_id="the-parent",
+        group_id="the-group",
+        shadow="another name",
+        soft_time_limit=50,
+        time_limit=60,
+        retries=1,
+        headers={"tenant": "acme", "custom": {"trace": [1, 2, 3]}, "stamps": {"monitor": ["x"]}},
+    )
+
+    [start] = returning.records.starts(1, id=result.id)
+
+    assert returned(returning, result.id)
+    assert start["args"] == ["acme"]
+    assert start["kwargs"] == {"seconds": 0.0}
+    assert start["retries"] == 1
+    assert (start["tenant"], start["custom"], start["stamped"]) == ("acme", {"trace": [1, 2, 3]}, {"monitor": ["x"]})
+    assert (start["priority"], start["reply_to"], start["correlation_id"]) == (3, "a-reply-queue", result.id)
+    assert (start["root_id"], start["parent_id"], start["group"]) == ("the-root", "the-parent", "the-group")
+    assert datetime.fromisoformat(start["expires"]) == expires
+    assert start["timelimit"] == [60, 50]
+    assert start["shadow"] == "another name"
+    assert result.get(timeout=5) == "acme"
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle", "yaml"])
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_body_survives_in_every_encoding(fleet, serializer, compression):
+    fleet.configure(
+        limits=RETURNING,
+        accept_content=["json", "pickle", "yaml"],
+        task_serializer=serializer,
+        result_serializer=serializer,
+        task_compression=compression,
+    )
+    fleet.worker()
+    spend(fleet)
+    argument = {1, 2, 3} if serializer == "pickle" else {"text": "ünïcode " * 100}
+
+    result = acme(fleet, "work", argument).apply_async()
+
+    assert result.get(timeout=10) == argument
+    assert returned(fleet, result.id)
+
+
+def test_callbacks_of_a_returned_task_are_called(returning):
+    spend(returning)
+    link = returning.app.signature("workloads.linked", ("mark",), app=returning.app)
+    result = acme(returning, "add", 1, 2).apply_async(link=link)
+
+    [callback] = returning.records.wait("callbacks", 1)
+
+    assert returned(returning, result.id)
+    assert (callback["result"], callback["mark"]) == (3, "mark")
+
+
+def test_errbacks_of_a_returned_task_are_called(returning):
+    spend(returning)
+    result = acme(returning, "fail", "acme").apply_async(link_error=returning.app.signature("workloads.errback"))
+
+    [errback] = returning.records.wait("errbacks", 1)
+
+    assert returned(returning, result.id)
+    assert (errback["id"], errback["error"], errback["text"]) == (result.id, "RuntimeError", "acme always fails")
+
+
+def test_chain_group_and_chord_go_on_after_returns(returning):
+    def add(*numbers):
+        return acme(returning, "add", *numbers)
+
+    spend(returning)
+    chained = chain(add(1, 1), add(1), add(1)).apply_async()
+    assert chained.get(timeout=10) == 4
+
+    summed = chord(group(add(number, number) for number in range(4)), acme(returning, "total")).apply_async()
+    assert summed.get(timeout=15) == 12
+
+    deliveries = returning.records.deliveries()
+    assert set(deliveries.values()) <= {1, 2}
+    assert sum(times == 2 for times in deliveries.values()) >= 5
+    assert returning.records.count("starts") == len(deliveries) == 1 + 3 + 4 + 1
+
+
+def test_retries_of_the_user_are_untouched(returning):
+    spend(returning)
+    results = [acme(returning, name).apply_async() for name in ("stubborn", "shaky")]
+
+    assert [result.get(timeout=15) for result in results] == [2, 2]
+
+    for result in results:
+        starts = returning.records.starts(3, id=result.id)
+        assert [start["retries"] for start in starts] == [0, 1, 2]
+        assert {start["tenant"] for start in starts} == {"acme"}
+        assert returning.records.deliveries()[result.id] > 3
+
+
+def test_bound_task_of_the_decorator_keeps_its_id_and_arguments(fleet):
+    fleet.worker()
+    results = [fleet.send("sync", "acme", order)[0] for order in range(6)]
+
+    assert [result.get(timeout=10) for result in results] == [
+        [result.id, "acme", order] for order, result in enumerate(results)
+    ]
+    assert fleet.stats()["returned"] == 4
+
+
+def test_the_copy_is_published_before_the_delivery_is_acknowledged(fleet):
+    fleet.configure(
+        limits={"tenants": {"*": {"rate": "1/m", "capacity": 1}}}, broker_transport_options={"visibility_timeout": 2}
+    )
+    # Dies between the two steps, by the worst of deaths.
+    fleet.module(
+        "dying",
+        """
+        import os
+        from workloads import app
+        from bucketflow_celery.worker_host import WorkerHost
+
+        WorkerHost._acknowledge = lambda *_: os._exit(9)
+        """,
+    )
+    worker = fleet.worker(app="dying")
+    spend(fleet)
+    [lost] = fleet.send("work", "kept", headers={"tenant": "acme"})
+    assert worker.wait_end() == 9
+
+    fleet.throttle().set_limits({})
+    time.sleep(2)
+    fleet.worker()
+
+    assert fleet.records.starts(1, id=lost.id)
+
+
+def test_a_task_the_broker_does_not_take_back_still_runs(fleet):
+    fleet.configure(limits=RETURNING)
+    fleet.module(
+        "rejected",
+        """
+        from workloads import app
+        from bucketflow_celery.republish import Republisher
+
+        def publish(*_):
+            raise ConnectionError("the broker takes nothing")
+
+        Republisher.publish = publish
+        """,
+    )
+    fleet.worker(app="rejected")
+    spend(fleet)
+    sent = {result.id for result in fleet.send("work", times=3, headers={"tenant": "acme"})}
+
+    starts = fleet.records.wait("starts", 4)
+
+    assert sent <= {start["id"] for start in starts}
+    assert set(fleet.records.deliveries().values()) == {1}

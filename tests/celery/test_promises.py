@@ -1,0 +1,152 @@
+"""What the throttle promises, held by real workers on a real Redis. Two have files of their own."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager, suppress
+
+import pytest
+from processes import wait_until
+from records import JITTER, excess, utilisation
+
+RATE, CAPACITY = 20, 4
+LIMIT = {"rate": f"{RATE}/s", "capacity": CAPACITY}
+SLOW = {"rate": "1/s", "capacity": 1}
+
+
+@pytest.mark.parametrize(
+    ("limits", "deliveries"),
+    [
+        ({"all": LIMIT}, 1),
+        ({"queues": {"celery": LIMIT}}, 1),
+        ({"tenants": {"*": LIMIT}}, 2),
+        ({"tasks": {"workloads.work": LIMIT}}, 2),
+    ],
+    ids=["all", "queue", "tenant", "task"],
+)
+def test_never_exceed_never_idle_and_at_most_one_return(fleet, limits, deliveries):
+    fleet.configure(limits=limits, bucketflow_tenant="tenant")
+    fleet.start(2, "prefork")
+    sent = sorted(result.id for result in fleet.send("work", "acme", times=60))
+
+    starts = fleet.records.wait("starts", 60)
+
+    assert excess(starts, CAPACITY, RATE) <= JITTER
+    assert utilisation(starts, CAPACITY, RATE) >= 0.9
+    assert sorted(start["id"] for start in starts) == sent
+    assert max(fleet.records.deliveries().values()) <= deliveries
+
+
+def test_never_exceed_after_all_workers_were_killed(fleet):
+    fleet.configure(
+        limits={"queues": {"*": LIMIT}, "tenants": {"acme": {"rate": "10/s", "capacity": 2}}},
+        bucketflow_tenant="tenant",
+        broker_transport_options={"visibility_timeout": 2},
+    )
+    workers = fleet.start(2)
+    sent = {result.id for tenant in ("acme", "umbrella") for result in fleet.send("work", tenant, times=30)}
+    fleet.records.wait("starts", 15)
+
+    for worker in workers:
+        worker.kill()
+    time.sleep(2.5)  # longer than the visibility timeout: everything that was in the workers comes at once
+    for worker in workers:
+        worker.restart()
+    wait_until(lambda: {start["id"] for start in fleet.records.of("starts")} == sent, timeout=30)
+
+    starts = fleet.records.of("starts")
+    assert excess(starts, CAPACITY, RATE) <= JITTER
+    assert excess([start for start in starts if start["args"] == ["acme"]], 2, 10) <= JITTER
+
+
+def test_never_exceed_where_tasks_wait_for_slots(fleet):
+    fleet.configure(limits={"queues": {"*": {"rate": f"{RATE}/s", "capacity": 1}}})
+    fleet.worker(concurrency=6)
+    fleet.send("work", "acme", 0.4, times=24)
+
+    starts = fleet.records.wait("starts", 24)
+
+    # All slots are freed at once again and again: tokens taken before a slot was free would be spent together.
+    assert excess(starts, 1, RATE) <= JITTER
+
+
+def test_all_or_nothing_a_tenant_at_its_limit_takes_nothing_from_the_queue(fleet):
+    fleet.configure(limits={"queues": {"*": LIMIT}, "tenants": {"greedy": SLOW}}, bucketflow_tenant="tenant")
+    fleet.start(2)
+    fleet.send("work", "greedy", times=60)
+    fleet.records.wait("refusals", 59)
+    fleet.send("work", "modest", times=40)
+
+    modest = fleet.records.starts(40, args=["modest"])
+
+    assert utilisation(modest, CAPACITY, RATE - 1) >= 0.9
+
+
+@pytest.mark.parametrize("on_limit", ["retry", "hold"])
+def test_no_slot_wasted_on_a_tenant_that_waits(fleet, on_limit):
+    fleet.configure(limits={"tenants": {"slow": SLOW}}, bucketflow_tenant="tenant", bucketflow_on_limit=on_limit)
+    fleet.worker(concurrency=2)
+    fleet.send("work", "slow", times=20)
+    fleet.records.wait("starts", 1)
+    fleet.send("work", "fast", times=20)
+
+    fleet.records.starts(20, args=["fast"])
+
+    assert len(fleet.records.starts(1, args=["slow"])) <= 3
+
+
+def test_no_slot_wasted_on_a_dry_queue(fleet):
+    fleet.configure(limits={"queues": {"dry": SLOW}})
+    fleet.worker(concurrency=2, queues="dry,free")
+    fleet.send("work", "dry", times=100, queue="dry")
+    fleet.records.wait("starts", 1)
+    fleet.send("work", "free", times=50, queue="free")
+
+    fleet.records.starts(50, args=["free"])
+
+    assert len(fleet.records.starts(1, args=["dry"])) <= 3
+    assert fleet.stats()["round_trips"] <= 30
+
+
+@contextmanager
+def events(app, kind):
+    """Listen to what workers tell monitors; what is yielded returns the events of *kind* that came since."""
+    seen = []
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={kind: seen.append})
+        with receiver.consumer_context(wakeup=False) as (listening, _, _):
+
+            def drain():
+                with suppress(TimeoutError):
+                    while True:
+                        listening.drain_events(timeout=0.2)
+                return seen
+
+            drain()  # Redis is told what is listened to when the first answer is waited for
+            yield drain
+
+
+@pytest.mark.parametrize(
+    ("limits", "level", "key"),
+    [
+        ({"all": SLOW, "tasks": {"*": LIMIT}}, "all", "all"),
+        ({"all": LIMIT, "queues": {"*": SLOW}}, "queue", "q:celery"),
+        ({"queues": {"*": LIMIT}, "tenants": {"*": SLOW}}, "tenant", "q:celery/t:acme"),
+        ({"tenants": {"*": LIMIT}, "tasks": {"*": SLOW}}, "task", "q:celery/t:acme/f:workloads.work"),
+    ],
+    ids=["all", "queue", "tenant", "task"],
+)
+def test_a_refusal_says_what_binds_and_how_long(fleet, limits, level, key):
+    fleet.configure(limits=limits, bucketflow_tenant="tenant")
+    fleet.worker("threads", "-E")
+    with events(fleet.app, "task-throttled") as drain:
+        fleet.send("work", "acme", times=2)
+        _, start = fleet.records.wait("starts", 2)
+        [event] = drain()
+
+    [refusal] = fleet.records.of("refusals")
+    assert (refusal["id"], refusal["level"]) == (start["id"], level)
+    assert 0.5 <= refusal["wait"] <= 1
+    assert -0.05 <= start["at"] - (refusal["at"] + refusal["wait"]) <= 0.5
+    assert (event["uuid"], event["level"], event["key"]) == (start["id"], level, key)
+    assert event["wait"] == pytest.approx(refusal["wait"])

@@ -1,0 +1,156 @@
+"""
+The app that the tests' workers run. Its whole configuration stands in ``WORKLOAD``, as JSON.
+
+What happens in a worker is written to a Redis that nobody stops: every start with all that its task could see, every
+delivery, every refusal, every callback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import redis
+from celery import Celery, Task, current_task, signals
+
+from bucketflow_celery import Throttle, task_throttled, throttled_task
+
+CONFIG = json.loads(os.environ["WORKLOAD"])
+NODE = os.environ["WORKLOAD_NODE"]
+
+records = redis.Redis.from_url(os.environ["WORKLOAD_RECORDS"])
+
+app = Celery("workloads")
+app.config_from_object(CONFIG)
+throttle = Throttle(app)
+
+
+def record(what, **facts):
+    records.rpush(what, json.dumps({"at": time.time(), "node": NODE, "pid": os.getpid(), **facts}, default=str))
+
+
+@signals.worker_process_init.connect
+def warm_up(**_):
+    # The first start of a child must not be late by the time that a connection takes.
+    records.ping()
+
+
+@signals.worker_ready.connect
+def on_ready(**_):
+    record("ready")
+
+
+@signals.task_received.connect
+def on_received(request, **_):
+    records.hincrby("deliveries", request.id, 1)
+
+
+@signals.task_prerun.connect
+def on_start(task_id, task, args, kwargs, **_):
+    request = task.request
+    record(
+        "starts",
+        id=task_id,
+        task=task.name,
+        args=args,
+        kwargs=kwargs,
+        retries=request.retries,
+        tenant=request.get("tenant"),
+        priority=(request.delivery_info or {}).get("priority"),
+        reply_to=request.reply_to,
+        correlation_id=request.correlation_id,
+        root_id=request.root_id,
+        parent_id=request.parent_id,
+        group=request.group,
+        expires=request.expires,
+        timelimit=request.timelimit,
+        custom=request.get("custom"),
+        stamped=request.get("stamps"),
+        shadow=request.shadow,
+    )
+
+
+@task_throttled.connect
+def on_throttled(sender, request, level, wait, **_):
+    record("refusals", id=request.id, task=sender.name, level=level, wait=wait)
+
+
+@app.task
+def work(tenant=None, seconds=0.0):
+    if seconds:
+        time.sleep(seconds)
+    return tenant
+
+
+@app.task
+def add(x, y):
+    return x + y
+
+
+@app.task
+def total(numbers):
+    return sum(numbers)
+
+
+@app.task
+def fail(tenant=None):
+    raise RuntimeError(f"{tenant} always fails")
+
+
+@app.task
+def linked(result, mark):
+    record("callbacks", result=result, mark=mark)
+
+
+@app.task
+def errback(request, error, _traceback):
+    record("errbacks", id=request.id, error=type(error).__name__, text=str(error))
+
+
+@app.task(bind=True, max_retries=2)
+def stubborn(self):
+    """Retry itself as often as it may, then say how often that was."""
+    if self.request.retries < self.max_retries:
+        raise self.retry(countdown=1)
+    return self.request.retries
+
+
+@app.task(autoretry_for=(ConnectionError,), retry_kwargs={"max_retries": 2}, retry_backoff=False, default_retry_delay=0)
+def shaky():
+    """Fail until the last retry it has."""
+    if current_task.request.retries < 2:
+        raise ConnectionError("not yet")
+    return current_task.request.retries
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def late(tenant=None, seconds=0.0):
+    if seconds:
+        time.sleep(seconds)
+    return tenant
+
+
+@throttled_task(app=app, cost="tokens")
+def heavy(tokens=1):
+    return tokens
+
+
+@throttled_task(app=app, tenant=lambda order: order["account"])
+def ship(order):
+    return order["account"]
+
+
+@throttled_task(app=app, tenant="account", rate="10/s", capacity=2, bind=True)
+def sync(self: Task, account, order=0):
+    return [self.request.id, account, order]
+
+
+@throttled_task(app=app, max_wait=0.5)
+def impatient(tenant=None):
+    return tenant
+
+
+@throttled_task(app=app, on_limit="hold")
+def held(tenant=None):
+    return tenant
