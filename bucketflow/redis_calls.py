@@ -34,34 +34,37 @@ from bucketflow.redis_clients import (
 )
 from bucketflow.scripts import Script
 
-__all__ = ["AsyncScriptRunner", "ScriptRunner"]
+__all__ = ["FAILURES", "AsyncScriptRunner", "Plan", "Question", "ScriptRunner", "proceed"]
 
-_FAILURES = (RedisError, OSError)
+#: What a driver raises when a server is away, slow or unwilling.
+FAILURES = (RedisError, OSError)
 
 #: A slot that moves more often than this within one call is a cluster at odds with itself.
 _REDIRECTIONS = 3
 
 
-class _Question(NamedTuple):
+class Question(NamedTuple):
+    """What to ask whom, next."""
+
     node: Node
     command: tuple[Any, ...]
 
 
-_Plan = Generator[_Question, Any, Any]
+Plan = Generator[Question, Any, Any]
 
 
 class _Route(Protocol):
     nodes: dict[Address, Node]
 
-    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> _Plan:
+    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> Plan:
         """Yield questions, receive their answers or errors, return the script's reply."""
 
 
-def _evaluate(node: Node, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> _Plan:
+def _evaluate(node: Node, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> Plan:
     try:
-        return (yield _Question(node, ("EVALSHA", script.sha, len(keys), *keys, *args)))
+        return (yield Question(node, ("EVALSHA", script.sha, len(keys), *keys, *args)))
     except NoScriptError:  # the server was restarted or flushed; EVAL runs the script and keeps it
-        return (yield _Question(node, ("EVAL", script.text, len(keys), *keys, *args)))
+        return (yield Question(node, ("EVAL", script.text, len(keys), *keys, *args)))
 
 
 class _Single:
@@ -71,7 +74,7 @@ class _Single:
         self._node = node_of(driver, client, timeout)
         self.nodes = {("", 0): self._node}
 
-    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> _Plan:
+    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> Plan:
         return _evaluate(self._node, script, keys, args)
 
 
@@ -89,7 +92,7 @@ class _Cluster:
         self._first = frozenset(self.nodes)
         self._owners: dict[int, Address] = {}
 
-    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> _Plan:
+    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> Plan:
         slot, moves = key_slot(keys[0]), 0
         while True:
             address = self._owners.get(slot)
@@ -102,7 +105,7 @@ class _Cluster:
                 if moves > _REDIRECTIONS:
                     raise
                 self._owners[slot] = (moved.host or address[0], moved.port)
-            except _FAILURES:
+            except FAILURES:
                 self._owners = {}
                 self._ask_last(address)
                 raise
@@ -118,13 +121,13 @@ class _Cluster:
         if node is not None:  # another thread may have forgotten it
             self.nodes[address] = node
 
-    def _learn(self, slot: int) -> Generator[_Question, Any, Address]:
+    def _learn(self, slot: int) -> Generator[Question, Any, Address]:
         """Ask who has which slots, from the first node that answers; return the owner of *slot*."""
         error: Exception = RedisError("it knows no node")
         for address, node in list(self.nodes.items()):
             try:
-                self._take_down(address, (yield _Question(node, ("CLUSTER", "SLOTS"))))
-            except _FAILURES as raised:
+                self._take_down(address, (yield Question(node, ("CLUSTER", "SLOTS"))))
+            except FAILURES as raised:
                 error = raised
                 self._ask_last(address)
                 if isinstance(raised, redis.TimeoutError):  # the caller has waited long enough
@@ -159,7 +162,7 @@ def _check_timeout(timeout: float) -> float:
     return check_number("timeout", timeout, "seconds above 0", above=True)
 
 
-def _unavailable(question: _Question, error: Exception) -> StoreUnavailable:
+def _unavailable(question: Question, error: Exception) -> StoreUnavailable:
     return StoreUnavailable(question.node.label, str(error) or type(error).__name__)
 
 
@@ -202,18 +205,22 @@ class ScriptRunner:
             StoreUnavailable: Redis is away, did not answer in time, or answered with an error. Whether the script
                 ran is unknown; it was not repeated.
         """
-        plan = self._route.plan(script, keys, args)
+        plan = self.plan(script, keys, args)
         question = next(plan)
         try:
             while True:
                 try:
                     answer = question.node.call(question.command)
-                except _FAILURES as error:
-                    question = _throw(plan, question, error)
+                except FAILURES as error:
+                    question = proceed(plan, question, error)
                 else:
                     question = plan.send(answer)
         except StopIteration as finished:
             return finished.value
+
+    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> Plan:
+        """Return the questions of a call, for a caller that must not wait for their answers; see :func:`proceed`."""
+        return self._route.plan(script, keys, args)
 
     def close(self) -> None:
         """Close the connections. The next call opens new ones."""
@@ -254,8 +261,8 @@ class AsyncScriptRunner:
             while True:
                 try:
                     answer = await question.node.client.execute_command(*question.command)
-                except _FAILURES as error:
-                    question = _throw(plan, question, error)
+                except FAILURES as error:
+                    question = proceed(plan, question, error)
                 else:
                     question = plan.send(answer)
         except StopIteration as finished:
@@ -276,9 +283,17 @@ class AsyncScriptRunner:
         return route
 
 
-def _throw(plan: _Plan, question: _Question, error: Exception) -> _Question:
-    """Tell *plan* of the error; return its next question, or raise what it makes of it."""
+def proceed(plan: Plan, question: Question, outcome: Any) -> Question:  # noqa: ANN401 - a reply or an error
+    """
+    Tell *plan* what came of *question*, a reply or one of :data:`FAILURES`; return its next question.
+
+    Raises:
+        StopIteration: It is done; ``value`` is the script's reply.
+        StoreUnavailable: It has no further question.
+    """
+    if not isinstance(outcome, Exception):
+        return plan.send(outcome)
     try:
-        return plan.throw(error)
-    except _FAILURES as final:
+        return plan.throw(outcome)
+    except FAILURES as final:
         raise _unavailable(question, final) from final

@@ -129,8 +129,7 @@ class Node:
         redis-py's ``execute_command`` costs four times the CPU, for what a script does not need: packing arguments of
         any type, callbacks for replies, telemetry, and the loop that would repeat the call.
         """
-        pool = self.client.connection_pool
-        connection = pool.get_connection(*_NAME)
+        connection = self.connect()
         try:
             connection.send_packed_command([pack(command)])
             return connection.read_response()
@@ -140,7 +139,15 @@ class Node:
             connection.disconnect()  # or its late reply would answer the next call
             raise
         finally:
-            pool.release(connection)
+            self.release(connection)
+
+    def connect(self) -> Any:  # noqa: ANN401 - a connection
+        """Return a connection that is up, from the pool; give it to :meth:`release` in the end."""
+        return self.client.connection_pool.get_connection(*_NAME)
+
+    def release(self, connection: Any) -> None:  # noqa: ANN401
+        """Return *connection* to the pool."""
+        self.client.connection_pool.release(connection)
 
 
 def pack(command: Sequence[str | bytes | int]) -> bytes:

@@ -20,6 +20,7 @@ from typing import Any
 from bucketflow.errors import BucketflowError, StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission import Answer, Ask
+from bucketflow_celery.asking import Outcome
 from bucketflow_celery.host import Host
 from bucketflow_celery.limits import Level
 from bucketflow_celery.lines import Entry, Line, Lines, Passage
@@ -55,14 +56,24 @@ class Patience:
     max_countdown: float
 
 
+@dataclass(slots=True)
+class _Flight:
+    """A question on its way, with the line that each task stood in."""
+
+    batch: list[tuple[Entry, Line | None]]
+    asks: list[Ask]
+    outcome: Outcome = None
+    landed: bool = False
+
+
 class Gate:
     """
     Admission in one worker.
 
     Args:
         host: The worker.
-        ask: Puts questions to the store in one round trip; the answers have their length and order. ``None``: the
-            limits have changed, so resolve again. Raises ``StoreUnavailable``.
+        ask: Puts questions to the store in one round trip, and tells the outcome to its second argument, later or
+            before it returns: see :class:`bucketflow_celery.asking.Asker`.
         resolve: What a request needs that came from a queue; raises ``BucketflowError`` if it can never start.
         outage: What to do while the store is away.
         patience: How long is too long.
@@ -73,7 +84,7 @@ class Gate:
         self,
         host: Host,
         *,
-        ask: Callable[[Sequence[Ask]], Sequence[Answer] | None],
+        ask: Callable[[Sequence[Ask], Callable[[Outcome], None]], None],
         resolve: Callable[[Any, str], Passage],
         outage: Outage,
         patience: Patience,
@@ -92,6 +103,7 @@ class Gate:
         self._again = False
         self._closed = False
         self._next_sweep = 0.0
+        self._flight: _Flight | None = None
 
     def enter(self, request: Any, queue: str, ticket: Ticket) -> None:
         """Let a task queue up; it starts, waits, returns or fails from here on."""
@@ -122,18 +134,23 @@ class Gate:
         """Stop, and return those who were waiting: the caller leaves them to the broker."""
         self.stop()
         with self._turn:
-            waiting = [*self._lines.clear(), *self._inbox]
+            flight, self._flight = self._flight, None
+            asked = [] if flight is None else [entry for entry, _ in flight.batch]
+            waiting = [*asked, *self._lines.clear(), *self._inbox]
             self._inbox.clear()
             self._stats.waiting = 0
         return waiting
 
     def _round(self) -> None:
+        self._land()
         self._sweep()
-        while (free := self._host.free()) > 0:
+        while self._flight is None and (free := self._host.free()) > 0:
             batch = self._collect(min(free, MOST))
             if batch is None:
                 break
             self._put(batch)
+        if self._flight is not None:
+            return  # whoever comes meanwhile is asked for next, in one call
         self._lines.prune()
         self._stats.waiting = len(self._lines) + len(self._inbox)
         self._rest()
@@ -173,20 +190,33 @@ class Gate:
         asks = [self._places.question(entry, self._waited(entry)) for entry, _ in batch]
         if not asks:
             return
-        try:
-            self._stats.round_trips += 1
-            answers = self._ask(asks)
-        except StoreUnavailable as error:
-            self._places.restore(asks)
-            self._store_failed(error, batch)
+        self._stats.round_trips += 1
+        flight = self._flight = _Flight(batch, asks)
+
+        def on_outcome(outcome: Outcome) -> None:
+            flight.outcome, flight.landed = outcome, True
+            self.run()
+
+        self._ask(asks, on_outcome)
+        self._land()
+
+    def _land(self) -> None:
+        """Act on the outcome of the question that was put, if it is there."""
+        flight = self._flight
+        if flight is None or not flight.landed:
+            return
+        self._flight = None
+        if isinstance(flight.outcome, StoreUnavailable):
+            self._places.restore(flight.asks)
+            self._store_failed(flight.outcome, flight.batch)
             return
         if self._outage.recovered():
             logger.warning("the store of the limits answers again")
-        if answers is None:
-            self._places.restore(asks)
-            self._resolve_again(batch)
+        if flight.outcome is None:
+            self._places.restore(flight.asks)
+            self._resolve_again(flight.batch)
         else:
-            self._settle(batch, asks, answers)
+            self._settle(flight.batch, flight.asks, flight.outcome)
 
     def _settle(self, batch: list[tuple[Entry, Line | None]], asks: Sequence[Ask], answers: Sequence[Answer]) -> None:
         fronts: dict[Line, list[Entry]] = {}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from bucketflow.redis_calls import ScriptRunner
-from bucketflow.scripts import exact, load_script
+from bucketflow.scripts import Script, exact, load_script
 from bucketflow_celery.admission import Answer, Ask, LevelState
 from bucketflow_celery.limits import Level
 
@@ -61,12 +61,16 @@ class RedisStore:
     """
 
     def __init__(self, runner: ScriptRunner, namespace: str) -> None:
-        self._runner = runner
+        self.runner = runner
         self._prefix = f"{{{namespace}}}:"
         self._table_keys = [self._key("limits:version"), self._key("limits")]
 
     def admit(self, asks: Sequence[Ask], version: str) -> tuple[str, list[Answer] | None]:
         """See :class:`Store`."""
+        return self.read(asks, version, self.runner.run(*self.question(asks, version)))
+
+    def question(self, asks: Sequence[Ask], version: str) -> tuple[Script, list[bytes], list[str]]:
+        """Return the script of :meth:`admit`, its keys and its arguments, for a caller that runs it by itself."""
         keys = self._table_keys[:1]
         index: dict[str, int] = {}
         args = [version]
@@ -78,7 +82,10 @@ class RedisStore:
                     index[level.key] = len(keys)
                 limit, returns = level.limit, "1" if level.returns else "0"
                 args += (str(index[level.key]), exact(limit.capacity), exact(limit.fill_rate), str(due), returns)
-        reply = self._runner.run(load_script(_PACKAGE, "admit"), keys, args)
+        return load_script(_PACKAGE, "admit"), keys, args
+
+    def read(self, asks: Sequence[Ask], version: str, reply: Sequence[Any]) -> tuple[str, list[Answer] | None]:
+        """Return what :meth:`admit` returns, from the *reply* to :meth:`question`."""
         now_in_force = reply[0].decode()
         if now_in_force != version:
             return now_in_force, None
@@ -93,34 +100,34 @@ class RedisStore:
                 keys.append(self._key(level.key))
                 args += (exact(level.limit.fill_rate), str(due))
         if keys:
-            self._runner.run(load_script(_PACKAGE, "leave"), keys, args)
+            self.runner.run(load_script(_PACKAGE, "leave"), keys, args)
 
     def peek(self, path: Sequence[Level]) -> tuple[int, list[LevelState]]:
         """See :class:`Store`."""
         if not path:
             return 0, []
-        reply = self._runner.run(load_script(_PACKAGE, "peek"), [self._key(level.key) for level in path], [])
+        reply = self.runner.run(load_script(_PACKAGE, "peek"), [self._key(level.key) for level in path], [])
         numbers = [float(number) for number in reply[1:]]
         return int(reply[0]), [LevelState(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
 
     def limits(self) -> tuple[str, Mapping[str, Any] | None]:
         """See :class:`Store`."""
-        version, raw = self._runner.run(load_script(_PACKAGE, "limits"), self._table_keys, [])
+        version, raw = self.runner.run(load_script(_PACKAGE, "limits"), self._table_keys, [])
         return version.decode(), json.loads(raw) if raw else None
 
     def set_limits(self, raw: Mapping[str, Any] | None) -> None:
         """See :class:`Store`."""
         text = "" if raw is None else json.dumps(raw, sort_keys=True)
         version = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:12] if text else ""
-        self._runner.run(load_script(_PACKAGE, "set_limits"), self._table_keys, [version, text])
+        self.runner.run(load_script(_PACKAGE, "set_limits"), self._table_keys, [version, text])
 
     def after_fork(self) -> None:
         """See :class:`Store`."""
-        self._runner.after_fork()
+        self.runner.after_fork()
 
     def close(self) -> None:
         """See :class:`Store`."""
-        self._runner.close()
+        self.runner.close()
 
     def _key(self, name: str) -> bytes:
         return (self._prefix + name).encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from bucketflow.errors import ConfigError, StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow.redis_calls import ScriptRunner
 from bucketflow_celery import tenant
-from bucketflow_celery.admission import Answer, Ask
+from bucketflow_celery.admission import Ask
 from bucketflow_celery.errors import ConfigErrors
 from bucketflow_celery.limits import Level, LimitTable, check_cost
 from bucketflow_celery.lines import Passage
@@ -114,7 +114,7 @@ class Throttle:
         self.app = app
         self._client = client
         self._store = store
-        self._version = ""
+        self.version = ""
         self._table: LimitTable | None = None
         self.counters = Stats()
         app.bucketflow = self
@@ -205,24 +205,18 @@ class Throttle:
         max_wait = rules.max_wait if rules.max_wait is not None else self.settings.max_wait
         return Passage(path, cost, max_wait, rules.on_limit or self.settings.on_limit, whom)
 
-    def ask(self, asks: Sequence[Ask]) -> Sequence[Answer] | None:
-        """
-        Put questions to the store; ``None`` if the limits have changed, so that they must be put anew.
-
-        Raises:
-            StoreUnavailable: The store did not answer in time; nothing is retried.
-        """
-        version, answers = self.store.admit(asks, self._version)
-        if answers is None and version != self._version:
-            self._load_limits()
-        return answers
-
     def close(self) -> None:
         """Close the connection to the store; it opens again when it is needed."""
         if "store" in self.__dict__:
             self.store.close()
 
-    def _load_limits(self) -> None:
+    def renew(self) -> None:
+        """
+        Read the fleet's limits again. Used by the worker when it hears of another version.
+
+        Raises:
+            StoreUnavailable: The store did not answer in time.
+        """
         version, raw = self.store.limits()
         mistakes: list[ConfigError] = []
         table = None if raw is None else LimitTable.parse(raw, mistakes)
@@ -230,7 +224,7 @@ class Throttle:
             logger.error("the fleet's new limits cannot be read, the old ones stay: %s", ConfigErrors(mistakes))
         else:
             self._table = table
-        self._version = version
+        self.version = version
 
     def _runner(self) -> ScriptRunner:
         client = self._client

@@ -8,6 +8,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.utils.quorum_queues import detect_quorum_queues
 
+from bucketflow_celery.asking import Asker, asker_for
 from bucketflow_celery.gate import Gate, Patience
 from bucketflow_celery.lines import Passage
 from bucketflow_celery.outage import Outage
@@ -41,6 +42,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._slots = slots_of(consumer.controller, self._wakeup.call_soon)
         self._gate: Gate | None = None
         self._host: WorkerHost | None = None
+        self._asker: Asker | None = None
         consumer.on_task_request = self._on_request
         signals.worker_shutting_down.connect(self._on_shutting_down)
 
@@ -51,9 +53,10 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         delayed, _ = detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)
         republisher = Republisher(consumer.app, delayed=delayed)
         self._host = WorkerHost(consumer, self._slots, Window(consumer), republisher, requeue=not delayed)
+        self._asker = asker_for(self._throttle.store, self._throttle, consumer.hub, settings.timeout)
         self._gate = Gate(
             self._host,
-            ask=self._throttle.ask,
+            ask=self._asker.ask,
             resolve=self._resolve,
             outage=Outage(settings.on_store_error),
             patience=_patience(consumer, settings.max_hold, settings.max_countdown),
@@ -71,7 +74,8 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if gate is None or host is None:
             return
         host.close(gate.close(), connected=bool(consumer.connection))
-        self._throttle.close()
+        if self._asker is not None:
+            self._asker.close()
 
     def register_with_event_loop(self, _consumer: Any, hub: Any) -> None:
         """Let the pool's threads wake the loop."""

@@ -75,6 +75,7 @@ class Fleet:
         lateness: A function of the number of the return: seconds by which it comes late.
         store_down, broker_down: Intervals, in seconds from the start, in which the store or the publishing fails.
         lost_replies: Whether a failing store has done what it was asked before it fails.
+        latency: Seconds that an answer of the store takes to come back; 0: it is there at once.
     """
 
     def __init__(  # noqa: PLR0913
@@ -91,12 +92,14 @@ class Fleet:
         store_down=(),
         broker_down=(),
         lost_replies=False,
+        latency=0.0,
     ):
         self.clock = FakeClock(START)
         self.store = MemoryStore(self.clock)
         self.configured = limits
         self.lateness, self.lost_replies = lateness, lost_replies
         self.store_down, self.broker_down = store_down, broker_down
+        self.latency = latency
         self.jobs = []
         self.queues = {}
         self.events = []
@@ -189,13 +192,20 @@ class Fleet:
 
     # The store
 
-    def ask(self, worker, asks):
-        """Do as ``Throttle.ask`` does."""
+    def ask(self, worker, asks, done):
+        """Do as the askers of a worker do: answer at once, or later."""
         worker.calls.append(self.now)
+        outcome = self._outcome(worker, asks)
+        if self.latency:
+            self.after(self.latency, lambda: done(outcome))
+        else:
+            done(outcome)
+
+    def _outcome(self, worker, asks):
         if self._within(self.store_down, self.now):
             if self.lost_replies:
                 self.store.admit(asks, worker.version)
-            raise StoreUnavailable("memory", "down")
+            return StoreUnavailable("memory", "down")
         version, answers = self.store.admit(asks, worker.version)
         if answers is None and version != worker.version:
             worker.version, raw = self.store.limits()
@@ -251,7 +261,7 @@ class Worker:
     def open(self):
         self.gate = Gate(
             self,
-            ask=lambda asks: self.fleet.ask(self, asks),
+            ask=lambda asks, done: self.fleet.ask(self, asks, done),
             resolve=self.resolve,
             outage=Outage(self.fleet.options["on_store_error"]),
             patience=Patience(self.fleet.options["max_hold"], self.fleet.options["max_countdown"]),

@@ -316,6 +316,7 @@ options = st.fixed_dictionaries(
         "store_down": st.one_of(st.just([]), outages),
         "broker_down": st.one_of(st.just([]), outages),
         "lost_replies": st.booleans(),
+        "latency": st.sampled_from([0.0, 0.002]),
     }
 )
 changes = st.one_of(st.just([]), st.lists(st.tuples(st.floats(0, 30), st.one_of(st.none(), tables)), max_size=2))

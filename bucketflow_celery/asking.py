@@ -1,0 +1,111 @@
+"""How the gate's questions reach the store: at once, or from the event loop without waiting for the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from bucketflow.errors import StoreUnavailable
+from bucketflow_celery.admission import Answer, Ask
+from bucketflow_celery.hub_runner import HubRunner
+from bucketflow_celery.store import RedisStore, Store
+
+__all__ = ["Asker", "Book", "DirectAsker", "HubAsker", "Outcome", "asker_for"]
+
+#: One answer an ask, same order; ``None``: the limits have changed, resolve and ask again; or why there is no answer.
+Outcome: TypeAlias = "Sequence[Answer] | StoreUnavailable | None"
+
+
+class Asker(Protocol):
+    """Puts questions, one call at a time."""
+
+    def ask(self, asks: Sequence[Ask], done: Callable[[Outcome], None]) -> None:
+        """Put *asks*, length >= 1, in one round trip; call *done* with the outcome, later or before this returns."""
+
+    def close(self) -> None:
+        """Forget what is in flight, and close what is open."""
+
+
+class Book(Protocol):
+    """What knows which version of the limits is in force here."""
+
+    version: str
+
+    def renew(self) -> None:
+        """Read the limits again. Raises ``StoreUnavailable``."""
+
+
+class DirectAsker:
+    """
+    Waits for the answer.
+
+    Args:
+        store: Where the levels live.
+        book: Which limits are in force.
+    """
+
+    def __init__(self, store: Store, book: Book) -> None:
+        self._store = store
+        self._book = book
+
+    def ask(self, asks: Sequence[Ask], done: Callable[[Outcome], None]) -> None:
+        """See :class:`Asker`."""
+        try:
+            outcome: Outcome = _checked(self._book, *self._store.admit(asks, self._book.version))
+        except StoreUnavailable as error:
+            outcome = error
+        done(outcome)
+
+    def close(self) -> None:
+        """See :class:`Asker`."""
+        self._store.close()
+
+
+class HubAsker:
+    """
+    Lets the event loop go on, and is told of the answer.
+
+    Args:
+        store: Where the levels live.
+        book: Which limits are in force.
+        runner: Runs its scripts from the loop.
+    """
+
+    def __init__(self, store: RedisStore, book: Book, runner: HubRunner) -> None:
+        self._store = store
+        self._book = book
+        self._runner = runner
+
+    def ask(self, asks: Sequence[Ask], done: Callable[[Outcome], None]) -> None:
+        """See :class:`Asker`."""
+
+        def on_reply(reply: Any) -> None:
+            outcome: Outcome
+            try:
+                outcome = reply if isinstance(reply, StoreUnavailable) else self._read(asks, reply)
+            except StoreUnavailable as error:
+                outcome = error
+            done(outcome)
+
+        self._runner.run(*self._store.question(asks, self._book.version), on_reply)
+
+    def close(self) -> None:
+        """See :class:`Asker`."""
+        self._runner.close()
+        self._store.close()
+
+    def _read(self, asks: Sequence[Ask], reply: Any) -> Outcome:
+        return _checked(self._book, *self._store.read(asks, self._book.version, reply))
+
+
+def asker_for(store: Store, book: Book, hub: Any, timeout: float) -> Asker:
+    """Return what suits a worker: *hub* is its event loop, ``None`` if it has none; *timeout* is in seconds."""
+    if hub is not None and isinstance(store, RedisStore):
+        return HubAsker(store, book, HubRunner(store.runner, hub, timeout))
+    return DirectAsker(store, book)
+
+
+def _checked(book: Book, version: str, answers: Sequence[Answer] | None) -> Sequence[Answer] | None:
+    if answers is None and version != book.version:
+        book.renew()
+    return answers

@@ -1,0 +1,135 @@
+"""Run scripts from a worker's event loop without waiting for the answer: the loop goes on, and is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from bucketflow.errors import StoreUnavailable
+from bucketflow.redis_calls import FAILURES, Plan, Question, ScriptRunner, proceed
+from bucketflow.redis_clients import Node, pack
+from bucketflow.scripts import Script
+
+__all__ = ["HubRunner"]
+
+
+class HubRunner:
+    """
+    One call at a time, over one connection that the event loop watches.
+
+    What a synchronous call costs a busy worker is not its own time but the wait: on a machine without a free core the
+    server, and then the worker, must get their turn first. Meanwhile this worker receives, starts and acknowledges.
+
+    Args:
+        runner: Knows the servers.
+        hub: Kombu's event loop.
+        timeout: Seconds a server may take to answer.
+    """
+
+    def __init__(self, runner: ScriptRunner, hub: Any, timeout: float) -> None:
+        self._runner = runner
+        self._hub = hub
+        self._timeout = timeout
+        self._node: Node | None = None
+        self._connection: Any = None
+        self._plan: Plan | None = None
+        self._question: Question | None = None
+        self._done: Callable[[Any], None] | None = None
+        self._deadline = 0.0
+        self._timer: Any = None
+
+    def run(self, script: Script, keys: Sequence[bytes], args: Sequence[str], done: Callable[[Any], None]) -> None:
+        """
+        Run *script* once, and call *done* with its reply or with ``StoreUnavailable``: later, or before this returns.
+
+        The call before it must be done.
+        """
+        self._plan, self._done = self._runner.plan(script, keys, args), done
+        self._put(next(self._plan))
+
+    def close(self) -> None:
+        """Forget the call in flight and close the connection; the next call opens another."""
+        self._plan = self._done = None
+        self._drop()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _put(self, question: Question) -> None:
+        self._question = question
+        try:
+            self._connect(question.node)
+            self._connection.send_packed_command([pack(question.command)])
+        except FAILURES as error:
+            self._drop()
+            self._proceed(error)
+            return
+        self._deadline = monotonic() + self._timeout
+        if self._timer is None:
+            self._timer = self._hub.call_later(self._timeout, self._on_timer)
+
+    def _proceed(self, outcome: Any) -> None:
+        if self._plan is None or self._question is None or self._done is None:
+            return
+        result: Any
+        try:
+            question = proceed(self._plan, self._question, outcome)
+        except StopIteration as finished:
+            result = finished.value
+        except StoreUnavailable as error:
+            result = error
+        else:
+            self._put(question)
+            return
+        done, self._plan, self._done = self._done, None, None
+        done(result)
+
+    def _on_readable(self) -> None:
+        if self._plan is None:  # the server has closed an idle connection
+            self._drop()
+            return
+        try:
+            outcome = self._connection.read_response()
+        except ResponseError as error:
+            outcome = error
+        except FAILURES as error:
+            self._drop()
+            outcome = error
+        self._proceed(outcome)
+
+    def _on_timer(self) -> None:
+        # One timer serves all calls: a timer a call would fill the loop's heap with cancelled ones.
+        self._timer = None
+        if self._plan is None:
+            return
+        left = self._deadline - monotonic()
+        if left > 0:
+            self._timer = self._hub.call_later(left, self._on_timer)
+            return
+        self._drop()
+        self._proceed(RedisTimeoutError(f"no answer within {self._timeout:g} s"))
+
+    def _connect(self, node: Node) -> None:
+        if self._connection is not None and self._node is node:
+            return
+        self._drop()
+        self._node, self._connection = node, node.connect()
+        self._hub.add_reader(_socket_of(self._connection), self._on_readable)
+
+    def _drop(self) -> None:
+        connection, self._connection, node, self._node = self._connection, None, self._node, None
+        if connection is None or node is None:
+            return
+        sock = _socket_of(connection)
+        if sock is not None:
+            self._hub.remove_reader(sock)
+        connection.disconnect()
+        node.release(connection)
+
+
+def _socket_of(connection: Any) -> Any:
+    return connection._sock  # noqa: SLF001 - redis-py shows it nowhere else, and kombu's own transport takes it here
