@@ -145,7 +145,7 @@ def test_a_held_task_costs_nothing_while_it_waits_and_blocks_no_other_queue(leve
         assert {job.deliveries for job in dry} == {1}
 
 
-def test_no_round_trip_at_all_where_nothing_limits():
+def test_where_nothing_limits_the_store_is_only_asked_for_new_limits_now_and_then():
     fleet = play({"tenants": {"a": "1/s"}}, [Job(tenant="b", duration=0.1) for _ in range(100)])
     assert_all_ran_once(fleet)
     assert fleet.calls() == 0
@@ -209,6 +209,19 @@ def test_while_the_store_is_away_nothing_is_lost_and_the_worker_recovers_alone(p
     assert bool(during) == (policy == "admit")
     if policy != "admit":
         assert_no_window_over(fleet)
+
+
+def test_a_question_that_was_not_answered_keeps_its_place():
+    fleet = play({"queues": {"q": Limit(1, 0.5)}}, [Job(), Job()], store_down=[(1.5, 2.2)])
+    # Its place comes at 2 s, the store is asked again at 2.5 s.
+    assert [at for at, _ in fleet.starts()] == [0, 2.5]
+
+
+def test_each_outage_begins_with_a_short_pause():
+    jobs = [Job(at=number / 2) for number in range(80)]
+    fleet = play({"queues": {"q": "10/s"}}, jobs, store_down=[(1, 6), (20.9, 21.2)])
+    assert_all_ran_once(fleet)
+    assert max(job.starts[0] - job.at for job in jobs if job.at >= 20) <= 0.6
 
 
 def test_what_the_broker_does_not_take_back_stays_in_the_worker_and_starts_in_its_turn():
