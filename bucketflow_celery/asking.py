@@ -20,7 +20,7 @@ class Asker(Protocol):
     """Puts questions, one call at a time."""
 
     def ask(self, asks: Sequence[Ask], done: Callable[[Outcome], None]) -> None:
-        """Put *asks*, length >= 1, in one round trip; call *done* with the outcome, later or before this returns."""
+        """Put *asks*, length >= 0, in one round trip; call *done* with the outcome, later or before this returns."""
 
     def close(self) -> None:
         """Forget what is in flight, and close what is open."""

@@ -21,12 +21,11 @@ from bucketflow.errors import BucketflowError, StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission import Answer, Ask
 from bucketflow_celery.asking import Outcome
+from bucketflow_celery.handling import Handling
 from bucketflow_celery.host import Host
-from bucketflow_celery.limits import Level
 from bucketflow_celery.lines import Entry, Line, Lines, Passage
 from bucketflow_celery.outage import Outage
 from bucketflow_celery.places import Places
-from bucketflow_celery.policy import GiveUp, Hold, decide, too_long
 from bucketflow_celery.stats import Stats
 from bucketflow_celery.ticket import Ticket
 
@@ -36,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 #: Most tasks asked for in one call.
 MOST = 64
+#: Seconds after which a worker that is at work looks for new limits, if it had no other reason to call the store.
+LOOK = 5.0
 #: Seconds between two looks for tasks that have been held too long.
 SWEEP = 1.0
 #: Key of the line of those who wait for the store itself.
@@ -94,8 +95,9 @@ class Gate:
         self._ask = ask
         self._resolve = resolve
         self._outage = outage
-        self._patience = patience
+        self._max_hold = patience.max_hold
         self._stats = stats
+        self._handling = Handling(host, stats, patience.max_countdown)
         self._inbox: deque[Entry] = deque()
         self._lines = Lines()
         self._places = Places()
@@ -103,6 +105,7 @@ class Gate:
         self._again = False
         self._closed = False
         self._next_sweep = 0.0
+        self._asked_at = -LOOK
         self._flight: _Flight | None = None
 
     def enter(self, request: Any, queue: str, ticket: Ticket) -> None:
@@ -110,7 +113,7 @@ class Gate:
         try:
             passage = self._resolve(request, queue)
         except BucketflowError as error:
-            self._fail(request, error)
+            self._handling.fail(request, error)
             return
         self._inbox.append(Entry(request, queue, passage, self._host.monotonic(), ticket.since, dict(ticket.dues)))
         self.run()
@@ -144,6 +147,7 @@ class Gate:
     def _round(self) -> None:
         self._land()
         self._sweep()
+        self._look()
         while self._flight is None and (free := self._host.free()) > 0:
             batch = self._collect(min(free, MOST))
             if batch is None:
@@ -176,20 +180,29 @@ class Gate:
         while self._inbox and len(batch) < min(most, self._host.free()):
             entry = self._inbox.popleft()
             if not entry.passage.path:
-                self._start(entry)
+                self._handling.start(entry)
             elif self._outage.until > now:
                 self._without_store(entry, self._lines.of(STORE, None))
             elif (blocked := self._lines.blocking(entry.passage.path)) is not None:
-                self._join(entry, blocked)
+                self._handling.join(entry, blocked)
             else:
                 batch.append((entry, None))
         return batch
 
     def _put(self, batch: list[tuple[Entry, Line | None]]) -> None:
-        batch = [(entry, line) for entry, line in batch if not self._is_gone(entry)]
-        asks = [self._places.question(entry, self._waited(entry)) for entry, _ in batch]
-        if not asks:
-            return
+        batch = [(entry, line) for entry, line in batch if not self._handling.is_gone(entry)]
+        asks = [self._places.question(entry, self._handling.waited(entry)) for entry, _ in batch]
+        if asks:
+            self._fly(batch, asks)
+
+    def _look(self) -> None:
+        """Ask nothing, to hear of new limits, where no task has been asked for of late: none may be limited yet."""
+        now = self._host.monotonic()
+        if self._flight is None and self._outage.until <= now and now - self._asked_at >= LOOK:
+            self._fly([], [])
+
+    def _fly(self, batch: list[tuple[Entry, Line | None]], asks: list[Ask]) -> None:
+        self._asked_at = self._host.monotonic()
         self._stats.round_trips += 1
         flight = self._flight = _Flight(batch, asks)
 
@@ -223,7 +236,7 @@ class Gate:
         dry: dict[str, Line] = {}
         for (entry, origin), ask, answer in zip(batch, asks, answers, strict=True):
             if answer.admitted:
-                self._start(entry)
+                self._handling.start(entry)
                 continue
             self._places.settle(entry, answer)
             if answer.binding is None:
@@ -233,84 +246,23 @@ class Gate:
                 line = self._lines.of(level.key, level)
                 if not level.returns:
                     dry[level.key] = line
-                if not self._stays(entry, origin, level, answer.wait / SECOND, had_place=ask.dues[answer.binding] > 0):
+                wait, had_place = answer.wait / SECOND, ask.dues[answer.binding] > 0
+                if not self._handling.refuse(entry, origin, level, wait, had_place=had_place):
                     self._lines.wake(ask)
                     continue
             if line is origin:
                 fronts.setdefault(line, []).append(entry)
             else:
-                self._join(entry, line)
+                self._handling.join(entry, line)
         for line, entries in fronts.items():
             line.put_back(entries)
 
-    def _stays(self, entry: Entry, origin: Line | None, level: Level, wait: float, *, had_place: bool) -> bool:
-        """Act on a refusal; return whether the task waits in this worker."""
-        waited = self._waited(entry)
-        entry.ready_at = self._host.monotonic() + wait
-        if origin is None or origin.level is not level:
-            self._stats.refused += 1
-            self._host.refused(entry, level, wait)
-        refused = decide(entry.passage, level, wait, waited, had_place=had_place, cap=self._patience.max_countdown)
-        if isinstance(refused, GiveUp):
-            self._leave(entry)
-            self._fail(entry.request, refused.error)
-            return False
-        if isinstance(refused, Hold) or not self._host.send_back(entry, refused.countdown):
-            return True
-        self._stats.returned += 1
-        self._leave(entry)
-        return False
-
-    def _join(self, entry: Entry, line: Line) -> None:
-        wait = line.wait_ahead(self._host.monotonic())
-        waited = self._waited(entry)
-        if line.level is not None and (end := too_long(entry.passage, line.level, waited + wait)) is not None:
-            self._leave(entry)
-            self._fail(entry.request, end.error)
-            return
-        line.add(entry)
-        if not entry.held:
-            self._stats.held += 1
-        else:
-            self._host.unhold(entry)
-        entry.held = True
-        self._host.hold(entry, line.level)
-
-    def _start(self, entry: Entry) -> None:
-        self._leave(entry)
-        self._stats.admitted += 1
-        self._host.start(entry)
-
-    def _leave(self, entry: Entry) -> None:
-        if entry.held:
-            entry.held = False
-            self._host.unhold(entry)
-
-    def _fail(self, request: Any, error: BucketflowError) -> None:
-        self._stats.failed += 1
-        self._host.fail(request, error)
-
-    def _waited(self, entry: Entry) -> float:
-        now = self._host.time()
-        if entry.since is None:
-            entry.since = now
-        return max(0.0, now - entry.since)
-
-    def _is_gone(self, entry: Entry) -> bool:
-        gone = self._host.is_gone(entry)
-        if gone:
-            self._leave(entry)
-        return gone
-
     def _without_store(self, entry: Entry, line: Line) -> None:
         if self._outage.policy == "admit":
-            self._start(entry)
-        elif self._outage.policy == "refuse" and self._host.send_back(entry, max(1.0, self._outage.pause)):
-            self._stats.returned += 1
-            self._leave(entry)
-        else:
+            self._handling.start(entry)
+        elif self._outage.policy != "refuse" or not self._handling.send_back(entry, max(1.0, self._outage.pause)):
             entry.ready_at = self._outage.until
-            self._join(entry, line)
+            self._handling.join(entry, line)
 
     def _store_failed(self, error: StoreUnavailable, batch: list[tuple[Entry, Line | None]]) -> None:
         self._stats.store_errors += 1
@@ -335,8 +287,8 @@ class Gate:
         try:
             entry.passage = self._resolve(entry.request, entry.queue)
         except BucketflowError as error:
-            self._leave(entry)
-            self._fail(entry.request, error)
+            self._handling.leave(entry)
+            self._handling.fail(entry.request, error)
             return False
         return True
 
@@ -345,9 +297,9 @@ class Gate:
         if now < self._next_sweep:
             return
         self._next_sweep = now + SWEEP
-        old = {entry for entry in self._lines if now - entry.arrived > self._patience.max_hold}
+        old = {entry for entry in self._lines if now - entry.arrived > self._max_hold}
         gone = {entry for entry in old if self._host.give_back(entry)}
         self._lines.remove(gone)
         for entry in gone:
-            self._leave(entry)
+            self._handling.leave(entry)
             self._stats.given_back += 1

@@ -17,6 +17,9 @@ SHORT = 0.05
 #: Nor is one that has made the trip and finds its place not quite ready: clocks differ, and others may be late.
 NEARLY = 5.0
 
+#: How much longer than ``max_wait`` a task may wait that is late for its place.
+GRACE = 1.1
+
 
 @dataclass(frozen=True, slots=True)
 class Hold:
@@ -40,9 +43,13 @@ class GiveUp:
 Refused: TypeAlias = Hold | Return | GiveUp
 
 
-def too_long(passage: Passage, level: Level, wait: float) -> GiveUp | None:
-    """Return the end of a task that would wait *wait* seconds in all, if that is more than it may."""
-    if passage.max_wait is None or wait <= passage.max_wait:
+def too_long(passage: Passage, level: Level, wait: float, *, had_place: bool = False) -> GiveUp | None:
+    """
+    Return the end of a task that would wait *wait* seconds in all, if that is more than it may.
+
+    One that *had_place* was promised to start in time: for being a little late it is not given up, its place wasted.
+    """
+    if passage.max_wait is None or wait <= passage.max_wait * (GRACE if had_place else 1):
         return None
     return GiveUp(ThrottleTimeout(level.name, wait, passage.max_wait))
 
@@ -61,7 +68,7 @@ def decide(  # noqa: PLR0913 - the facts of one refusal
         had_place: Whether it came with a place in that level's line.
         cap: Longest countdown in seconds; one that returns early keeps its place.
     """
-    if (end := too_long(passage, level, waited + wait)) is not None:
+    if (end := too_long(passage, level, waited + wait, had_place=had_place)) is not None:
         return end
     if not level.returns or passage.on_limit == "hold" or wait <= (NEARLY if had_place else SHORT):
         return Hold()

@@ -25,7 +25,7 @@ class Store(Protocol):
         Answer *asks*, in one round trip.
 
         Args:
-            asks: Length >= 1.
+            asks: Length >= 0; none at all only learns the version.
             version: The version of the limits they were made from.
 
         Returns:
