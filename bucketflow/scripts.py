@@ -35,13 +35,14 @@ class Script:
 @cache
 def load_script(package: str, name: str) -> Script:
     """
-    Return the operation that *package* keeps in ``lua/<name>.lua``; read once.
+    Return the operation that *package* keeps in ``lua/<name>.lua``, behind its own ``lua/core.lua``; read once.
 
     Args:
         package: The package that holds the file, such as ``"bucketflow"``.
         name: The operation.
     """
-    return Script.compose(name, _source(package, name))
+    own = "" if package == "bucketflow" else _source(package, "core") + "\n"
+    return Script.compose(name, own + _source(package, name))
 
 
 def exact(number: float) -> str:

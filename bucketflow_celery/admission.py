@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bucketflow.core import FULL, take, wait_for
-from bucketflow.limit import SECOND
+from bucketflow.limit import SECOND, Limit
 from bucketflow_celery.limits import Level
 
 __all__ = ["EMPTY", "FOREVER", "LATE", "PATIENCE", "Answer", "Ask", "LevelState", "admit", "leave"]
@@ -43,10 +43,30 @@ class LevelState:
     Attributes:
         full_at: The bucket: the instant in µs at which it is full again.
         line_at: The end of its line: the instant in µs of the last place that was promised; 0 if none was.
+        capacity: Of the limit that both were reckoned under.
+        fill_rate: Likewise.
     """
 
     full_at: float
     line_at: float
+    capacity: float = 0.0
+    fill_rate: float = 0.0
+
+    def under(self, limit: Limit, now: int) -> LevelState:
+        """
+        Return the state under *limit*, which may have changed since.
+
+        What was taken stays taken, up to an empty bucket, and as many tokens as were promised stay promised: both take
+        as long as they take at the new rate.
+        """
+        if self.capacity == limit.capacity and self.fill_rate == limit.fill_rate:
+            return self
+        full_at, line_at, scale = self.full_at, self.line_at, self.fill_rate / limit.fill_rate
+        if full_at > now:
+            full_at = now + min((full_at - now) * scale, limit.span)
+        if line_at > now:
+            line_at = now + (line_at - now) * scale
+        return LevelState(full_at, line_at, limit.capacity, limit.fill_rate)
 
 
 #: A level nobody has used: a full bucket, no line.
@@ -120,44 +140,39 @@ def admit(asks: Sequence[Ask], states: MutableMapping[str, LevelState], now: int
 
 def _admit_one(ask: Ask, states: MutableMapping[str, LevelState], now: int) -> Answer:
     dues = [0 if due < now - LATE else due for due in ask.dues]
-    waits = []
+    waits, current = [], []
     for level, due in zip(ask.path, dues, strict=True):
-        state = states.get(level.key, EMPTY)
+        state = states.get(level.key, EMPTY).under(level.limit, now)
         turn = _next_place(level, state, ask.cost)
         if turn > now and state.full_at + PATIENCE <= now:
-            state, turn = LevelState(state.full_at, 0.0), 0.0
+            state, turn = replace(state, line_at=0.0), 0.0
             states[level.key] = state
+        current.append(state)
         waits.append(max(wait_for(level.limit, state.full_at, now, ask.cost), math.ceil((due or turn) - now)))
     wait = max(waits)
     if wait <= 0:
-        for level in ask.path:
-            state = states.get(level.key, EMPTY)
-            states[level.key] = LevelState(take(level.limit, state.full_at, now, ask.cost), state.line_at)
+        for level, state in zip(ask.path, current, strict=True):
+            states[level.key] = replace(state, full_at=take(level.limit, state.full_at, now, ask.cost))
         return Answer(admitted=True, binding=None, wait=0, dues=tuple(dues))
     binding = waits.index(wait)
     if wait <= ask.patience:
-        _book(ask.path, binding, waits, dues, states, now)
+        due = now + wait
+        if _book(ask.path, binding, waits, dues, due):
+            states[ask.path[binding].key] = replace(current[binding], line_at=float(due))
     return Answer(admitted=False, binding=binding, wait=wait, dues=tuple(dues))
 
 
-def _book(  # noqa: PLR0913, PLR0917 - mirrors the script
-    path: tuple[Level, ...],
-    binding: int,
-    waits: list[int],
-    dues: list[int],
-    states: MutableMapping[str, LevelState],
-    now: int,
-) -> None:
+def _book(path: tuple[Level, ...], binding: int, waits: list[int], dues: list[int], due: int) -> bool:
+    """Write the places of a refused task into *dues*; return whether the line that binds moves on to *due*."""
     # Only the line with the longest wait moves on. A place at another level would come while the task still waits, and
     # pass unused: it is excused from that line instead, for when it comes back all who were there before it have gone.
-    due = now + waits[binding]
-    if dues[binding] == 0:
+    moves = dues[binding] == 0
+    if moves:
         dues[binding] = due
-        key = path[binding].key
-        states[key] = LevelState(states.get(key, EMPTY).full_at, float(due))
     for index, level in enumerate(path):
         if path[binding].returns and level.returns and waits[index] > 0 and dues[index] == 0:
             dues[index] = due - EXCUSED
+    return moves
 
 
 def _next_place(level: Level, state: LevelState, cost: float) -> float:
@@ -169,7 +184,7 @@ def leave(ask: Ask, states: MutableMapping[str, LevelState], now: int) -> None:
     """Give the place in *ask* back: the line that moved on for it ends that much earlier."""
     latest = max(ask.dues)
     for level, due in zip(ask.path, ask.dues, strict=True):
-        state = states.get(level.key, EMPTY)
+        state = states.get(level.key, EMPTY).under(level.limit, now)
         if due == latest > now and state.line_at > now:
             line_at = state.line_at - ask.cost * SECOND / level.limit.fill_rate
-            states[level.key] = LevelState(state.full_at, max(0.0, line_at))
+            states[level.key] = replace(state, line_at=max(0.0, line_at))

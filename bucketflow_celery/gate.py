@@ -226,7 +226,6 @@ class Gate:
         if self._outage.recovered():
             logger.warning("the store of the limits answers again")
         if flight.outcome is None:
-            self._places.restore(flight.asks)
             self._resolve_again(flight.batch)
         else:
             self._settle(flight.batch, flight.asks, flight.outcome)
@@ -234,6 +233,7 @@ class Gate:
     def _settle(self, batch: list[tuple[Entry, Line | None]], asks: Sequence[Ask], answers: Sequence[Answer]) -> None:
         fronts: dict[Line, list[Entry]] = {}
         dry: dict[str, Line] = {}
+        left: list[Ask] = []
         for (entry, origin), ask, answer in zip(batch, asks, answers, strict=True):
             if answer.admitted:
                 self._handling.start(entry)
@@ -248,7 +248,7 @@ class Gate:
                     dry[level.key] = line
                 wait, had_place = answer.wait / SECOND, ask.dues[answer.binding] > 0
                 if not self._handling.refuse(entry, origin, level, wait, had_place=had_place):
-                    self._lines.wake(ask)
+                    left.append(ask)
                     continue
             if line is origin:
                 fronts.setdefault(line, []).append(entry)
@@ -256,6 +256,8 @@ class Gate:
                 self._handling.join(entry, line)
         for line, entries in fronts.items():
             line.put_back(entries)
+        for ask in left:
+            self._lines.wake(ask)
 
     def _without_store(self, entry: Entry, line: Line) -> None:
         if self._outage.policy == "admit":
@@ -278,12 +280,14 @@ class Gate:
 
     def _resolve_again(self, batch: list[tuple[Entry, Line | None]]) -> None:
         # Under the new limits it may be another bucket that binds, or none: everybody queues up anew, in their order.
+        self._places.clear()
         newcomers = [self._inbox.popleft() for _ in range(len(self._inbox))]
         everybody = [*(entry for entry, _ in batch), *self._lines.clear(), *newcomers]
         in_order = sorted(everybody, key=attrgetter("arrived"))
         self._inbox.extendleft(reversed([entry for entry in in_order if self._renew(entry)]))
 
     def _renew(self, entry: Entry) -> bool:
+        entry.dues.clear()
         try:
             entry.passage = self._resolve(entry.request, entry.queue)
         except BucketflowError as error:

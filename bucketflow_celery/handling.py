@@ -55,6 +55,7 @@ class Handling:
 
     def send_back(self, entry: Entry, countdown: float) -> bool:
         """Send it to the broker, to come again in *countdown* seconds; ``False`` if the broker did not take it."""
+        self.waited(entry)
         if not self._host.send_back(entry, countdown):
             return False
         self._stats.returned += 1

@@ -37,7 +37,7 @@ class Republisher:
 
     def __init__(self, app: Any, *, delayed: bool) -> None:
         self._app = app
-        self._delayed = delayed
+        self.delayed = delayed
         self._connection: Any = None
         self._producer: Any = None
         self._bound: set[str] = set()
@@ -58,7 +58,7 @@ class Republisher:
         now = datetime.now(timezone.utc)
         producer = self._open()
         route = {"exchange": "", "routing_key": queue}
-        if self._delayed:
+        if self.delayed:
             countdown = max(_SHORTEST_DELAY, countdown)
             route = self._delayed_route(queue, countdown)
         headers = {name: value for name, value in message.headers.items() if not name.startswith(_BROKERS_OWN)}

@@ -98,7 +98,7 @@ class RedisStore:
         for level, due in zip(ask.path, ask.dues, strict=True):
             if due:
                 keys.append(self._key(level.key))
-                args += (exact(level.limit.fill_rate), str(due))
+                args += (exact(level.limit.capacity), exact(level.limit.fill_rate), str(due))
         if keys:
             self.runner.run(load_script(_PACKAGE, "leave"), keys, args)
 
@@ -108,7 +108,7 @@ class RedisStore:
             return 0, []
         reply = self.runner.run(load_script(_PACKAGE, "peek"), [self._key(level.key) for level in path], [])
         numbers = [float(number) for number in reply[1:]]
-        return int(reply[0]), [LevelState(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
+        return int(reply[0]), [LevelState(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)]
 
     def limits(self) -> tuple[str, Mapping[str, Any] | None]:
         """See :class:`Store`."""

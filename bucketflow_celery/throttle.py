@@ -16,7 +16,7 @@ from bucketflow.errors import ConfigError, StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow.redis_calls import ScriptRunner
 from bucketflow_celery import tenant
-from bucketflow_celery.admission import Ask
+from bucketflow_celery.admission import Ask, LevelState
 from bucketflow_celery.errors import ConfigErrors
 from bucketflow_celery.limits import Level, LimitTable, check_cost
 from bucketflow_celery.lines import Passage
@@ -184,10 +184,7 @@ class Throttle:
         rules = _rules(self.app.tasks.get(task))
         path = self.limits.path(queue, tenant, task, rules.limit)
         now, states = self.store.peek(path)
-        return [
-            LevelView(level, tokens_at(level.limit, state.full_at, now), max(0.0, state.line_at - now) / SECOND)
-            for level, state in zip(path, states, strict=True)
-        ]
+        return [_view(level, state.under(level.limit, now), now) for level, state in zip(path, states, strict=True)]
 
     def passage(self, task: Any, headers: Mapping[str, Any], args: Any, kwargs: Any, queue: str) -> Passage:
         """
@@ -259,7 +256,7 @@ class Throttle:
         tenant.stamp(self.app, self.settings.tenant, sender, headers, body)
 
     def _on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
-        ticket = Ticket.read(request.get(HEADER))
+        ticket = Ticket.read(request.get(HEADER), self.version)
         if not ticket.dues or sender.app is not self.app:
             return
         queue = queue_of(request.delivery_info or {}, {}, self.app.amqp.queues.consume_from)
@@ -268,6 +265,10 @@ class Throttle:
             self.store.leave(Ask(passage.path, passage.cost, ticket.at(passage.path)))
         except (ConfigError, StoreUnavailable) as error:
             logger.warning("%s was revoked, its place in the line stays reserved: %s", request.id, error)
+
+
+def _view(level: Level, state: LevelState, now: int) -> LevelView:
+    return LevelView(level, tokens_at(level.limit, state.full_at, now), max(0.0, state.line_at - now) / SECOND)
 
 
 def _rules(task: Any) -> Any:

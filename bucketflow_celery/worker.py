@@ -8,6 +8,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.utils.quorum_queues import detect_quorum_queues
 
+from bucketflow.errors import StoreUnavailable
 from bucketflow_celery.asking import Asker, asker_for
 from bucketflow_celery.gate import Gate, Patience
 from bucketflow_celery.lines import Passage
@@ -50,10 +51,11 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Open the gate, on a new connection to the broker."""
         self._slots.forget()
         settings = self._throttle.settings
-        delayed, _ = detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)
-        republisher = Republisher(consumer.app, delayed=delayed)
-        self._host = WorkerHost(consumer, self._slots, Window(consumer), republisher, requeue=not delayed)
+        quorum, _ = detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)
+        republisher = Republisher(consumer.app, delayed=quorum)
+        self._host = WorkerHost(consumer, self._throttle, self._slots, Window(consumer), republisher)
         self._asker = asker_for(self._throttle.store, self._throttle, consumer.hub, settings.timeout)
+        self._learn_limits()
         self._gate = Gate(
             self._host,
             ask=self._asker.ask,
@@ -88,7 +90,16 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _on_request(self, request: Any) -> None:
         gate, host = self._gate, self._host
         if gate is not None and host is not None:
-            gate.enter(request, host.queue_of(request), Ticket.read(request.request_dict.get(HEADER)))
+            gate.enter(
+                request, host.queue_of(request), Ticket.read(request.request_dict.get(HEADER), self._throttle.version)
+            )
+
+    def _learn_limits(self) -> None:
+        # Before the first task, whose ticket may have been written under them.
+        try:
+            self._throttle.renew()
+        except StoreUnavailable as error:
+            logger.warning("the fleet's limits are not known yet, starting with the configured ones: %s", error)
 
     def _resolve(self, request: Any, queue: str) -> Passage:
         headers = request.request_dict

@@ -11,6 +11,7 @@ from billiard.einfo import ExceptionInfo
 from celery.worker import state
 
 from bucketflow.errors import BucketflowError
+from bucketflow_celery.asking import Book
 from bucketflow_celery.limits import Level
 from bucketflow_celery.lines import Entry
 from bucketflow_celery.queues import queue_of
@@ -32,26 +33,18 @@ class WorkerHost:
 
     Args:
         consumer: Celery's ``Consumer``, connected.
+        book: Knows which limits are in force.
         slots: The slots of its pool.
         window: Its prefetch window.
         republisher: Publishes copies.
-        requeue: Whether a delivery may be requeued; quorum queues count that, and drop a message after so many times.
     """
 
-    def __init__(
-        self,
-        consumer: Any,
-        slots: Slots,
-        window: Window,
-        republisher: Republisher,
-        *,
-        requeue: bool,
-    ) -> None:
+    def __init__(self, consumer: Any, book: Book, slots: Slots, window: Window, republisher: Republisher) -> None:
         self._consumer = consumer
+        self._book = book
         self._slots = slots
         self._window = window
         self._republisher = republisher
-        self._requeue = requeue
         self._held: dict[Entry, Level | None] = {}
         self._timer_entry: Any = None
         self._wake_at = float("inf")
@@ -80,7 +73,7 @@ class WorkerHost:
         message = entry.request.message
         if "task" not in message.headers or self._is_broadcast(entry.queue):
             return False  # protocol 1 keeps the ETA inside its body; a broadcast is in no queue that could keep it
-        ticket = Ticket(entry.dues, entry.since).write()
+        ticket = Ticket(entry.dues, entry.since, self._book.version).write()
         try:
             self._republisher.publish(message, entry.queue, countdown, ticket)
         except Exception as error:  # noqa: BLE001 - whatever the transport raises, the task stays here and is safe
@@ -92,8 +85,8 @@ class WorkerHost:
 
     def give_back(self, entry: Entry) -> bool:
         """See :class:`~bucketflow_celery.host.Host`."""
-        if not self._requeue:
-            return self.send_back(entry, 0.0)
+        if self._republisher.delayed:
+            return self.send_back(entry, 0.0)  # quorum queues count requeues, and drop a message after so many
         if self._is_broadcast(entry.queue):
             return False
         self._reject(entry.request)

@@ -1,6 +1,6 @@
 -- admit: answer several tasks at once, in order, each as if it had come alone; mirrors admission.py line by line.
 -- KEYS[1]    version of the limits
--- KEYS[2..]  the levels that the tasks pass, each once, one hash tag: struct "<dd" of full_at and line_at in µs
+-- KEYS[2..]  the levels that the tasks pass, each once, one hash tag: see under() in core.lua
 -- ARGV       version the caller knows, then for each task: cost, patience µs, depth, and for each level, root first:
 --            index in KEYS, capacity, fill_rate, due µs (0 = no place), 1 if a task refused here returns to the broker
 -- returns    {version} if it is another one; else {version, then for each task: 1 admitted | 0 refused | -1 not put,
@@ -17,13 +17,7 @@ if version ~= ARGV[1] then
 end
 
 local time = now()
-local full_at, line_at, changed, dry = {}, {}, {}, {}
-for i = 2, #KEYS do
-  full_at[i], line_at[i] = FULL, 0
-  if stored[i] then
-    full_at[i], line_at[i] = struct.unpack('<dd', stored[i])
-  end
-end
+local limits, full_at, line_at, changed, dry = {}, {}, {}, {}, {}
 
 local reply = { version }
 local function answer(status, binding, wait, path)
@@ -96,6 +90,10 @@ while at <= #ARGV do
       returns = ARGV[at + 4] == '1',
     }
     is_dry = is_dry or dry[key]
+    if not limits[key] then
+      limits[key] = path[i]
+      full_at[key], line_at[key] = under(path[i], stored[key], time)
+    end
     at = at + 5
   end
   if is_dry then
@@ -109,7 +107,9 @@ for key in pairs(changed) do
   -- Until it is full and so long so that its line is dissolved.
   local ttl = math.ceil((math.max(full_at[key], line_at[key]) + PATIENCE - time) / 1000)
   if ttl > 0 then
-    redis.call('SET', KEYS[key], struct.pack('<dd', full_at[key], line_at[key]), 'PX', ttl)
+    local limit = limits[key]
+    local packed = struct.pack('<dddd', full_at[key], line_at[key], limit.capacity, limit.fill_rate)
+    redis.call('SET', KEYS[key], packed, 'PX', ttl)
   else
     redis.call('DEL', KEYS[key])
   end

@@ -1,16 +1,14 @@
 -- peek: look at levels without touching them.
--- KEYS[i]  the levels, one hash tag: struct "<dd" of full_at and line_at in µs
+-- KEYS[i]  the levels, one hash tag: see under() in core.lua
 -- ARGV     none
--- returns  {now µs, then full_at and line_at of each level ("%.17g")}
+-- returns  {now µs, then full_at, line_at, capacity and fill_rate of each level ("%.17g")}
 -- errors   none: nothing is written
 local reply = { now() }
 for _, key in ipairs(KEYS) do
   local stored = redis.call('GET', key)
-  local full_at, line_at = FULL, 0
-  if stored then
-    full_at, line_at = struct.unpack('<dd', stored)
+  for _, number in ipairs(stored and { struct.unpack('<dddd', stored) } or { FULL, 0, 0, 0, 1 }) do
+    reply[#reply + 1] = string.format('%.17g', number)
   end
-  reply[#reply + 1] = string.format('%.17g', full_at)
-  reply[#reply + 1] = string.format('%.17g', line_at)
+  reply[#reply] = nil -- unpack also returns where it stopped
 end
 return reply

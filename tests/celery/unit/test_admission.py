@@ -29,8 +29,12 @@ def ask(*path, cost=1.0, dues=(), patience=FOREVER):
     return Ask(path, cost, dues or (0,) * len(path), patience)
 
 
+def state_of(level, full_at, line_at=0.0):
+    return LevelState(full_at, line_at, level.limit.capacity, level.limit.fill_rate)
+
+
 def use_up(level, states, now=NOW, cost=None):
-    states[level.key] = LevelState(core.take(level.limit, 0.0, now, cost or level.limit.capacity), 0.0)
+    states[level.key] = state_of(level, core.take(level.limit, 0.0, now, cost or level.limit.capacity))
 
 
 def tokens(level, states, now):
@@ -134,7 +138,7 @@ def test_a_due_ticket_needs_no_other_place():
 def test_a_ticket_later_than_late_joins_the_line_again(late, admitted):
     due, now = NOW, NOW + late
     last = now + 5 * SECOND  # the line is long
-    states = {TENANT.key: LevelState(float(now), float(last))}
+    states = {TENANT.key: state_of(TENANT, float(now), float(last))}
     (answer,) = admit([ask(TENANT, dues=(due,))], states, now)
     assert answer.admitted == admitted
     assert admitted or answer.dues == (last + SECOND,)
@@ -142,7 +146,7 @@ def test_a_ticket_later_than_late_joins_the_line_again(late, admitted):
 
 @pytest.mark.parametrize(("full_for", "admitted"), [(PATIENCE - 1, False), (PATIENCE, True)])
 def test_a_line_in_which_nobody_comes_is_dissolved(full_for, admitted):
-    states = {TENANT.key: LevelState(float(NOW), NOW + 3600.0 * SECOND)}
+    states = {TENANT.key: state_of(TENANT, float(NOW), NOW + 3600.0 * SECOND)}
     (answer,) = admit([ask(TENANT)], states, NOW + full_for)
     assert answer.admitted == admitted
     assert (states[TENANT.key].line_at == 0) == admitted
@@ -181,7 +185,7 @@ def test_leaving_an_empty_line_leaves_the_bucket_to_the_first():
 
 @pytest.mark.parametrize("due", [0, NOW - SECOND, NOW])
 def test_who_has_no_place_ahead_leaves_nothing(due):
-    states = {TENANT.key: LevelState(NOW + 9.0 * SECOND, NOW + 9.0 * SECOND)}
+    states = {TENANT.key: state_of(TENANT, NOW + 9.0 * SECOND, NOW + 9.0 * SECOND)}
     before = dict(states)
     leave(ask(TENANT, dues=(due,)), states, NOW)
     assert states == before
@@ -356,3 +360,30 @@ def test_a_clock_that_steps_back_earns_nothing_and_never_raises(path, steps):
         if move <= 0:
             assert all(tokens(level, states, now) <= before[level] for level in path)
         admit([ask(*path, cost=cost_of(path, share))], states, now)
+
+
+# Limits that change
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "taken", "wait"),
+    [  # tokens taken before the change; seconds until one token is there after it
+        (Limit(1, 1 / 3600), Limit(1, 100), 1, 0.01),  # an empty bucket fills at the new rate
+        (Limit(1000, 10), Limit(10, 10), 1000, 0.1),  # and is no emptier than empty
+        (Limit(10, 10), Limit(10, 1), 10, 1),
+        (Limit(10, 10), Limit(20, 10), 10, 0),  # what was taken stays taken, the rest is there
+        (Limit(10, 10), Limit(10, 10), 10, 0.1),
+    ],
+)
+def test_under_new_limits_what_was_taken_stays_taken_up_to_an_empty_bucket(old, new, taken, wait):
+    states = {}
+    before, after = Level("tenant", "t", old), Level("tenant", "t", new)
+    assert admit([ask(before, cost=taken)], states, NOW)[0].admitted
+    assert admit([ask(after)], states, NOW)[0].wait == pytest.approx(wait * SECOND, abs=1)
+
+
+def test_under_new_limits_a_line_of_as_many_tasks_takes_as_long_as_they_take_now():
+    states = {}
+    slow, fast = Level("tenant", "t", Limit(1, 1)), Level("tenant", "t", Limit(1, 100))
+    admit([ask(slow)] * 91, states, NOW)
+    assert admit([ask(fast)], states, NOW)[0].wait == pytest.approx(0.91 * SECOND, abs=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -139,7 +139,7 @@ class Story:
         assert (value is None) == (state is None), (name, step)
         if state is None:
             return
-        assert value == struct.pack("<dd", state.full_at, state.line_at), (name, struct.unpack("<dd", value), step)
+        assert value == struct.pack("<dddd", *astuple(state)), (name, struct.unpack("<dddd", value), step)
         assert ttl >= 0, "it has no expiry"  # PTTL knows the real time, which goes on during a script
         if name in step.written:
             left = math.ceil((max(state.full_at, state.line_at) + PATIENCE - step.now) / 1000)
@@ -271,7 +271,7 @@ def test_peek_reads_what_admit_wrote(redis_client):
     store = RedisStore(ScriptRunner(redis_client), "twin")
     store.admit([Ask((LEVEL,), 1, (0,)), Ask((LEVEL,), 1, (0,))], "")
     now, [state] = store.peek([LEVEL])
-    assert redis_client.get("{twin}:q:q") == struct.pack("<dd", state.full_at, state.line_at)
+    assert redis_client.get("{twin}:q:q") == struct.pack("<dddd", *astuple(state))
     assert 0 < state.full_at - now <= state.line_at - now <= 1_000_000
 
 
@@ -293,3 +293,19 @@ def test_a_line_is_dissolved_at_the_same_tick(redis_client, name, after):
     (answer,) = story.admit([Ask((level,), 1, (0,))])
     assert answer.admitted == (after >= PATIENCE)
     story.check(redis_client)
+
+
+def test_limits_that_change_all_the_time_give_the_same_answers_and_the_same_bits(redis_client):
+    dice = random.Random(7)
+    for _ in range(10):
+        story, dues = Story(), [0]
+        for _ in range(100):
+            limit = Limit(dice.choice([1, 5, 100]), dice.choice([0.5, 3, 7.25, 100]))
+            level = Level(dice.choice(["queue", "tenant"]), "level", limit)
+            story.now += dice.choice([0, 1, 999, 10_000, 300_000, 5_000_000])
+            answers = story.admit([Ask((level,), 1, (dice.choice(dues),)) for _ in range(dice.randint(1, 3))])
+            dues = [0, *(due for answer in answers for due in answer.dues)]
+            if dice.random() < 0.2:
+                story.leave(Ask((level,), 1, (dice.choice(dues),)))
+        redis_client.flushdb()
+        story.check(redis_client)

@@ -373,3 +373,16 @@ def test_a_worker_whose_tasks_nothing_limits_hears_of_new_limits_too():
     assert_all_ran_once(fleet)
     later = [job.starts[0] for job in jobs if job.at > 1 + LOOK]
     assert worst_excess([(at, 1.0) for at in sorted(later)], Limit(1, 1)) < 1e-6
+
+
+@pytest.mark.parametrize("old", ["1/h", "1/m", "1/s"])
+@pytest.mark.parametrize("level", ["queues", "tenants"])
+def test_raised_limits_hold_at_once_for_who_waits_in_a_worker_and_for_newcomers(level, old):
+    fleet = Fleet({level: {"*": old}}, slots=4)
+    fleet.at(5.0, lambda: fleet.store.set_limits({level: {"*": "100/s"}}))
+    held = [fleet.send(Job(tenant="a")) for _ in range(10)] if level == "queues" else []
+    fresh = [fleet.send(Job(tenant="a", at=5.5)) for _ in range(10)]
+    fleet.send(Job(tenant="a", at=0.1))
+    fleet.run(4000.0)
+    assert_all_ran_once(fleet)
+    assert max(job.starts[0] for job in held + fresh) < 12

@@ -1,0 +1,20 @@
+-- core: what the operations of this package share; put in front of each, behind the core of bucketflow.
+
+-- A level is the string of four little-endian doubles: full_at and line_at in µs, and the limit both were reckoned under.
+-- Under another limit what was taken stays taken, up to an empty bucket, and what was promised stays promised.
+local function under(limit, packed, now)
+  local full_at, line_at, capacity, fill_rate = FULL, 0, 0, 0
+  if packed then
+    full_at, line_at, capacity, fill_rate = struct.unpack('<dddd', packed)
+  end
+  if capacity ~= limit.capacity or fill_rate ~= limit.fill_rate then
+    local scale = fill_rate / limit.fill_rate
+    if full_at > now then
+      full_at = now + math.min((full_at - now) * scale, span(limit))
+    end
+    if line_at > now then
+      line_at = now + (line_at - now) * scale
+    end
+  end
+  return full_at, line_at
+end
