@@ -270,21 +270,28 @@ class Gate:
         self._stats.store_errors += 1
         if self._outage.failed(self._host.monotonic()):
             logger.error("%s; on_store_error=%r until it answers", error, self._outage.policy)
+        if self._outage.policy != "hold":
+            # Nobody waits for the store, so nobody waits for their turn to ask it either.
+            self._inbox.extend(self._everybody(batch))
+            return
         for entry, line in batch:
-            if line is None or self._outage.policy != "hold":
-                self._without_store(entry, line or self._lines.of(STORE, None))
+            if line is None:
+                self._without_store(entry, self._lines.of(STORE, None))
         for entry, line in reversed(batch):
-            if line is not None and self._outage.policy == "hold":
+            if line is not None:
                 entry.ready_at = self._outage.until
                 line.put_back([entry])
 
     def _resolve_again(self, batch: list[tuple[Entry, Line | None]]) -> None:
         # Under the new limits it may be another bucket that binds, or none: everybody queues up anew, in their order.
         self._places.clear()
+        self._inbox.extend([entry for entry in self._everybody(batch) if self._renew(entry)])
+
+    def _everybody(self, batch: list[tuple[Entry, Line | None]]) -> list[Entry]:
+        """Take all who are here out of where they stand, in the order in which they came."""
         newcomers = [self._inbox.popleft() for _ in range(len(self._inbox))]
-        everybody = [*(entry for entry, _ in batch), *self._lines.clear(), *newcomers]
-        in_order = sorted(everybody, key=attrgetter("arrived"))
-        self._inbox.extendleft(reversed([entry for entry in in_order if self._renew(entry)]))
+        waiting = [*(entry for entry, _ in batch), *self._lines.clear(), *newcomers]
+        return sorted(waiting, key=attrgetter("arrived"))
 
     def _renew(self, entry: Entry) -> bool:
         entry.dues.clear()
