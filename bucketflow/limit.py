@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from dataclasses import dataclass
 
 from bucketflow.errors import ConfigError
@@ -27,7 +27,7 @@ def check_number(entry: str, value: object, expected: str, *, minimum: float = 0
     Raises:
         ConfigError: Anything else: another type, ``bool``, NaN, infinity, too small. It names *entry*.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise ConfigError(entry, value, expected)
     if value < minimum or (above and value == minimum):
         raise ConfigError(entry, value, expected)

@@ -113,7 +113,7 @@ class RedisStore:
     def limits(self) -> tuple[str, Mapping[str, Any] | None]:
         """See :class:`Store`."""
         version, raw = self.runner.run(load_script(_PACKAGE, "limits"), self._table_keys, [])
-        return version.decode(), json.loads(raw) if raw else None
+        return version.decode(), _table(raw) if raw else None
 
     def set_limits(self, raw: Mapping[str, Any] | None) -> None:
         """See :class:`Store`."""
@@ -131,6 +131,13 @@ class RedisStore:
 
     def _key(self, name: str) -> bytes:
         return (self._prefix + name).encode()
+
+
+def _table(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:  # somebody else wrote it: whoever parses the table says what is wrong
+        return raw
 
 
 def _answers(asks: Sequence[Ask], numbers: Sequence[int]) -> list[Answer]:

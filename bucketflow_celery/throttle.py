@@ -12,7 +12,7 @@ from celery import Celery, signals
 from redis import Redis
 
 from bucketflow.core import tokens_at
-from bucketflow.errors import ConfigError, StoreUnavailable
+from bucketflow.errors import BucketflowError, ConfigError, StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow.redis_calls import ScriptRunner
 from bucketflow_celery import tenant
@@ -194,6 +194,16 @@ class Throttle:
             ConfigError: Its tenant or its cost cannot be told from its arguments.
             CostExceedsCapacity: A level on its path can never grant its cost.
         """
+        try:
+            return self._passage(task, headers, args, kwargs, queue)
+        except BucketflowError:
+            raise
+        except Exception as error:  # what one message holds must not end the worker, and then the next that gets it
+            raise ConfigError(
+                f"a message for {task.name}", repr(error), "a tenant and a cost that can be told"
+            ) from error
+
+    def _passage(self, task: Any, headers: Mapping[str, Any], args: Any, kwargs: Any, queue: str) -> Passage:
         rules = _rules(task)
         whom = tenant.tenant_of(task, self.settings.tenant, headers, args, kwargs)
         cost = cost_of(rules.cost, task.run, args, kwargs)

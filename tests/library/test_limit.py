@@ -21,7 +21,7 @@ PARSED = [  # text, capacity given, capacity, tokens per second
 
 NO_RATE = ["", "100", "100/", "/s", "100/w", "-1/s", "0/s", "0.0/m", "1e3/s", "ten/s", "1/s/s", None, 100, b"1/s"]
 
-NO_NUMBER = [0, -1, math.nan, math.inf, -math.inf, True, False, "1", None, 1j, [1]]
+NO_NUMBER = [0, -1, math.nan, math.inf, -math.inf, 10**400, True, False, "1", None, 1j, [1]]
 
 
 @pytest.mark.parametrize(("text", "given", "capacity", "fill_rate"), PARSED)

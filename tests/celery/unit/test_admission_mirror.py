@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bucketflow.redis_calls import ScriptRunner
 from bucketflow.scripts import Script, load_script
 from bucketflow_celery.admission import FOREVER, LATE, PATIENCE, Ask, admit, leave
-from bucketflow_celery.limits import Level, Limit
+from bucketflow_celery.limits import Level, Limit, LimitTable
 from bucketflow_celery.store import RedisStore
 
 NOW = 50_000_000_000_000  # some day of 2025, on the clock that counts from 2024
@@ -252,6 +252,15 @@ def test_with_another_version_of_the_limits_it_answers_the_version_and_writes_no
     ]
     assert {key: redis_client.get(key) for key in redis_client.scan_iter()} == before
     assert store.admit([Ask((LEVEL,), 1, (0,))], version)[1][0].admitted
+
+
+@pytest.mark.parametrize("raw", [b"garbage", b"\xff\xfe", b"[]", b"5", b'{"queues": 5}'])
+def test_a_table_of_limits_that_nobody_can_read_is_a_mistake_and_no_crash(redis_client, raw):
+    redis_client.mset({"{twin}:limits": raw, "{twin}:limits:version": "v"})
+    version, table = RedisStore(ScriptRunner(redis_client), "twin").limits()
+    mistakes = []
+    LimitTable.parse(table, mistakes)
+    assert (version, len(mistakes)) == ("v", 1)
 
 
 def test_every_level_it_writes_expires_and_a_level_that_is_full_again_is_gone(redis_client):

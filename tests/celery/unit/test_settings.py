@@ -159,3 +159,15 @@ def test_limits_are_set_for_the_whole_fleet_or_not_at_all():
     assert store.limits()[1]["all"] == {"capacity": 5, "fill_rate": 5, "shared": False}
     throttle.set_limits(None)
     assert store.limits() == ("", None)
+
+
+def test_what_a_message_holds_ends_no_worker():
+    shop = app()
+    throttle = Throttle(shop, store=MemoryStore(), limits={"tenants": {"*": "1/s"}})
+
+    @shop.task(name="shop.job")
+    def job():
+        return None
+
+    with pytest.raises(ConfigError, match=r"shop\.job.*a tenant and a cost that can be told"):
+        throttle.passage(job, {"tenant": "\ud800"}, (), {}, "celery")  # JSON can carry it, UTF-8 cannot
