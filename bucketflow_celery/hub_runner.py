@@ -63,7 +63,8 @@ class HubRunner:
         self._question = question
         try:
             self._connect(question.node)
-            self._connection.send_packed_command([pack(question.command)])
+            # Not send_packed_command: after an error it closes the socket itself, see _on_readable.
+            _socket_of(self._connection).sendall(pack(question.command))
         except FAILURES as error:
             self._drop()
             self._proceed(error)
@@ -93,7 +94,9 @@ class HubRunner:
             self._drop()
             return
         try:
-            outcome = self._connection.read_response()
+            # The loop must forget the socket before it is closed. A child that was forked meanwhile keeps it open, and
+            # the loop would be woken by it for ever.
+            outcome = self._connection.read_response(disconnect_on_error=False)
         except ResponseError as error:
             outcome = error
         except FAILURES as error:

@@ -1,0 +1,102 @@
+"""Scripts run from kombu's event loop, on a real server that answers, hangs, dies and comes back."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+from kombu.asynchronous import Hub
+from redis import Redis
+
+from bucketflow.errors import StoreUnavailable
+from bucketflow.redis_calls import ScriptRunner
+from bucketflow.scripts import Script
+from bucketflow_celery.hub_runner import HubRunner
+
+TIMEOUT = 0.5
+ECHO = Script.compose("echo", "return ARGV[1]")
+
+
+class Loop:
+    """Turns a hub until what was asked for is answered."""
+
+    def __init__(self, url):
+        self.hub = Hub()
+        self.runner = HubRunner(ScriptRunner(Redis.from_url(url), TIMEOUT), self.hub, TIMEOUT)
+        self.outcomes = []
+
+    def ask(self, word):
+        self.runner.run(ECHO, [b"key"], [word], self.outcomes.append)
+
+    def turn(self):
+        next(self.hub.loop)
+
+    def outcome(self):
+        deadline = time.monotonic() + 10
+        while not self.outcomes:
+            assert time.monotonic() < deadline, "no answer, and no failure either"
+            self.turn()
+        return self.outcomes.pop()
+
+    def events(self):
+        """Return what would wake the loop at once."""
+        return list(self.hub.poller.poll(0) or ())
+
+
+@pytest.fixture
+def loop(fresh_redis):
+    loop = Loop(fresh_redis.url)
+    yield loop
+    loop.runner.close()
+    loop.hub.close()
+
+
+def test_the_answer_comes_through_the_loop_and_not_before(loop):
+    loop.ask("a")
+    assert loop.outcomes == []
+    assert loop.outcome() == b"a"
+    loop.ask("b")
+    assert loop.outcome() == b"b"
+
+
+def test_a_server_without_the_script_is_given_it(loop, fresh_redis):
+    loop.ask("a")
+    loop.outcome()
+    with fresh_redis.client() as client:
+        client.script_flush()
+    loop.ask("b")
+    assert loop.outcome() == b"b"
+
+
+def test_a_server_that_hangs_fails_the_question_in_time_and_its_late_answer_is_nobodys(loop, fresh_redis):
+    loop.ask("a")
+    loop.outcome()
+    fresh_redis.pause()
+    loop.ask("late")
+    assert isinstance(loop.outcome(), StoreUnavailable)
+    fresh_redis.resume()
+    loop.ask("b")
+    assert loop.outcome() == b"b"
+
+
+@pytest.mark.parametrize("when", ["while it is asked", "before it is asked"])
+def test_a_server_that_dies_leaves_the_loop_nothing_to_wake_for_though_a_child_keeps_the_socket(
+    loop, fresh_redis, when
+):
+    loop.ask("a")
+    loop.outcome()
+    inherited = os.dup(loop.runner._connection._sock.fileno())  # as every process that is forked from here on does
+    try:
+        if when == "while it is asked":
+            fresh_redis.pause()
+            loop.ask("b")
+            fresh_redis.kill()
+        else:
+            fresh_redis.kill()
+            loop.ask("b")
+        assert isinstance(loop.outcome(), StoreUnavailable)
+        assert loop.events() == []
+        assert loop.hub.readers == {}
+    finally:
+        os.close(inherited)
