@@ -57,9 +57,13 @@ class Worker:
         """End it and its children as the out-of-memory killer would."""
         self.process.kill()
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, and none to its children."""
+        os.kill(self.process.pid, number)
+
     def terminate(self) -> None:
         """Ask for a warm shutdown and do not wait for it."""
-        os.kill(self.process.pid, signal.SIGTERM)
+        self.signal(signal.SIGTERM)
 
     def restart(self) -> None:
         """Start it again after :meth:`kill`."""
@@ -166,10 +170,15 @@ class Fleet:
             "WORKLOAD_RECORDS": self.server.url.removesuffix("/0") + "/3",
         }
 
+    def inspect(self) -> Any:
+        """Return what asks the running workers about themselves."""
+        running = sum(worker.process.running for worker in self.workers)
+        return self.app.control.inspect(timeout=5, limit=running)
+
     def stats(self) -> dict[str, int]:
         """Return the workers' counters, summed."""
         total: dict[str, int] = {}
-        for answer in (self.app.control.inspect(timeout=2).stats() or {}).values():
+        for answer in (self.inspect().stats() or {}).values():
             for counter, value in answer["throttle"].items():
                 total[counter] = total.get(counter, 0) + value
         return total
@@ -179,6 +188,8 @@ class Fleet:
             worker.kill()
             worker.process.stop()
         if self._app is not None:
+            # A result that is collected after its server has ended looks for it for a long time.
+            self._app.backend.result_consumer.stop()
             self._app.close()
         if self._throttle is not None:
             self._throttle.close()

@@ -1,0 +1,185 @@
+"""Tasks that never start, or not yet: revoked, expired, given up, too costly, due later. None of them costs a token."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+
+import pytest
+from celery import chord, group
+from celery.exceptions import ChordError, TaskRevokedError
+from processes import wait_until
+
+from bucketflow_celery import CostExceedsCapacity, ThrottleTimeout
+
+HOUR = {"rate": "1/h", "capacity": 1}
+
+
+def level(fleet, name):
+    """Return how the level *name* stands on the path of acme's work."""
+    views = fleet.throttle().peek("celery", "workloads.work", "acme")
+    return next(view for view in views if view.level.name == name)
+
+
+def acme(fleet, times=1, **options):
+    return fleet.send("work", times=times, headers={"tenant": "acme"}, **options)
+
+
+def test_a_held_task_that_is_revoked_goes_away(fleet):
+    fleet.configure(limits={"queues": {"*": {"rate": "2/s", "capacity": 1}}})
+    fleet.worker()
+    _, revoked, kept = fleet.send("work", times=3)
+    wait_until(lambda: fleet.stats()["waiting"] == 2)
+
+    revoked.revoke()
+
+    starts = fleet.records.wait("starts", 2)
+    assert starts[1]["id"] == kept.id
+    assert starts[1]["at"] - starts[0]["at"] < 0.9  # it has taken over the place of the revoked one
+    with pytest.raises(TaskRevokedError):
+        revoked.get(timeout=5)
+
+
+def test_a_returned_task_that_is_revoked_gives_its_place_back(fleet):
+    fleet.configure(limits={"tenants": {"*": {"rate": "2/s", "capacity": 1}}}, bucketflow_max_countdown=1.0)
+    fleet.worker()
+    acme(fleet)
+    revoked = acme(fleet, times=4)
+    fleet.records.wait("refusals", 4)
+    line = level(fleet, "tenant").line
+    assert line > 1
+
+    for result in revoked:
+        result.revoke()
+
+    wait_until(lambda: level(fleet, "tenant").line == 0, timeout=1)
+    assert {result.status for result in revoked} == {"REVOKED"}
+    assert fleet.records.count("starts") == 1
+
+
+@pytest.mark.parametrize("level_name", ["queues", "tenants"])
+def test_a_task_that_expires_while_it_waits_costs_nothing(fleet, level_name):
+    fleet.configure(limits={level_name: {"*": {"rate": "1/s", "capacity": 2}}})
+    fleet.worker()
+    acme(fleet, times=2)
+    fleet.records.wait("starts", 2)
+    expired = acme(fleet, times=3, expires=0.4)
+    [kept] = acme(fleet)
+
+    wait_until(lambda: all(result.status == "REVOKED" for result in expired))
+    last = fleet.records.wait("starts", 3)[-1]
+
+    assert last["id"] == kept.id
+    wait_until(lambda: level(fleet, level_name.removesuffix("s")).tokens > 1.9)
+    assert fleet.records.count("starts") == 3
+
+
+def test_a_countdown_of_the_user_is_kept_and_asks_when_it_is_due(fleet):
+    fleet.configure(limits={"queues": {"*": {"rate": "5/s", "capacity": 2}}})
+    fleet.worker()
+    sent = time.time()
+    due = {result.id for result in fleet.send("work", "due", times=4, countdown=1)}
+    at_once = {result.id for result in fleet.send("work", "at once", times=2)}
+
+    starts = fleet.records.wait("starts", 6)
+
+    # The buckets are full when they come: who is not due holds no tokens and stands in no line.
+    assert {start["id"] for start in starts[:2]} == at_once
+    assert starts[1]["at"] - starts[0]["at"] < 0.2
+    assert {start["id"] for start in starts[2:]} == due
+    assert all(start["at"] >= sent + 0.99 for start in starts[2:])
+    assert starts[-1]["at"] - starts[2]["at"] > 0.3
+
+
+@pytest.mark.parametrize("on_limit", ["retry", "hold"])
+def test_one_that_would_wait_longer_than_max_wait_fails_at_once(fleet, on_limit):
+    fleet.configure(limits={"tenants": {"*": HOUR}}, bucketflow_max_wait=60, bucketflow_on_limit=on_limit)
+    fleet.worker()
+    acme(fleet)
+    fleet.records.wait("starts", 1)
+    [result] = acme(fleet, link_error=fleet.app.signature("workloads.errback"))
+
+    with pytest.raises(ThrottleTimeout) as failure:
+        result.get(timeout=5)
+
+    assert (failure.value.level, failure.value.max_wait) == ("tenant", 60)
+    assert failure.value.wait == pytest.approx(3600, abs=10)
+    [errback] = fleet.records.wait("errbacks", 1)
+    assert (errback["id"], errback["error"]) == (result.id, "ThrottleTimeout")
+    assert level(fleet, "tenant").line == 0
+    assert fleet.records.deliveries()[result.id] == 1
+
+
+def test_max_wait_of_a_task_counts_in_a_line_too(fleet):
+    fleet.configure(limits={"queues": {"*": {"rate": "4/s", "capacity": 1}}})
+    fleet.worker()
+    results = fleet.send("impatient", times=8)
+    patient = fleet.send("work", times=2)
+
+    outcomes = [result.get(timeout=10, propagate=False) for result in results]
+
+    failed = [outcome for outcome in outcomes if isinstance(outcome, ThrottleTimeout)]
+    assert 5 <= len(failed) <= 6  # one starts at once, one or two within half a second
+    assert [result.get(timeout=5) for result in patient] == [None, None]
+    assert fleet.records.count("starts") == 8 - len(failed) + 2
+
+
+@pytest.mark.parametrize(
+    ("limits", "name", "error"),
+    [({"tenants": {"*": HOUR}}, "impatient", "ThrottleTimeout"), ({"all": HOUR}, "heavy", "CostExceedsCapacity")],
+)
+def test_a_chord_whose_part_is_given_up_fails_as_a_chord(fleet, limits, name, error):
+    fleet.configure(limits=limits)
+    fleet.worker()
+    acme(fleet)
+    fleet.records.wait("starts", 1)
+    part = fleet.app.signature(f"workloads.{name}", (2,)).set(headers={"tenant": "acme"})
+    other = fleet.app.signature(f"workloads.{name}", (2,)).set(headers={"tenant": "acme"})
+    body = fleet.app.signature("workloads.total").on_error(fleet.app.signature("workloads.errback"))
+
+    result = chord(group([part, other], app=fleet.app), app=fleet.app)(body)
+
+    failure = result.get(timeout=10, propagate=False)
+    assert isinstance(failure, ChordError)
+    assert error in str(failure)
+    assert fleet.records.wait("errbacks", 1)[0]["id"] == result.id
+
+
+def test_a_cost_above_a_capacity_fails_at_once(fleet):
+    fleet.configure(limits={"all": {"rate": "100/s", "capacity": 50}, "queues": {"*": {"rate": "10/s", "capacity": 5}}})
+    fleet.worker()
+    [costly] = fleet.send("heavy", 6, link_error=fleet.app.signature("workloads.errback"))
+    [fair] = fleet.send("heavy", 5)
+
+    with pytest.raises(CostExceedsCapacity) as failure:
+        costly.get(timeout=5)
+
+    assert (failure.value.key, failure.value.cost, failure.value.capacity) == ("q:celery", 6, 5)
+    assert fair.get(timeout=5) == 5
+    assert fleet.records.wait("errbacks", 1)[0]["error"] == "CostExceedsCapacity"
+    assert set(fleet.records.deliveries().values()) == {1}
+
+
+def test_cost_is_taken_from_the_argument(fleet):
+    fleet.configure(limits={"queues": {"*": {"rate": "10/s", "capacity": 5}}})
+    fleet.worker()
+    fleet.send("heavy", 5, times=3)
+    fleet.send("heavy", 0, times=5)
+
+    starts = fleet.records.wait("starts", 8)
+
+    costly = sorted(start["at"] for start in starts if start["args"] == [5])
+    assert [later - sooner for sooner, later in pairwise(costly)] == pytest.approx([0.5, 0.5], abs=0.15)
+    assert max(start["at"] for start in starts if start["args"] == [0]) < costly[1]  # what costs nothing never waits
+
+
+def test_a_cost_or_tenant_that_cannot_be_told_fails_in_the_result(fleet):
+    fleet.configure(limits={"queues": {"*": "100/s"}, "tenants": {"*": "100/s"}})
+    fleet.worker()
+    [cost] = fleet.send("heavy", "many")
+    [tenant] = fleet.send("ship", {"no": "account"})
+
+    for result, entry in ((cost, "cost"), (tenant, "tenant")):
+        with pytest.raises(Exception, match=entry) as failure:
+            result.get(timeout=5)
+        assert type(failure.value).__name__ == "ConfigError"

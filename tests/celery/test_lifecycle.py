@@ -1,0 +1,145 @@
+"""Workers come and go: nothing that waits goes with them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from processes import wait_until
+from records import JITTER, excess
+
+SLOW = {"rate": "2/s", "capacity": 1}
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_warm_shutdown_leaves_what_is_held_to_the_other_workers_at_once(fleet, pool):
+    fleet.configure(limits={"queues": {"*": {"rate": "4/s", "capacity": 1}}})
+    first = fleet.worker(pool)
+    [running] = fleet.send("work", "long", 3)
+    fleet.records.wait("starts", 1)
+    sent = {result.id for result in fleet.send("work", times=6)}
+    wait_until(lambda: len(fleet.records.deliveries()) == 7)
+    fleet.worker(pool)
+
+    first.terminate()
+    others = fleet.records.starts(6, args=[], timeout=6)
+
+    assert first.process.running  # it still works on the long one
+    assert {start["id"] for start in others} == sent
+    assert running.get(timeout=10) == "long"
+    assert first.wait_end() == 0
+    assert excess(fleet.records.of("starts"), 1, 4) <= JITTER
+
+
+def test_a_soft_shutdown_leaves_it_when_its_time_is_over(fleet):
+    fleet.configure(limits={"queues": {"*": {"rate": "1/s", "capacity": 1}}}, worker_soft_shutdown_timeout=1)
+    first = fleet.worker("prefork")
+    fleet.send("work", "long", 0.5)
+    fleet.records.wait("starts", 1)
+    sent = {result.id for result in fleet.send("work", times=4)}
+    wait_until(lambda: len(fleet.records.deliveries()) == 5)
+
+    first.signal(signal.SIGQUIT)
+    first.wait_end(5)
+    fleet.worker()
+
+    starts = fleet.records.starts(4, args=[])
+    assert {start["id"] for start in starts} == sent
+    assert fleet.records.count("starts") == 5
+
+
+def test_a_message_that_is_held_too_long_goes_back_to_the_broker(fleet):
+    fleet.configure(limits={"queues": {"*": {"rate": "1/s", "capacity": 1}}}, bucketflow_max_hold=0.5)
+    fleet.worker()
+    sent = {result.id for result in fleet.send("work", times=4)}
+
+    starts = fleet.records.wait("starts", 4)
+
+    assert {start["id"] for start in starts} == sent
+    assert fleet.stats()["given_back"] >= 2
+    assert sum(fleet.records.deliveries().values()) >= 4 + 2
+    assert excess(starts, 1, 1) <= 0.2
+
+
+def test_a_killed_worker_loses_neither_what_it_held_nor_what_it_sent_back(fleet):
+    fleet.configure(
+        limits={"queues": {"one": {"rate": "5/s", "capacity": 1}}, "tenants": {"acme": {"rate": "5/s", "capacity": 1}}},
+        broker_transport_options={"visibility_timeout": 2},
+    )
+    first = fleet.worker(queues="one,two")
+    sent = {result.id for result in fleet.send("work", queue="one", times=8)}
+    sent |= {result.id for result in fleet.send("work", queue="two", times=8, headers={"tenant": "acme"})}
+    fleet.records.wait("starts", 4)
+
+    first.kill()
+    time.sleep(2.5)
+    fleet.worker(queues="one,two")
+
+    wait_until(lambda: {start["id"] for start in fleet.records.of("starts")} == sent, timeout=20)
+
+
+def test_children_come_and_go(fleet):
+    fleet.configure(limits={"queues": {"*": {"rate": "10/s", "capacity": 2}}}, worker_max_tasks_per_child=2)
+    fleet.worker("prefork")
+    sent = sorted(result.id for result in fleet.send("work", times=16))
+
+    starts = fleet.records.wait("starts", 16)
+
+    assert sorted(start["id"] for start in starts) == sent
+    assert len({start["pid"] for start in starts}) >= 6
+    # A task is handed to a child that has yet to be born now and then, so only the whole tells about the limit.
+    assert starts[-1]["at"] - starts[0]["at"] >= 0.9 * (16 - 2) / 10
+    assert set(fleet.records.deliveries().values()) == {1}
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_late_acknowledgement_changes_nothing(fleet, pool):
+    fleet.configure(
+        limits={"queues": {"*": {"rate": "20/s", "capacity": 2}}, "tenants": {"acme": {"rate": "5/s", "capacity": 1}}}
+    )
+    fleet.worker(pool)
+    held = fleet.send("late", "held", times=20)
+    returned = fleet.send("late", "returned", times=5, headers={"tenant": "acme"})
+
+    starts = fleet.records.wait("starts", 25)
+
+    assert excess(starts, 2, 20) <= JITTER
+    assert sorted(start["id"] for start in starts) == sorted(result.id for result in held + returned)
+    assert {result.get(timeout=5) for result in held + returned} == {"held", "returned"}
+    deliveries = fleet.records.deliveries()
+    assert {deliveries[result.id] for result in held} == {1}
+    assert max(deliveries[result.id] for result in returned) == 2
+
+
+def test_a_lost_child_of_a_late_task_does_not_break_the_line(fleet):
+    fleet.configure(limits={"queues": {"*": SLOW}})
+    fleet.worker("prefork")
+    fleet.send("late", "victim", 2)
+    [start] = fleet.records.wait("starts", 1)
+    fleet.send("work", times=2)
+    os.kill(start["pid"], signal.SIGKILL)
+
+    starts = fleet.records.wait("starts", 4)
+
+    assert len([again for again in starts if again["id"] == start["id"]]) == 2
+    assert excess(starts, 1, 2) <= 0.3
+
+
+def test_a_limit_that_is_changed_holds_for_every_worker_at_once(fleet):
+    fleet.configure(limits={"queues": {"*": {"rate": "1/h", "capacity": 2}}})
+    fleet.start(2)
+    fleet.send("work", times=40)
+    fleet.records.wait("starts", 2)
+
+    fleet.throttle().set_limits({"queues": {"*": {"rate": "20/s", "capacity": 2}}})
+    starts = fleet.records.wait("starts", 40, timeout=12)
+    assert excess(starts[2:], 2, 20) <= JITTER
+    assert len({start["node"] for start in starts}) == 2
+
+    fleet.throttle().set_limits(None)
+    fleet.send("work", "refused", times=4)
+    refused = fleet.records.starts(0, args=["refused"])
+    fleet.records.wait("refusals", 1)
+    assert len(refused) <= 2

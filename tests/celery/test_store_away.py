@@ -1,0 +1,152 @@
+"""Promise 8: when the Redis of the limits is away, the chosen policy holds, and the workers recover alone."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from processes import wait_until
+from records import JITTER, excess
+
+RATE, CAPACITY = 20, 2
+LIMITS = {
+    "queues": {"*": {"rate": f"{RATE}/s", "capacity": CAPACITY}},
+    "tenants": {"acme": {"rate": "5/s", "capacity": 1}},
+}
+
+
+@pytest.fixture
+def store(fresh_redis, fleet):
+    """Yield the Redis of the limits; the broker lives on another, which stays."""
+    fleet.configure(limits=LIMITS, bucketflow_url=fresh_redis.url, bucketflow_timeout=0.3)
+    return fresh_redis
+
+
+def send(fleet, times):
+    """Publish *times* tasks, every fifth of them for a tenant with a limit of its own."""
+    return {
+        fleet.send("work", number, headers={"tenant": "umbrella" if number % 5 else "acme"})[0].id
+        for number in range(times)
+    }
+
+
+def finish(fleet, sent, timeout=25):
+    """Return the starts once each of *sent* has run, exactly once."""
+    starts = fleet.records.wait("starts", len(sent), timeout)
+    time.sleep(0.2)
+    assert sorted(start["id"] for start in fleet.records.of("starts")) == sorted(sent)
+    return starts
+
+
+def kill(store):
+    store.kill()
+    return store.restart
+
+
+def hang(store):
+    store.pause()
+    return store.resume
+
+
+@pytest.mark.parametrize("outage", [kill, hang])
+@pytest.mark.parametrize("policy", ["hold", "refuse"])
+def test_nothing_starts_until_it_is_back(fleet, store, policy, outage):
+    fleet.configure(bucketflow_on_store_error=policy)
+    worker = fleet.worker()
+    sent = send(fleet, 30)
+    fleet.records.wait("starts", 5)
+    end_of_outage = outage(store)
+    worker.wait_log(f"on_store_error='{policy}'")
+    before = fleet.records.count("starts")
+    sent |= send(fleet, 10)
+    time.sleep(1.2)
+
+    assert fleet.records.count("starts") == before
+
+    came_back = time.time()
+    end_of_outage()
+    starts = finish(fleet, sent)
+    assert excess([start for start in starts if start["at"] > came_back], CAPACITY, RATE) <= JITTER
+    assert worker.log.count("on_store_error=") == 1
+    assert worker.log.count("answers again") == 1
+
+
+@pytest.mark.parametrize("outage", [kill, hang])
+def test_admit_lets_everything_start_meanwhile(fleet, store, outage):
+    fleet.configure(bucketflow_on_store_error="admit")
+    worker = fleet.worker()
+    sent = send(fleet, 30)
+    fleet.records.wait("starts", 5)
+    end_of_outage = outage(store)
+    sent |= send(fleet, 100)
+
+    finish(fleet, sent, timeout=4)
+
+    end_of_outage()
+    assert "on_store_error='admit'" in worker.log
+    wait_until(lambda: fleet.send("work", "probe") and "answers again" in worker.log, pause=0.1)
+    again = {result.id for result in fleet.send("work", "again", times=20)}
+    starts = fleet.records.starts(20, args=["again"])
+    assert {start["id"] for start in starts} == again
+    assert excess(starts, CAPACITY, RATE) <= JITTER
+
+
+@pytest.mark.parametrize("policy", ["hold", "admit", "refuse"])
+def test_a_worker_starts_without_it(fleet, store, policy):
+    fleet.configure(bucketflow_on_store_error=policy)
+    store.kill()
+    worker = fleet.worker()
+    sent = send(fleet, 8)
+    worker.wait_log(f"on_store_error='{policy}'")
+    if policy == "admit":
+        finish(fleet, sent, timeout=3)
+    else:
+        time.sleep(0.3)
+        assert fleet.records.count("starts") == 0
+
+    store.restart()
+
+    finish(fleet, sent)
+
+
+def test_scripts_that_are_flushed_in_the_middle_are_loaded_again(fleet, store):
+    fleet.start(2)
+    sent = send(fleet, 30)
+    fleet.records.wait("starts", 10)
+    with store.client() as client:
+        client.script_flush()
+
+    starts = finish(fleet, sent)
+
+    assert excess(starts, CAPACITY, RATE) <= JITTER
+    assert fleet.stats()["store_errors"] == 0
+
+
+def test_no_restart_in_the_middle_loses_a_task(fleet, store):
+    fleet.start(2)
+    sent = send(fleet, 40)
+    fleet.records.wait("starts", 10)
+    restarted = time.time()
+    store.restart()  # with empty buckets: one more burst is the price
+
+    starts = finish(fleet, sent)
+
+    assert excess([start for start in starts if start["at"] > restarted], CAPACITY, RATE) <= JITTER
+
+
+@pytest.mark.parametrize("outage", [kill, hang])
+def test_the_worker_stays_responsive(fleet, store, outage):
+    fleet.configure(limits={"queues": {"limited": {"rate": "20/s", "capacity": 1}}})
+    worker = fleet.worker(queues="limited,free")
+    end_of_outage = outage(store)
+    limited = fleet.send("work", times=20, queue="limited")
+    worker.wait_log("on_store_error")
+    began = time.monotonic()
+    free = fleet.send("work", "free", times=20, queue="free")
+
+    fleet.records.starts(20, args=["free"], timeout=3)
+    assert fleet.inspect().ping()
+    assert time.monotonic() - began < 3
+
+    end_of_outage()
+    finish(fleet, {result.id for result in limited + free})

@@ -1,0 +1,90 @@
+"""Whom a task is for: from its header, an argument, a callable; stamped by whoever publishes, and never lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from records import JITTER, excess
+
+SLOW = {"rate": "5/s", "capacity": 1}
+
+
+def publish(fleet, code):
+    """Run *code* in a process of its own, as a publisher that knows the tasks; return the headers that were sent."""
+    env = {**fleet.environment("publisher"), "PATH": ""}
+    subprocess.run([sys.executable, "-c", f"from workloads import *\n{code}"], env=env, check=True, timeout=30)
+    return [json.loads(message)["headers"] for message in fleet.server.client().lrange("celery", 0, -1)][::-1]
+
+
+@pytest.mark.parametrize(
+    ("code", "tenant"),
+    [
+        ("sync.delay('acme', 1)", "acme"),
+        ("sync.delay(order=1, account='acme')", "acme"),
+        ("ship.delay({'account': 'acme'})", "acme"),
+        ("work.delay('acme')", "acme"),
+        ("work.delay()", None),
+        ("heavy.delay(1)", None),
+        ("work.apply_async(('acme',), headers={'tenant': 'umbrella'})", "umbrella"),
+        ("app.send_task('workloads.sync', ('acme',))", "acme"),
+        ("app.send_task('unknown', ('acme',))", None),
+    ],
+)
+def test_the_tenant_is_stamped_when_a_task_is_published(fleet, code, tenant):
+    fleet.configure(limits={"tenants": {"*": SLOW}}, bucketflow_tenant="tenant")
+
+    [headers] = publish(fleet, code)
+
+    assert headers.get("tenant") == tenant
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "options"),
+    [
+        ("sync", ("acme",), {}),
+        ("ship", ({"account": "acme"},), {}),
+        ("work", ("acme",), {}),
+        ("add", (1, 2), {"headers": {"tenant": "acme"}}),
+    ],
+    ids=["argument", "callable", "default", "header"],
+)
+def test_a_worker_works_it_out_where_the_publisher_did_not(fleet, name, arguments, options):
+    fleet.configure(limits={"tenants": {"acme": SLOW}, "tasks": {"workloads.sync": None}}, bucketflow_tenant="tenant")
+    fleet.worker()
+    fleet.send(name, *arguments, times=6, **options)
+
+    starts = fleet.records.wait("starts", 6)
+
+    assert excess(starts, 1, 5) <= JITTER
+    assert {refusal["level"] for refusal in fleet.records.of("refusals")} == {"tenant"}
+
+
+def test_a_task_that_retries_itself_stays_with_its_tenant(fleet):
+    fleet.configure(limits={"tenants": {"acme": SLOW}})
+    fleet.worker()
+    [result] = fleet.send("shaky", headers={"tenant": "acme"})
+
+    assert result.get(timeout=10) == 2
+
+    starts = fleet.records.starts(3, id=result.id)
+    assert [start["tenant"] for start in starts] == ["acme"] * 3
+    assert excess(starts, 1, 5) <= JITTER
+
+
+def test_the_same_tenant_in_two_queues_has_two_buckets_unless_shared(fleet):
+    limits = {"tenants": {"acme": SLOW, "key": {**SLOW, "shared": True}}}
+    fleet.configure(limits=limits, bucketflow_tenant="tenant")
+    fleet.worker(concurrency=4, queues="one,two")
+    for queue in ("one", "two"):
+        fleet.send("work", "acme", times=6, queue=queue)
+        fleet.send("work", "key", times=4, queue=queue)
+
+    fleet.records.wait("starts", 20)
+
+    own, shared = (fleet.records.starts(1, args=[name]) for name in ("acme", "key"))
+    assert excess(shared, 1, 5) <= JITTER
+    assert excess(own, 2, 10) <= JITTER
+    assert excess(own, 1, 5) > 3
