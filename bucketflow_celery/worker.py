@@ -75,7 +75,8 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         host, self._host = self._host, None
         if gate is None or host is None:
             return
-        host.close(gate.close(), connected=bool(consumer.connection))
+        connection = consumer.connection  # Celery before 5.7 keeps one that is lost
+        host.close(gate.close(), connected=connection is not None and connection.connected)
         if self._asker is not None:
             self._asker.close()
 
