@@ -141,14 +141,17 @@ def admit(asks: Sequence[Ask], states: MutableMapping[str, LevelState], now: int
 def _admit_one(ask: Ask, states: MutableMapping[str, LevelState], now: int) -> Answer:
     dues = [0 if due < now - LATE else due for due in ask.dues]
     waits, current = [], []
-    for level, due in zip(ask.path, dues, strict=True):
+    for index, level in enumerate(ask.path):
         state = states.get(level.key, EMPTY).under(level.limit, now)
+        if dues[index] > max(now, state.line_at):  # behind the end of the line is no place: it was promised elsewhere
+            dues[index] = 0
         turn = _next_place(level, state, ask.cost)
         if turn > now and state.full_at + PATIENCE <= now:
             state, turn = replace(state, line_at=0.0), 0.0
             states[level.key] = state
         current.append(state)
-        waits.append(max(wait_for(level.limit, state.full_at, now, ask.cost), math.ceil((due or turn) - now)))
+        place = (dues[index] or turn) - now
+        waits.append(max(wait_for(level.limit, state.full_at, now, ask.cost), math.ceil(place)))
     wait = max(waits)
     if wait <= 0:
         for level, state in zip(ask.path, current, strict=True):

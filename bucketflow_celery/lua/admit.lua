@@ -33,7 +33,7 @@ local function admit_one(path, cost, patience)
   local waits, wait = {}, 0
   for i, level in ipairs(path) do
     local key = level.key
-    if level.due < time - LATE then
+    if level.due < time - LATE or level.due > math.max(time, line_at[key]) then
       level.due = 0
     end
     local turn = line_at[key] > 0 and line_at[key] + cost * SECOND / level.fill_rate or 0

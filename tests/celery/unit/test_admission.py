@@ -134,6 +134,22 @@ def test_a_due_ticket_needs_no_other_place():
     assert states[TENANT.key].line_at == line
 
 
+@pytest.mark.parametrize("ahead", [1, 3600 * SECOND, FOREVER - NOW - 1])
+def test_a_place_behind_the_end_of_the_line_is_none(ahead):
+    # Promised at a slower rate that a deployment has raised since, by another clock, or by nobody.
+    states = {TENANT.key: state_of(TENANT, NOW + SECOND, NOW + SECOND)}
+    end = NOW + SECOND
+    (answer,) = admit([ask(TENANT, dues=(end + ahead,))], states, NOW)
+    assert (answer.wait, answer.dues) == (2 * SECOND, (end + SECOND,))
+    (kept,) = admit([ask(TENANT, dues=answer.dues)], states, NOW)
+    assert kept.dues == answer.dues
+
+
+def test_a_place_behind_the_end_of_the_line_is_none_and_needs_none_where_tokens_are():
+    (answer,) = admit([ask(TENANT, dues=(NOW + 3600 * SECOND,))], {}, NOW)
+    assert answer.admitted
+
+
 @pytest.mark.parametrize(("late", "admitted"), [(0, True), (LATE, True), (LATE + 1, False)])
 def test_a_ticket_later_than_late_joins_the_line_again(late, admitted):
     due, now = NOW, NOW + late
