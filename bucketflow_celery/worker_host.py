@@ -66,7 +66,12 @@ class WorkerHost:
 
     def is_gone(self, entry: Entry) -> bool:
         """See :class:`~bucketflow_celery.host.Host`."""
-        return bool(entry.request.revoked())
+        try:
+            return bool(entry.request.revoked())
+        except Exception:
+            # As in fail(): not acknowledged, it comes again. Raised from here, it would take all who ask with it along.
+            logger.exception("the end of %s could not be stored", entry.request.id)
+            return True
 
     def send_back(self, entry: Entry, countdown: float) -> bool:
         """See :class:`~bucketflow_celery.host.Host`."""

@@ -1,0 +1,22 @@
+"""What the worker does for the gate, where Celery or what it talks to fails."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from bucketflow_celery.lines import Entry, Passage
+from bucketflow_celery.worker_host import WorkerHost
+
+
+class ExpiredWhileTheResultBackendIsAway:
+    id = "42"
+
+    def revoked(self):
+        raise OSError("the result backend is away")
+
+
+def test_a_revoked_task_whose_end_cannot_be_stored_stops_nobody_else_and_does_not_run(caplog):
+    slots = SimpleNamespace(free=None, when_free=None)
+    host = WorkerHost(None, None, slots, None, None)
+    assert host.is_gone(Entry(ExpiredWhileTheResultBackendIsAway(), "q", Passage(()), 0.0))
+    assert "the end of 42 could not be stored" in caplog.text
