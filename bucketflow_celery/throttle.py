@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from time import monotonic
 from typing import Any
 
 from celery import Celery, signals
@@ -20,6 +21,7 @@ from bucketflow_celery.admission import Ask, LevelState
 from bucketflow_celery.errors import ConfigErrors
 from bucketflow_celery.limits import Level, LimitTable, check_cost
 from bucketflow_celery.lines import Passage
+from bucketflow_celery.outage import Outage
 from bucketflow_celery.queues import queue_of
 from bucketflow_celery.rules import cost_of
 from bucketflow_celery.settings import Settings, TenantRule
@@ -117,6 +119,7 @@ class Throttle:
         self.version = ""
         self._table: LimitTable | None = None
         self.counters = Stats()
+        self._leaving = Outage("hold")
         app.bucketflow = self
         app.steps["consumer"].add(_STEP)
         signals.worker_init.connect(self._on_worker_init, weak=False)
@@ -267,13 +270,16 @@ class Throttle:
 
     def _on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
         ticket = Ticket.read(request.get(HEADER), self.version)
-        if not ticket.dues or sender.app is not self.app:
-            return
+        if not ticket.dues or sender.app is not self.app or self._leaving.until > monotonic():
+            return  # a store that is away must not stop the worker once for each of many who are revoked
         queue = queue_of(request.delivery_info or {}, {}, self.app.amqp.queues.consume_from)
         try:
             passage = self.passage(sender, request.__dict__, request.args, request.kwargs, queue)
             self.store.leave(Ask(passage.path, passage.cost, ticket.at(passage.path)))
-        except (ConfigError, StoreUnavailable) as error:
+            self._leaving.recovered()
+        except BucketflowError as error:
+            if isinstance(error, StoreUnavailable):
+                self._leaving.failed(monotonic())
             logger.warning("%s was revoked, its place in the line stays reserved: %s", request.id, error)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import fields
 
 import pytest
-from celery import Celery
+from celery import Celery, signals
+from celery.app.task import Context
 
-from bucketflow import ConfigError
+from bucketflow import ConfigError, StoreUnavailable
 from bucketflow_celery import ConfigErrors, Throttle
 from bucketflow_celery.settings import PREFIX, Settings
 from bucketflow_celery.testing import MemoryStore
+from bucketflow_celery.ticket import HEADER, Ticket
 
 
 def whom(*_args):
@@ -165,9 +167,35 @@ def test_what_a_message_holds_ends_no_worker():
     shop = app()
     throttle = Throttle(shop, store=MemoryStore(), limits={"tenants": {"*": "1/s"}})
 
-    @shop.task(name="shop.job")
+    @shop.task(name="shop.job", shared=False)
     def job():
         return None
 
     with pytest.raises(ConfigError, match=r"shop\.job.*a tenant and a cost that can be told"):
         throttle.passage(job, {"tenant": "\ud800"}, (), {}, "celery")  # JSON can carry it, UTF-8 cannot
+
+
+def test_a_store_that_is_away_holds_the_worker_up_once_however_many_are_revoked():
+    class Away(MemoryStore):
+        calls = 0
+
+        def leave(self, ask):
+            del ask
+            self.calls += 1
+            raise StoreUnavailable("the store", "no answer")
+
+    shop, store = app(), Away()
+    Throttle(shop, store=store, limits={"tenants": {"*": "1/s"}})
+
+    @shop.task(name="shop.revoked", shared=False)
+    def job():
+        return None
+
+    ticket = Ticket({"q:celery/t:a": 1}, since=1.0).write()
+    delivery = {"routing_key": "celery"}
+    for number in range(30):
+        request = Context(
+            {"id": number, "tenant": "a", HEADER: ticket, "delivery_info": delivery, "args": (), "kwargs": {}}
+        )
+        signals.task_revoked.send(sender=shop.tasks[job.name], request=request)
+    assert store.calls == 1
