@@ -89,8 +89,16 @@ def throttled_task(  # noqa: PLR0913 - each is one option of a task
     if on_limit is not None:
         one_of("on_limit", on_limit, "retry", "hold")
 
+    if app is not None and not isinstance(app, Celery):
+        raise ConfigError("app", app, "a Celery app, or None for a shared task")
+
     def decorate(function: Any) -> Any:
+        if not callable(function):
+            raise ConfigError("function", function, "a function or a Task class; options go by name")
         if _is_task_class(function):
+            if app is not None or options:
+                given = ", ".join(sorted({"app", *options} if app is not None else options))
+                raise ConfigError("function", function, f"a Task class to be registered, without the options {given}")
             rules.check_names(function.__name__, function.run)
             function.bucketflow = rules
             return function

@@ -226,6 +226,7 @@ class Gate:
         if self._outage.recovered():
             logger.warning("the store of the limits answers again")
         if flight.outcome is None:
+            self._places.restore(flight.asks)
             self._resolve_again(flight.batch)
         else:
             self._settle(flight.batch, flight.asks, flight.outcome)
@@ -234,30 +235,40 @@ class Gate:
         fronts: dict[Line, list[Entry]] = {}
         dry: dict[str, Line] = {}
         left: list[Ask] = []
-        for (entry, origin), ask, answer in zip(batch, asks, answers, strict=True):
-            if answer.admitted:
-                self._handling.start(entry)
-                continue
-            self._places.settle(entry, answer)
-            if answer.binding is None:
-                line = next(dry[level.key] for level in ask.path if level.key in dry)
-            else:
-                level = ask.path[answer.binding]
-                line = self._lines.of(level.key, level)
-                if not level.returns:
-                    dry[level.key] = line
-                wait, had_place = answer.wait / SECOND, ask.dues[answer.binding] > 0
-                if not self._handling.refuse(entry, origin, level, wait, had_place=had_place):
-                    left.append(ask)
+        unsettled = deque(zip(batch, asks, answers, strict=True))
+        try:
+            while unsettled:
+                (entry, origin), ask, answer = unsettled.popleft()
+                if answer.admitted:
+                    self._handling.start(entry)
                     continue
-            if line is origin:
-                fronts.setdefault(line, []).append(entry)
-            else:
-                self._handling.join(entry, line)
-        for line, entries in fronts.items():
-            line.put_back(entries)
-        for ask in left:
-            self._lines.wake(ask)
+                self._places.settle(entry, answer)
+                line = self._line_for(entry, origin, ask, answer, dry)
+                if line is None:
+                    left.append(ask)
+                elif line is origin:
+                    fronts.setdefault(line, []).append(entry)
+                else:
+                    self._handling.join(entry, line)
+        finally:  # whatever went wrong with one of them, the others are still here
+            self._inbox.extendleft(entry for (entry, _), _, _ in reversed(unsettled))
+            for line, entries in fronts.items():
+                line.put_back(entries)
+            for ask in left:
+                self._lines.wake(ask)
+
+    def _line_for(
+        self, entry: Entry, origin: Line | None, ask: Ask, answer: Answer, dry: dict[str, Line]
+    ) -> Line | None:
+        """Act on a refusal; return the line in which the task waits, ``None`` if it does not wait here."""
+        if answer.binding is None:
+            return next(dry[level.key] for level in ask.path if level.key in dry)
+        level = ask.path[answer.binding]
+        line = self._lines.of(level.key, level)
+        if not level.returns:
+            dry[level.key] = line
+        wait, had_place = answer.wait / SECOND, ask.dues[answer.binding] > 0
+        return line if self._handling.refuse(entry, origin, level, wait, had_place=had_place) else None
 
     def _without_store(self, entry: Entry, line: Line) -> None:
         if self._outage.policy == "admit":
@@ -284,7 +295,6 @@ class Gate:
 
     def _resolve_again(self, batch: list[tuple[Entry, Line | None]]) -> None:
         # Under the new limits it may be another bucket that binds, or none: everybody queues up anew, in their order.
-        self._places.clear()
         self._inbox.extend([entry for entry in self._everybody(batch) if self._renew(entry)])
 
     def _everybody(self, batch: list[tuple[Entry, Line | None]]) -> list[Entry]:
@@ -294,7 +304,6 @@ class Gate:
         return sorted(waiting, key=attrgetter("arrived"))
 
     def _renew(self, entry: Entry) -> bool:
-        entry.dues.clear()
         try:
             entry.passage = self._resolve(entry.request, entry.queue)
         except BucketflowError as error:

@@ -88,9 +88,22 @@ class Settings:
                 values[field.name] = _CHECKS[field.name](field.name, value, mistakes)
             except ConfigError as mistake:
                 mistakes.append(mistake)
+        mistakes += _unknown(conf, {field.name for field in fields(cls)})  # at last: only now Celery has read its own
         if mistakes:
             raise ConfigErrors(mistakes)
         return cls(**values)
+
+
+def _unknown(conf: Mapping[str, Any], known: set[str]) -> list[ConfigError]:
+    """Return a mistake for every key of *conf* that looks like an option and is none."""
+    # With a namespace, as Django's, Celery shows its keys as they stand there.
+    prefix = (getattr(conf, "prefix", None) or "").lower() + PREFIX
+    expected = "one of " + ", ".join(PREFIX + name for name in sorted(known))
+    return [
+        ConfigError(key, conf.get(key), expected)
+        for key in map(str, conf)
+        if key.lower().startswith(prefix) and key.lower().removeprefix(prefix) not in known
+    ]
 
 
 _Check: TypeAlias = Callable[[str, Any, "list[ConfigError]"], Any]

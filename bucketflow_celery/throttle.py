@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 from celery import Celery, signals
+from kombu.utils.url import maybe_sanitize_url
 from redis import Redis
 
 from bucketflow.core import tokens_at
@@ -109,6 +110,8 @@ class Throttle:
             "timeout": timeout,
         }
         Settings.read(self._given, {})
+        if not isinstance(app, Celery):
+            raise ConfigError("app", app, "a Celery app")
         if sum(source is not None for source in (url, client, store)) > 1:
             raise ConfigError("url, client, store", "more than one of them", "one place where the buckets live")
         if getattr(app, "bucketflow", None) is not None:
@@ -184,6 +187,7 @@ class Throttle:
         Raises:
             StoreUnavailable: The store did not answer in time.
         """
+        self.renew()
         rules = _rules(self.app.tasks.get(task))
         path = self.limits.path(queue, tenant, task, rules.limit)
         now, states = self.store.peek(path)
@@ -244,7 +248,8 @@ class Throttle:
             try:
                 client = Redis.from_url(self.settings.url)
             except ValueError as error:
-                raise ConfigError("url", self.settings.url, f"a Redis URL ({error})") from None
+                shown = maybe_sanitize_url(self.settings.url)  # it may hold a password
+                raise ConfigError("url", shown, f"a Redis URL ({error})") from None
         return ScriptRunner(client, timeout=self.settings.timeout)
 
     def _on_worker_init(self, sender: Any, **_: Any) -> None:
@@ -269,7 +274,7 @@ class Throttle:
         tenant.stamp(self.app, self.settings.tenant, sender, headers, body)
 
     def _on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
-        ticket = Ticket.read(request.get(HEADER), self.version)
+        ticket = Ticket.read(request.get(HEADER))
         if not ticket.dues or sender.app is not self.app or self._leaving.until > monotonic():
             return  # a store that is away must not stop the worker once for each of many who are revoked
         queue = queue_of(request.delivery_info or {}, {}, self.app.amqp.queues.consume_from)

@@ -23,33 +23,25 @@ class Ticket:
     Attributes:
         dues: By key of the bucket: the instant, in µs of the store's clock, at which its place comes.
         since: When it was first refused, in seconds since the Unix epoch; ``None`` if it never was.
-        version: Of the limits its places were promised under. Under others they are other places.
     """
 
     dues: Mapping[str, int] = field(default_factory=dict)
     since: float | None = None
-    version: str = ""
 
     @classmethod
-    def read(cls, header: object, version: str = "") -> Ticket:
-        """
-        Read a header; one that cannot be read is no ticket.
-
-        Places promised under other limits than those of *version* are void: their task joins the line again.
-        """
+    def read(cls, header: object) -> Ticket:
+        """Read a header. One that cannot be read is no ticket: its task joins the line again."""
         if not isinstance(header, Mapping):
             return NO_TICKET
         dues, since = header.get("dues"), header.get("since")
         if not isinstance(dues, Mapping) or not _is_instant(since):
             return NO_TICKET
-        if header.get("version", "") != version:
-            dues = {}
         valid = {str(key): due for key, due in dues.items() if isinstance(due, int) and _is_instant(due)}
-        return cls(valid, since, version)
+        return cls(valid, since)
 
     def write(self) -> dict[str, Any]:
         """Return the header: plain JSON."""
-        return {"dues": dict(self.dues), "since": self.since, "version": self.version}
+        return {"dues": dict(self.dues), "since": self.since}
 
     def at(self, path: tuple[Level, ...]) -> tuple[int, ...]:
         """Return the place it has at each level of *path*, 0 for none; same length and order."""

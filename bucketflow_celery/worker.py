@@ -53,7 +53,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         settings = self._throttle.settings
         quorum, _ = detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)
         republisher = Republisher(consumer.app, delayed=quorum)
-        self._host = WorkerHost(consumer, self._throttle, self._slots, Window(consumer), republisher)
+        self._host = WorkerHost(consumer, self._slots, Window(consumer), republisher)
         self._asker = asker_for(self._throttle.store, self._throttle, consumer.hub, settings.timeout)
         self._learn_limits()
         self._gate = Gate(
@@ -91,12 +91,10 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _on_request(self, request: Any) -> None:
         gate, host = self._gate, self._host
         if gate is not None and host is not None:
-            gate.enter(
-                request, host.queue_of(request), Ticket.read(request.request_dict.get(HEADER), self._throttle.version)
-            )
+            gate.enter(request, host.queue_of(request), Ticket.read(request.request_dict.get(HEADER)))
 
     def _learn_limits(self) -> None:
-        # Before the first task, whose ticket may have been written under them.
+        # Before the first task, which may be one that they limit and the configured ones do not.
         try:
             self._throttle.renew()
         except StoreUnavailable as error:

@@ -11,7 +11,6 @@ from billiard.einfo import ExceptionInfo
 from celery.worker import state
 
 from bucketflow.errors import BucketflowError
-from bucketflow_celery.asking import Book
 from bucketflow_celery.limits import Level
 from bucketflow_celery.lines import Entry
 from bucketflow_celery.queues import queue_of
@@ -33,15 +32,13 @@ class WorkerHost:
 
     Args:
         consumer: Celery's ``Consumer``, connected.
-        book: Knows which limits are in force.
         slots: The slots of its pool.
         window: Its prefetch window.
         republisher: Publishes copies.
     """
 
-    def __init__(self, consumer: Any, book: Book, slots: Slots, window: Window, republisher: Republisher) -> None:
+    def __init__(self, consumer: Any, slots: Slots, window: Window, republisher: Republisher) -> None:
         self._consumer = consumer
-        self._book = book
         self._slots = slots
         self._window = window
         self._republisher = republisher
@@ -78,7 +75,7 @@ class WorkerHost:
         message = entry.request.message
         if "task" not in message.headers or self._is_broadcast(entry.queue):
             return False  # protocol 1 keeps the ETA inside its body; a broadcast is in no queue that could keep it
-        ticket = Ticket(entry.dues, entry.since, self._book.version).write()
+        ticket = Ticket(entry.dues, entry.since).write()
         try:
             self._republisher.publish(message, entry.queue, countdown, ticket)
         except Exception as error:  # noqa: BLE001 - whatever the transport raises, the task stays here and is safe

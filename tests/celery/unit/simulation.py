@@ -178,7 +178,7 @@ class Fleet:
     def publish_later(self, job, countdown, ticket):
         if self._within(self.broker_down, self.now):
             return False
-        request = Request(job, Ticket.read(json.loads(json.dumps(ticket.write())), ticket.version))
+        request = Request(job, Ticket.read(json.loads(json.dumps(ticket.write()))))
         number = next(self.number_of_returns)
         self.after(countdown + self.lateness(number), lambda: self.come_back(request, number))
         return True
@@ -343,7 +343,7 @@ class Worker:
 
     def send_back(self, entry, countdown):
         assert 0 < countdown <= self.fleet.options["max_countdown"] + 10
-        ticket = Ticket(dict(entry.dues), entry.since, self.version)
+        ticket = Ticket(dict(entry.dues), entry.since)
         if not self.fleet.publish_later(entry.request.job, countdown, ticket):
             return False
         entry.request.job.returns += 1

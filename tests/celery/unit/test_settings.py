@@ -199,3 +199,15 @@ def test_a_store_that_is_away_holds_the_worker_up_once_however_many_are_revoked(
         )
         signals.task_revoked.send(sender=shop.tasks[job.name], request=request)
     assert store.calls == 1
+
+
+@pytest.mark.parametrize("namespace", [None, "CELERY"])
+def test_a_misspelt_option_in_the_configuration_is_a_mistake_that_names_the_options_there_are(namespace):
+    key = "bucketflow_limts" if namespace is None else "CELERY_BUCKETFLOW_LIMTS"
+    app = Celery("misspelt", set_as_current=False)
+    app.config_from_object({key: {"all": "1/s"}}, namespace=namespace)
+    with pytest.raises(ConfigErrors) as raised:
+        Settings.read({}, app.conf)
+    (mistake,) = raised.value.mistakes
+    assert mistake.entry.lower().endswith("bucketflow_limts")
+    assert "bucketflow_limits" in mistake.expected
