@@ -86,7 +86,7 @@ class RedisStore:
 
     def read(self, asks: Sequence[Ask], version: str, reply: Sequence[Any]) -> tuple[str, list[Answer] | None]:
         """Return what :meth:`admit` returns, from the *reply* to :meth:`question`."""
-        now_in_force = reply[0].decode()
+        now_in_force = reply[0].decode(errors="replace")
         if now_in_force != version:
             return now_in_force, None
         return version, _answers(asks, reply[1:])
@@ -113,7 +113,7 @@ class RedisStore:
     def limits(self) -> tuple[str, Mapping[str, Any] | None]:
         """See :class:`Store`."""
         version, raw = self.runner.run(load_script(_PACKAGE, "limits"), self._table_keys, [])
-        return version.decode(), _table(raw) if raw else None
+        return version.decode(errors="replace"), _table(raw) if raw else None
 
     def set_limits(self, raw: Mapping[str, Any] | None) -> None:
         """See :class:`Store`."""

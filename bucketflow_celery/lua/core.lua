@@ -4,7 +4,7 @@
 -- Under another limit what was taken stays taken, up to an empty bucket, and what was promised stays promised.
 local function under(limit, packed, now)
   local full_at, line_at, capacity, fill_rate = FULL, 0, 0, 0
-  if packed then
+  if packed and #packed == 32 then -- what somebody else wrote there counts as nothing
     full_at, line_at, capacity, fill_rate = struct.unpack('<dddd', packed)
   end
   if capacity ~= limit.capacity or fill_rate ~= limit.fill_rate then

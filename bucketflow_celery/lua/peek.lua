@@ -6,7 +6,7 @@
 local reply = { now() }
 for _, key in ipairs(KEYS) do
   local stored = redis.call('GET', key)
-  for _, number in ipairs(stored and { struct.unpack('<dddd', stored) } or { FULL, 0, 0, 0, 1 }) do
+  for _, number in ipairs(stored and #stored == 32 and { struct.unpack('<dddd', stored) } or { FULL, 0, 0, 0, 1 }) do
     reply[#reply + 1] = string.format('%.17g', number)
   end
   reply[#reply] = nil -- unpack also returns where it stopped
