@@ -36,9 +36,11 @@ def work(tenant: str | None, seconds: float = 0.0) -> None:
 
 
 @app.task
-def noop(tenant: str | None) -> None:
-    """Do nothing but count."""
+def noop(tenant: str | None, seconds: float = 0.0) -> None:
+    """Do nothing but count, and wait as for somebody else's API."""
     del tenant  # the throttle reads it
+    if seconds:
+        time.sleep(seconds)
     records.incr("done")
 
 

@@ -53,9 +53,11 @@ class WorkerHost:
 
     def queue_of(self, request: Any) -> str:
         """Return the name of the queue a request came from."""
-        active = self._consumer.task_consumer._active_tags  # noqa: SLF001 - kombu keeps no public list of them
-        tags = {tag: queue for queue, tag in active.items()}
-        return queue_of(request.message.delivery_info, tags, self._consumer.app.amqp.queues.consume_from)
+        delivery_info, tags = request.message.delivery_info, {}
+        if "consumer_tag" in delivery_info:
+            active = self._consumer.task_consumer._active_tags  # noqa: SLF001 - kombu keeps no public list of them
+            tags = {tag: queue for queue, tag in active.items()}
+        return queue_of(delivery_info, tags, self._consumer.app.amqp.queues.consume_from)
 
     def start(self, entry: Entry) -> None:
         """See :class:`~bucketflow_celery.host.Host`."""
