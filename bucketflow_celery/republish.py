@@ -22,6 +22,8 @@ __all__ = ["Republisher"]
 _KEPT = ("correlation_id", "reply_to", "priority", "delivery_mode", "message_id", "timestamp", "type", "app_id")
 #: What a broker adds on the way. Sent back to RabbitMQ, x-death makes it drop the message as running in circles.
 _BROKERS_OWN = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+#: Seconds that the broker may be silent: the worker's loop waits for it.
+_PATIENCE = 5.0
 #: RabbitMQ's own delays count whole seconds, from one on.
 _SHORTEST_DELAY = 1.0
 
@@ -84,8 +86,11 @@ class Republisher:
 
     def _open(self) -> Any:
         if self._producer is None:
-            self._connection = self._app.connection_for_write(heartbeat=0, transport_options={"confirm_publish": True})
-            self._producer = Producer(self._connection, auto_declare=False)
+            options = {"confirm_publish": True, "read_timeout": _PATIENCE, "write_timeout": _PATIENCE}
+            self._connection = self._app.connection_for_write(heartbeat=0, transport_options=options)
+            # Left to itself Kombu connects when it is needed, and tries until the broker is back.
+            self._connection.connect()
+            self._producer = Producer(self._connection.channel(), auto_declare=False)
         return self._producer
 
     def _delayed_route(self, queue: str, countdown: float) -> dict[str, str]:

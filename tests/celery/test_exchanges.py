@@ -1,0 +1,161 @@
+"""One message for several queues: its copies come back each to its own queue. And RabbitMQ restarted in the middle."""
+
+from __future__ import annotations
+
+from threading import Thread
+from uuid import uuid4
+
+import pytest
+from celery import Celery
+from fleet import Fleet
+from kombu import Exchange
+from kombu.message import Message
+from processes import HOST, free_port, wait_until
+from records import JITTER, excess
+from servers import RabbitServer
+
+from bucketflow_celery.republish import Republisher
+
+RETURNING = {"tenants": {"*": {"rate": "5/s", "capacity": 1}}}
+
+
+@pytest.fixture(params=["redis", "classic", "quorum"])
+def broker(request, fleet):
+    """Point the fleet at each kind of broker in turn; yield the arguments of its queues."""
+    if request.param != "redis":
+        fleet.configure(broker_url=request.getfixturevalue("rabbit_server").url)
+    if request.param == "quorum":
+        fleet.configure(broker_transport_options={"confirm_publish": True})
+    return {"x-queue-type": "quorum"} if request.param == "quorum" else None
+
+
+def topology(fleet, arguments):
+    """Write a module whose app consumes two queues of one topic exchange; return its name and those of the three."""
+    exchange, first, second = (f"{name}.{uuid4().hex[:8]}" for name in ("events", "first", "second"))
+    fleet.module(
+        "routed",
+        f"""
+        from kombu import Exchange, Queue
+        from workloads import app
+
+        events = Exchange({exchange!r}, type="topic")
+        app.conf.task_queues = [
+            Queue({first!r}, events, routing_key="order.#", queue_arguments={arguments!r}),
+            Queue({second!r}, events, routing_key="#.paid", queue_arguments={arguments!r}),
+        ]
+        """,
+    )
+    return exchange, first, second
+
+
+def test_a_returned_copy_comes_back_to_its_own_queue_only(fleet, broker):
+    fleet.configure(limits=RETURNING)
+    exchange, first, second = topology(fleet, broker)
+    fleet.worker(app="routed", queues=first)
+    fleet.worker(app="routed", queues=second)
+    sent = sorted(
+        fleet.app.send_task(
+            "workloads.work",
+            (number,),
+            exchange=exchange,
+            declare=[Exchange(exchange, type="topic")],
+            routing_key="order.paid",
+            headers={"tenant": "acme"},
+        ).id
+        for number in range(6)
+    )
+
+    fleet.records.wait("starts", 12)
+
+    for node in ("w0", "w1"):
+        starts = fleet.records.starts(6, node=node)
+        assert sorted(start["id"] for start in starts) == sent
+        assert excess(starts, 1, 5) <= JITTER
+    # Each queue has a bucket of its own, so each delivers its copy twice at most.
+    assert set(fleet.records.deliveries().values()) <= {2, 3, 4}
+    assert fleet.records.count("refusals") >= 8
+    assert fleet.records.count("starts") == 12
+
+
+@pytest.fixture
+def rabbit(tmp_path):
+    """Yield a RabbitMQ of the test's own, to restart."""
+    with RabbitServer.start(tmp_path / "rabbit") as rabbit:
+        yield rabbit
+
+
+def ran(fleet, queue_type):
+    return [start for start in fleet.records.of("starts") if start["args"] == [queue_type]]
+
+
+def test_a_rabbitmq_that_restarts_loses_neither_the_held_nor_the_returned(fleet, rabbit, redis_server, tmp_path):
+    other = Fleet(tmp_path / "other", redis_server)
+    sent = {}
+    for queue_type, one in (("classic", fleet), ("quorum", other)):
+        one.configure(
+            broker_url=rabbit.url,
+            broker_transport_options={"confirm_publish": True},
+            task_default_queue=queue_type,
+            task_default_queue_type=queue_type,
+            limits={
+                "queues": {"*": {"rate": "8/s", "capacity": 1}},
+                "tenants": {"acme": {"rate": "2/s", "capacity": 1}},
+            },
+        )
+        one.worker(queues=queue_type)
+        returned = one.send("work", queue_type, times=5, headers={"tenant": "acme"})
+        held = one.send("work", queue_type, times=12)
+        sent[queue_type] = {result.id for result in returned + held}
+    wait_until(lambda: sum(refusal["level"] == "tenant" for refusal in fleet.records.of("refusals")) >= 8)
+
+    # Not by SIGKILL: RabbitMQ itself forgets acknowledgements and bindings that are younger than a second or so.
+    rabbit.process.stop()
+    rabbit.process.launch()
+    rabbit.wait_ready()
+
+    for queue_type, ids in sent.items():
+        wait_until(lambda q=queue_type, i=ids: i == {start["id"] for start in ran(fleet, q)}, timeout=30)
+        assert excess(ran(fleet, queue_type), 1, 8) <= JITTER
+        # What had started and was not acknowledged when the connection broke runs again; nothing else does.
+        assert len(ran(fleet, queue_type)) <= len(ids) + 2
+    other.close()
+
+
+class TestSendingBack:
+    """The worker's loop stands still while it sends a copy back, so that must not take long."""
+
+    MESSAGE = Message(b"[[], {}, {}]", headers={"task": "work"}, content_type="application/json")
+
+    def failures(self, republisher):
+        """Return what publishing raised, within a few seconds."""
+        errors = []
+
+        def publish():
+            try:
+                republisher.publish(self.MESSAGE, "copies", 1.0, {})
+            except OSError as error:
+                errors.append(error)
+
+        thread = Thread(target=publish, daemon=True)
+        thread.start()
+        thread.join(4)
+        return errors
+
+    def test_a_broker_that_is_gone_is_not_waited_for(self):
+        republisher = Republisher(Celery(broker=f"amqp://{HOST}:{free_port()}"), delayed=False)
+
+        [error] = self.failures(republisher)
+
+        assert isinstance(error, ConnectionRefusedError)
+
+    def test_a_broker_that_says_nothing_is_given_up(self, rabbit_server, monkeypatch):
+        monkeypatch.setattr("bucketflow_celery.republish._PATIENCE", 0.5)
+        republisher = Republisher(Celery(broker=rabbit_server.url), delayed=False)
+        assert self.failures(republisher) == []
+
+        rabbit_server.process.pause()
+        errors = self.failures(republisher)
+        rabbit_server.process.resume()
+
+        assert len(errors) == 1
+        republisher.close()
