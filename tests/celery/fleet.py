@@ -139,7 +139,20 @@ class Fleet:
     ) -> Worker:
         """Start a worker; *queues* separated by commas."""
         name = f"w{len(self.workers)}"
-        argv = ["-A", app, "worker", "-P", pool, "-c", str(concurrency), "-n", f"{name}@test", "-l", "INFO", *ALONE]
+        argv = [
+            "-A",
+            app,
+            "worker",
+            "-P",
+            pool,
+            "-c",
+            str(concurrency),
+            "-n",
+            f"{name}@{self.directory.name}",
+            "-l",
+            "INFO",
+            *ALONE,
+        ]
         argv += ["-Q", queues] if queues else []
         worker = Worker(self.directory / name, [*argv, *args], self.environment(name))
         self.workers.append(worker)
