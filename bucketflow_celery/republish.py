@@ -81,6 +81,7 @@ class Republisher:
     def close(self) -> None:
         """Close the connection; the next :meth:`publish` opens another."""
         connection, self._connection, self._producer = self._connection, None, None
+        self._bound.clear()
         if connection is not None:
             connection.release()
 

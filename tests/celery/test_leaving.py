@@ -59,11 +59,11 @@ def test_a_returned_task_that_is_revoked_gives_its_place_back(fleet):
 
 @pytest.mark.parametrize("level_name", ["queues", "tenants"])
 def test_a_task_that_expires_while_it_waits_costs_nothing(fleet, level_name):
-    fleet.configure(limits={level_name: {"*": {"rate": "1/s", "capacity": 2}}})
+    fleet.configure(limits={level_name: {"*": {"rate": "2/s", "capacity": 2}}})
     fleet.worker()
     acme(fleet, times=2)
     fleet.records.wait("starts", 2)
-    expired = acme(fleet, times=3, expires=0.4)
+    expired = acme(fleet, times=3, expires=0.3)
     [kept] = acme(fleet)
 
     wait_until(lambda: all(result.status == "REVOKED" for result in expired))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 from processes import wait_until
@@ -34,7 +33,7 @@ def test_a_warm_shutdown_leaves_what_is_held_to_the_other_workers_at_once(fleet,
 
 
 def test_a_soft_shutdown_leaves_it_when_its_time_is_over(fleet):
-    fleet.configure(limits={"queues": {"*": {"rate": "1/s", "capacity": 1}}}, worker_soft_shutdown_timeout=1)
+    fleet.configure(limits={"queues": {"*": {"rate": "2/s", "capacity": 1}}}, worker_soft_shutdown_timeout=1)
     first = fleet.worker("prefork")
     fleet.send("work", "long", 0.5)
     fleet.records.wait("starts", 1)
@@ -61,23 +60,6 @@ def test_a_message_that_is_held_too_long_goes_back_to_the_broker(fleet):
     assert fleet.stats()["given_back"] >= 2
     assert sum(fleet.records.deliveries().values()) >= 4 + 2
     assert excess(starts, 1, 1) <= 0.2
-
-
-def test_a_killed_worker_loses_neither_what_it_held_nor_what_it_sent_back(fleet):
-    fleet.configure(
-        limits={"queues": {"one": {"rate": "5/s", "capacity": 1}}, "tenants": {"acme": {"rate": "5/s", "capacity": 1}}},
-        broker_transport_options={"visibility_timeout": 2},
-    )
-    first = fleet.worker(queues="one,two")
-    sent = {result.id for result in fleet.send("work", queue="one", times=8)}
-    sent |= {result.id for result in fleet.send("work", queue="two", times=8, headers={"tenant": "acme"})}
-    fleet.records.wait("starts", 4)
-
-    first.kill()
-    time.sleep(2.5)
-    fleet.worker(queues="one,two")
-
-    wait_until(lambda: {start["id"] for start in fleet.records.of("starts")} == sent, timeout=20)
 
 
 def test_children_come_and_go(fleet):

@@ -34,6 +34,7 @@ def test_limits_hold_on_other_pools(fleet, pool):
 
 def test_limits_can_be_tested_without_any_server():
     app = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.conf.broker_transport_options = {"polling_interval": 0.05}
     throttle = Throttle(app, store=MemoryStore(), limits={"tasks": {"*": {"rate": "5/s", "capacity": 3}}})
 
     @app.task(name="sell")

@@ -27,9 +27,9 @@ SLOW = {"rate": "1/s", "capacity": 1}
 def test_never_exceed_never_idle_and_at_most_one_return(fleet, limits, deliveries):
     fleet.configure(limits=limits, bucketflow_tenant="tenant")
     fleet.start(2, "prefork")
-    sent = sorted(result.id for result in fleet.send("work", "acme", times=60))
+    sent = sorted(result.id for result in fleet.send("work", "acme", times=44))
 
-    starts = fleet.records.wait("starts", 60)
+    starts = fleet.records.wait("starts", 44)
 
     assert excess(starts, CAPACITY, RATE) <= JITTER
     assert utilisation(starts, CAPACITY, RATE) >= 0.9

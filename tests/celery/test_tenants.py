@@ -12,33 +12,35 @@ from records import JITTER, excess
 SLOW = {"rate": "5/s", "capacity": 1}
 
 
-def publish(fleet, code):
-    """Run *code* in a process of its own, as a publisher that knows the tasks; return the headers that were sent."""
+def publish(fleet, calls):
+    """Make *calls* in a process of its own, as a publisher that knows the tasks; return the headers that were sent."""
     env = {**fleet.environment("publisher"), "PATH": ""}
-    subprocess.run([sys.executable, "-c", f"from workloads import *\n{code}"], env=env, check=True, timeout=30)
+    subprocess.run(
+        [sys.executable, "-c", "\n".join(["from workloads import *", *calls])], env=env, check=True, timeout=30
+    )
     return [json.loads(message)["headers"] for message in fleet.server.client().lrange("celery", 0, -1)][::-1]
 
 
-@pytest.mark.parametrize(
-    ("code", "tenant"),
-    [
-        ("sync.delay('acme', 1)", "acme"),
-        ("sync.delay(order=1, account='acme')", "acme"),
-        ("ship.delay({'account': 'acme'})", "acme"),
-        ("work.delay('acme')", "acme"),
-        ("work.delay()", None),
-        ("heavy.delay(1)", None),
-        ("work.apply_async(('acme',), headers={'tenant': 'umbrella'})", "umbrella"),
-        ("app.send_task('workloads.sync', ('acme',))", "acme"),
-        ("app.send_task('unknown', ('acme',))", None),
-    ],
-)
-def test_the_tenant_is_stamped_when_a_task_is_published(fleet, code, tenant):
+STAMPS = [
+    ("sync.delay('acme', 1)", "acme"),
+    ("sync.delay(order=1, account='acme')", "acme"),
+    ("ship.delay({'account': 'acme'})", "acme"),
+    ("work.delay('acme')", "acme"),
+    ("work.delay()", None),
+    ("heavy.delay(1)", None),
+    ("work.apply_async(('acme',), headers={'tenant': 'umbrella'})", "umbrella"),
+    ("app.send_task('workloads.sync', ('acme',))", "acme"),
+    ("app.send_task('unknown', ('acme',))", None),
+]
+
+
+def test_the_tenant_is_stamped_when_a_task_is_published(fleet):
     fleet.configure(limits={"tenants": {"*": SLOW}}, bucketflow_tenant="tenant")
 
-    [headers] = publish(fleet, code)
+    messages = publish(fleet, [code for code, _ in STAMPS])
 
-    assert headers.get("tenant") == tenant
+    stamped = [(code, headers.get("tenant")) for (code, _), headers in zip(STAMPS, messages, strict=True)]
+    assert stamped == STAMPS
 
 
 @pytest.mark.parametrize(
