@@ -85,6 +85,8 @@ def test_body_survives_in_every_encoding(fleet, serializer, compression):
 
     assert result.get(timeout=10) == argument
     assert returned(fleet, result.id)
+    [start] = fleet.records.starts(1, id=result.id)
+    assert start["compression"] == (compression and "application/x-gzip")
 
 
 def test_callbacks_of_a_returned_task_are_called(returning):
@@ -148,19 +150,20 @@ def test_bound_task_of_the_decorator_keeps_its_id_and_arguments(fleet):
     assert fleet.stats()["returned"] == 4
 
 
-def test_the_copy_is_published_before_the_delivery_is_acknowledged(fleet):
+@pytest.mark.parametrize("step", ["republish.Republisher.publish", "worker_host.WorkerHost._acknowledge"])
+def test_the_copy_is_published_before_the_delivery_is_acknowledged(fleet, step):
     fleet.configure(
         limits={"tenants": {"*": {"rate": "1/m", "capacity": 1}}}, broker_transport_options={"visibility_timeout": 2}
     )
-    # Dies between the two steps, by the worst of deaths.
+    # Dies when it is about to take the first step, or the second, by the worst of deaths.
     fleet.module(
         "dying",
-        """
+        f"""
         import os
         from workloads import app
-        from bucketflow_celery.worker_host import WorkerHost
+        from bucketflow_celery import republish, worker_host
 
-        WorkerHost._acknowledge = lambda *_: os._exit(9)
+        {step} = lambda *_: os._exit(9)
         """,
     )
     worker = fleet.worker(app="dying")

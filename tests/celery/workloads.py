@@ -68,6 +68,7 @@ def on_start(task_id, task, args, kwargs, **_):
         custom=request.get("custom"),
         stamped=request.get("stamps"),
         shadow=request.shadow,
+        compression=request.get("compression"),
     )
 
 
