@@ -26,7 +26,7 @@ ALONE = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
 class Worker:
-    """One ``celery worker``; it lives until :meth:`kill`, :meth:`stop` or the end of its test."""
+    """One ``celery worker``; it lives until :meth:`kill`, :meth:`terminate` or the end of its test."""
 
     def __init__(self, directory: Path, argv: Sequence[str], env: Mapping[str, str]) -> None:
         self.process = Process([sys.executable, "-m", "celery", *argv], directory, env)

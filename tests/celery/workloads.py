@@ -36,11 +36,6 @@ def warm_up(**_):
     records.ping()
 
 
-@signals.worker_ready.connect
-def on_ready(**_):
-    record("ready")
-
-
 @signals.task_received.connect
 def on_received(request, **_):
     records.hincrby("deliveries", request.id, 1)
@@ -149,9 +144,4 @@ def sync(self: Task, account, order=0):
 
 @throttled_task(app=app, max_wait=0.5)
 def impatient(tenant=None):
-    return tenant
-
-
-@throttled_task(app=app, on_limit="hold")
-def held(tenant=None):
     return tenant
