@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from math import inf
 
 from bucketflow.limit import SECOND, Limit, check_number
+from bucketflow.windows import worst_window
 
 __all__ = ["FakeClock", "worst_excess"]
 
@@ -92,17 +92,11 @@ def worst_excess(starts: Sequence[tuple[float, float]], limit: Limit) -> float:
     """
     Return by how many tokens the worst of all windows exceeds *limit*; not above 0 if none does.
 
-    A window from one start to another, both included, may cost ``capacity + fill_rate × its length``. Every pair of
-    starts is looked at, in one pass.
+    A window from one start to another, both included, may cost ``capacity + fill_rate × its length``.
 
     Args:
-        starts: Time in seconds and cost in tokens of each start, in the order of time; length >= 1.
+        starts: Time in seconds and cost in tokens of each start, in the order of time.
         limit: What was allowed.
     """
-    worst, spent, lowest = -inf, 0.0, inf
-    for at, cost in starts:
-        earned = limit.fill_rate * (at - starts[0][0])
-        lowest = min(lowest, spent - earned)
-        spent += cost
-        worst = max(worst, spent - earned - lowest)
-    return worst - limit.capacity
+    worst = worst_window(limit, starts)
+    return -limit.capacity if worst is None else worst.over

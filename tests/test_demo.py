@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from processes import free_port, wait_until
 
 from bucketflow.limit import Limit
+from bucketflow.windows import Start, worst_window
 from bucketflow_celery.demo import summary as summaries
+from bucketflow_celery.demo.envelope import envelope
 from bucketflow_celery.demo.ledger import Ledger
 from bucketflow_celery.demo.limits import QUEUE, label, path_of
 from bucketflow_celery.demo.summary import summarise
 from bucketflow_celery.demo.utilisation import Change, utilisation
-from bucketflow_celery.demo.windows import Start, envelope, worst_window
 from bucketflow_celery.demo.workload import DEFAULT, Order, WorkloadError, parse, read
 
 ROOT = Path(__file__).parent.parent

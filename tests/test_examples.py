@@ -18,7 +18,7 @@ import pytest
 from processes import HOST, Process, wait_until
 
 from bucketflow.limit import Limit
-from bucketflow_celery.demo.windows import Start, worst_window
+from bucketflow.windows import Start, worst_window
 
 pytestmark = pytest.mark.usefixtures("redis_client")  # each begins with an empty server
 

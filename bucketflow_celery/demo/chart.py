@@ -10,10 +10,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from bucketflow.windows import Start
+from bucketflow_celery.demo.envelope import envelope
 from bucketflow_celery.demo.ledger import Ledger
 from bucketflow_celery.demo.limits import label, rate
 from bucketflow_celery.demo.summary import Summary
-from bucketflow_celery.demo.windows import Start, envelope
 from bucketflow_celery.limits import Level
 
 __all__ = ["MOST", "draw"]

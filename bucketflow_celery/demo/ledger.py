@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from bucketflow.windows import Start
 from bucketflow_celery.demo.limits import path_of
-from bucketflow_celery.demo.windows import Start
 from bucketflow_celery.demo.workload import Order
 from bucketflow_celery.limits import Level
 

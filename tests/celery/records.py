@@ -11,6 +11,9 @@ from typing import Any
 import redis
 from processes import wait_until
 
+from bucketflow.limit import Limit
+from bucketflow.testing import worst_excess
+
 __all__ = ["JITTER", "Records", "excess", "utilisation"]
 
 #: Tasks by which a window may seem too full: a task starts a little after it was admitted, not always equally late.
@@ -61,14 +64,7 @@ def times(starts: Iterable[dict[str, Any]]) -> list[float]:
 
 def excess(starts: Iterable[dict[str, Any]], capacity: float, rate: float, cost: float = 1.0) -> float:
     """Return by how many tokens the worst window between any two starts goes over ``capacity + rate * window``."""
-    at = times(starts)
-    worst = 0.0
-    # In one pass: a window from i to j costs (j - i + 1) tokens and may cost capacity + rate * (at[j] - at[i]).
-    least = float("inf")
-    for number, moment in enumerate(at):
-        least = min(least, number * cost - rate * moment)
-        worst = max(worst, (number + 1) * cost - rate * moment - least - capacity)
-    return worst
+    return max(0.0, worst_excess([(at, cost) for at in times(starts)], Limit(capacity, rate)))
 
 
 def utilisation(starts: Iterable[dict[str, Any]], capacity: float, rate: float, cost: float = 1.0) -> float:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from bucketflow.limit import Limit
 
-__all__ = ["Start", "Window", "envelope", "worst_window"]
+__all__ = ["Start", "Window", "worst_window"]
 
 
 class Start(NamedTuple):
@@ -42,7 +42,7 @@ class Window:
         return self.cost - self.allowed
 
 
-def worst_window(limit: Limit, starts: Sequence[Start]) -> Window | None:
+def worst_window(limit: Limit, starts: Sequence[tuple[float, float]]) -> Window | None:
     """
     Return the window that comes closest to *limit*, or exceeds it most; ``None`` if nothing started.
 
@@ -52,7 +52,7 @@ def worst_window(limit: Limit, starts: Sequence[Start]) -> Window | None:
 
     Args:
         limit: Capacity in tokens; fill rate in tokens per second.
-        starts: In the order of time.
+        starts: Time in seconds and cost in tokens of each, in the order of time.
     """
     worst: Window | None = None
     base, base_at, base_cost = math.inf, 0.0, 0.0
@@ -65,29 +65,3 @@ def worst_window(limit: Limit, starts: Sequence[Start]) -> Window | None:
         if worst is None or window.over > worst.over:
             worst = window
     return worst
-
-
-def envelope(limit: Limit, starts: Sequence[Start], until: float) -> list[tuple[float, float]]:
-    """
-    Return the corners of the line that tokens started, in sum, must not cross.
-
-    It is what has started plus what the bucket holds: it climbs at the fill rate, and stays level while that is full.
-
-    Args:
-        limit: Capacity in tokens; fill rate in tokens per second.
-        starts: In the order of time.
-        until: Where the line ends, in seconds; not before the last start.
-
-    Returns:
-        Seconds and tokens, in the order of time; length >= 2.
-    """
-    total, tokens, before = 0.0, limit.capacity, 0.0
-    corners = [(0.0, limit.capacity)]
-    for at, cost in [*starts, Start(until, 0.0)]:
-        full_at = before + (limit.capacity - tokens) / limit.fill_rate
-        if before < full_at < at:
-            corners.append((full_at, total + limit.capacity))
-        tokens = min(limit.capacity, tokens + limit.fill_rate * (at - before))
-        corners.append((at, total + tokens))
-        total, tokens, before = total + cost, tokens - cost, at
-    return corners
