@@ -186,7 +186,7 @@ class ScriptRunner:
 
     @classmethod
     def from_url(cls, url: str, timeout: float = 1.0) -> ScriptRunner:
-        """Return a runner for the single server at *url*."""
+        """Return a runner for the single server at *url*; ``ValueError`` if that cannot be read."""
         return cls(redis.Redis.from_url(url), timeout)
 
     def run(self, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> Any:  # noqa: ANN401 - the script knows
@@ -210,11 +210,10 @@ class ScriptRunner:
         try:
             while True:
                 try:
-                    answer = question.node.call(question.command)
+                    outcome = question.node.call(question.command)
                 except FAILURES as error:
-                    question = proceed(plan, question, error)
-                else:
-                    question = plan.send(answer)
+                    outcome = error
+                question = proceed(plan, question, outcome)
         except StopIteration as finished:
             return finished.value
 
@@ -248,11 +247,6 @@ class AsyncScriptRunner:
         self._timeout = _check_timeout(timeout)
         self._routes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Route] = WeakKeyDictionary()
 
-    @classmethod
-    def from_url(cls, url: str, timeout: float = 1.0) -> AsyncScriptRunner:
-        """See :meth:`ScriptRunner.from_url`."""
-        return cls(redis.asyncio.Redis.from_url(url), timeout)
-
     async def run(self, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> Any:  # noqa: ANN401
         """See :meth:`ScriptRunner.run`. Whether a cancelled call ran the script is unknown, too."""
         plan = self._route().plan(script, keys, args)
@@ -260,11 +254,10 @@ class AsyncScriptRunner:
         try:
             while True:
                 try:
-                    answer = await question.node.client.execute_command(*question.command)
+                    outcome = await question.node.client.execute_command(*question.command)
                 except FAILURES as error:
-                    question = proceed(plan, question, error)
-                else:
-                    question = plan.send(answer)
+                    outcome = error
+                question = proceed(plan, question, outcome)
         except StopIteration as finished:
             return finished.value
 

@@ -30,7 +30,6 @@ EXCUSED = 1
 #: µs a bucket may stay full while its line is not empty. Longer than that, nobody is coming: the line is dissolved.
 PATIENCE = 2 * SECOND
 
-
 #: µs a task waits at most that never gives up: the largest whole number that a double counts to.
 FOREVER = 1 << 53
 

@@ -307,8 +307,7 @@ class Gate:
         try:
             entry.passage = self._resolve(entry.request, entry.queue)
         except BucketflowError as error:
-            self._handling.leave(entry)
-            self._handling.fail(entry.request, error)
+            self._handling.give_up(entry, error)
             return False
         return True
 
@@ -318,8 +317,4 @@ class Gate:
             return
         self._next_sweep = now + SWEEP
         old = {entry for entry in self._lines if now - entry.arrived > self._max_hold}
-        gone = {entry for entry in old if self._host.give_back(entry)}
-        self._lines.remove(gone)
-        for entry in gone:
-            self._handling.leave(entry)
-            self._stats.given_back += 1
+        self._lines.remove({entry for entry in old if self._handling.give_back(entry)})

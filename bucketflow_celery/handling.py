@@ -40,6 +40,19 @@ class Handling:
         self._stats.failed += 1
         self._host.fail(request, error)
 
+    def give_up(self, entry: Entry, error: BucketflowError) -> None:
+        """Let it wait no more: see :meth:`fail`."""
+        self.leave(entry)
+        self.fail(entry.request, error)
+
+    def give_back(self, entry: Entry) -> bool:
+        """Leave it to the broker, for any worker; ``False`` if it must stay here."""
+        if not self._host.give_back(entry):
+            return False
+        self._stats.given_back += 1
+        self.leave(entry)
+        return True
+
     def is_gone(self, entry: Entry) -> bool:
         """Return whether it was revoked or has expired; it has left then."""
         gone = self._host.is_gone(entry)
@@ -74,8 +87,7 @@ class Handling:
         wait = line.wait_ahead(self._host.monotonic())
         waited = self.waited(entry)
         if line.level is not None and (end := too_long(entry.passage, line.level, waited + wait)) is not None:
-            self.leave(entry)
-            self.fail(entry.request, end.error)
+            self.give_up(entry, end.error)
             return
         line.add(entry)
         if not entry.held:
@@ -103,7 +115,6 @@ class Handling:
             self._host.refused(entry, level, wait)
         refused = decide(entry.passage, level, wait, waited, had_place=had_place, cap=self._max_countdown)
         if isinstance(refused, GiveUp):
-            self.leave(entry)
-            self.fail(entry.request, refused.error)
+            self.give_up(entry, refused.error)
             return False
         return isinstance(refused, Hold) or not self.send_back(entry, refused.countdown)

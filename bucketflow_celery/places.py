@@ -46,10 +46,6 @@ class Places:
                 if due and not level.returns:
                     insort(self._dues.setdefault(level.key, []), due)
 
-    def clear(self) -> None:
-        """Forget all: under new limits they are other places."""
-        self._dues.clear()
-
     def _take(self, key: str) -> int:
         dues = self._dues.get(key)
         return dues.pop(0) if dues else 0

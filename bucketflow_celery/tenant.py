@@ -67,7 +67,7 @@ def stamp(app: Any, default: TenantRule, name: str, headers: dict[str, Any], bod
         return
     request = current_task.request if current_task else None
     if request is not None and request.id == headers.get("id") and request.get(HEADER) is not None:
-        # A task that retries itself: Celery does not carry the headers over.
+        # A task that retries itself with headers of its own: Celery puts them in place of those it came with.
         headers[HEADER] = request.get(HEADER)
         return
     task = app.tasks.get(name)

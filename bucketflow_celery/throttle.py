@@ -11,13 +11,11 @@ from typing import Any
 
 from celery import Celery, signals
 from kombu.utils.url import maybe_sanitize_url
-from redis import Redis
 
 from bucketflow.core import tokens_at
 from bucketflow.errors import BucketflowError, ConfigError, StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow.redis_calls import ScriptRunner
-from bucketflow_celery import tenant
 from bucketflow_celery.admission import Ask, LevelState
 from bucketflow_celery.errors import ConfigErrors
 from bucketflow_celery.limits import Level, LimitTable, check_cost
@@ -28,6 +26,7 @@ from bucketflow_celery.rules import cost_of
 from bucketflow_celery.settings import Settings, TenantRule
 from bucketflow_celery.stats import Stats
 from bucketflow_celery.store import RedisStore, Store
+from bucketflow_celery.tenant import rules_of, stamp, tenant_of
 from bucketflow_celery.ticket import HEADER, Ticket
 
 __all__ = ["LevelView", "Throttle"]
@@ -188,7 +187,7 @@ class Throttle:
             StoreUnavailable: The store did not answer in time.
         """
         self.renew()
-        rules = _rules(self.app.tasks.get(task))
+        rules = rules_of(self.app.tasks.get(task))
         path = self.limits.path(queue, tenant, task, rules.limit)
         now, states = self.store.peek(path)
         return [_view(level, state.under(level.limit, now), now) for level, state in zip(path, states, strict=True)]
@@ -211,8 +210,8 @@ class Throttle:
             ) from error
 
     def _passage(self, task: Any, headers: Mapping[str, Any], args: Any, kwargs: Any, queue: str) -> Passage:
-        rules = _rules(task)
-        whom = tenant.tenant_of(task, self.settings.tenant, headers, args, kwargs)
+        rules = rules_of(task)
+        whom = tenant_of(task, self.settings.tenant, headers, args, kwargs)
         cost = cost_of(rules.cost, task.run, args, kwargs)
         path = self.limits.path(queue, whom, task.name, rules.limit) if cost else ()
         check_cost(path, cost)
@@ -241,16 +240,15 @@ class Throttle:
         self.version = version
 
     def _runner(self) -> ScriptRunner:
-        client = self._client
-        if client is None:
-            if self.settings.url is None:
-                raise ConfigError("url", None, 'where the buckets live, such as "redis://localhost/1"')
-            try:
-                client = Redis.from_url(self.settings.url)
-            except ValueError as error:
-                shown = maybe_sanitize_url(self.settings.url)  # it may hold a password
-                raise ConfigError("url", shown, f"a Redis URL ({error})") from None
-        return ScriptRunner(client, timeout=self.settings.timeout)
+        url, timeout = self.settings.url, self.settings.timeout
+        if self._client is not None:
+            return ScriptRunner(self._client, timeout)
+        if url is None:
+            raise ConfigError("url", None, 'where the buckets live, such as "redis://localhost/1"')
+        try:
+            return ScriptRunner.from_url(url, timeout)
+        except ValueError as error:
+            raise ConfigError("url", maybe_sanitize_url(url), f"a Redis URL ({error})") from None  # it has a password
 
     def _on_worker_init(self, sender: Any, **_: Any) -> None:
         if sender.app is not self.app:
@@ -271,7 +269,7 @@ class Throttle:
             self.store.after_fork()
 
     def _on_publish(self, sender: str, headers: dict[str, Any], body: Any, **_: Any) -> None:
-        tenant.stamp(self.app, self.settings.tenant, sender, headers, body)
+        stamp(self.app, self.settings.tenant, sender, headers, body)
 
     def _on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
         ticket = Ticket.read(request.get(HEADER))
@@ -290,7 +288,3 @@ class Throttle:
 
 def _view(level: Level, state: LevelState, now: int) -> LevelView:
     return LevelView(level, tokens_at(level.limit, state.full_at, now), max(0.0, state.line_at - now) / SECOND)
-
-
-def _rules(task: Any) -> Any:
-    return tenant.rules_of(task)

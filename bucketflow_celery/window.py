@@ -35,7 +35,8 @@ class Window:
         amqp = consumer.connection.transport.driver_type == "amqp"
         self._shared = bool(consumer.initial_prefetch_count) and (not amqp or _is_global(consumer))
         self._lock = threading.Lock()
-        self._widened: dict[Entry, int] = {}
+        # By held task: how far the window was widened for it, and whether it counts towards pausing its queue.
+        self._widened: dict[Entry, tuple[int, bool]] = {}
         self._held: Counter[str] = Counter()
         self._paused: set[str] = set()
 
@@ -45,23 +46,24 @@ class Window:
             return
         with self._lock:
             before = self._consumer.qos.value
-            self._widened[entry] = self._consumer.qos.increment_eventually() - before
+            counts = level is None or not level.returns
+            self._widened[entry] = self._consumer.qos.increment_eventually() - before, counts
             state.reserved_requests.discard(entry.request)  # worker_disable_prefetch counts these instead
-            if level is None or not level.returns:
+            if counts:
                 self._held[entry.queue] += 1
                 self._pause_or_resume(entry.queue)
 
-    def unhold(self, entry: Entry, level: Level | None) -> None:
-        """Take the room back; *level* as in :meth:`hold`."""
+    def unhold(self, entry: Entry) -> None:
+        """Take the room back, if any was made for *entry*."""
         with self._lock:
-            widened = self._widened.pop(entry, None)
-            if widened is None:
+            if entry not in self._widened:
                 return
+            widened, counts = self._widened.pop(entry)
             if not entry.request.acknowledged:
                 state.reserved_requests.add(entry.request)
             if widened:
                 self._consumer.qos.decrement_eventually(widened)
-            if level is None or not level.returns:
+            if counts:
                 self._held[entry.queue] -= 1
                 self._pause_or_resume(entry.queue)
 

@@ -38,7 +38,6 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
         self._throttle = consumer.app.bucketflow
-        self._consumer = consumer
         self._wakeup = Wakeup(consumer)
         self._slots = slots_of(consumer.controller, self._wakeup.call_soon)
         self._gate: Gate | None = None

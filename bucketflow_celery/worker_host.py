@@ -40,11 +40,11 @@ class WorkerHost:
     def __init__(self, consumer: Any, slots: Slots, window: Window, republisher: Republisher) -> None:
         self._consumer = consumer
         self._slots = slots
-        self._window = window
         self._republisher = republisher
-        self._held: dict[Entry, Level | None] = {}
         self._timer_entry: Any = None
         self._wake_at = float("inf")
+        self.hold = window.hold
+        self.unhold = window.unhold
         self.free = slots.free
         self.when_free = slots.when_free
         self.monotonic = time.monotonic
@@ -109,15 +109,6 @@ class WorkerHost:
             logger.exception("the failure of %s could not be stored", request.id)
             return
         request.acknowledge()
-
-    def hold(self, entry: Entry, level: Level | None) -> None:
-        """See :class:`~bucketflow_celery.host.Host`."""
-        self._held[entry] = level
-        self._window.hold(entry, level)
-
-    def unhold(self, entry: Entry) -> None:
-        """See :class:`~bucketflow_celery.host.Host`."""
-        self._window.unhold(entry, self._held.pop(entry))
 
     def refused(self, entry: Entry, level: Level, wait: float) -> None:
         """See :class:`~bucketflow_celery.host.Host`."""

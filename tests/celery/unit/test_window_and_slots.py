@@ -84,7 +84,7 @@ def test_a_held_message_makes_room_only_where_others_could_start(queues, level, 
     window, held = Window(consumer), entry()
     window.hold(held, level)
     assert consumer.qos.value == PREFETCH + wider
-    window.unhold(held, level)
+    window.unhold(held)
     assert consumer.qos.value == PREFETCH
 
 
@@ -97,9 +97,9 @@ def test_a_queue_that_fills_a_window_of_its_own_is_not_consumed_until_half_of_it
     assert consumer.task_consumer.queues == {"q", "r"}
     window.hold(held[-1], level)
     assert consumer.task_consumer.queues == {"r"}
-    window.unhold(held[0], level)
+    window.unhold(held[0])
     assert consumer.task_consumer.queues == {"r"}
-    window.unhold(held[1], level)
+    window.unhold(held[1])
     assert consumer.task_consumer.queues == {"q", "r"}
     assert consumer.qos.value == PREFETCH + 2
 
@@ -111,7 +111,7 @@ def test_a_queue_the_user_has_cancelled_meanwhile_is_not_consumed_again():
         window.hold(each, QUEUE)
     del consumer.app.amqp.queues["q"]
     for each in held:
-        window.unhold(each, QUEUE)
+        window.unhold(each)
     assert consumer.task_consumer.queues == {"r"}
 
 
@@ -122,13 +122,13 @@ def test_a_window_that_is_unlimited_or_each_queues_own_is_left_alone(options):
     window, held = Window(consumer), entry()
     window.hold(held, TENANT)
     assert consumer.qos.value == before
-    window.unhold(held, TENANT)
+    window.unhold(held)
     assert consumer.qos.value == before
 
 
 def test_what_was_never_held_widens_nothing():
     consumer = worker("q", "r")
-    Window(consumer).unhold(entry(), TENANT)
+    Window(consumer).unhold(entry())
     assert consumer.qos.value == PREFETCH
 
 
