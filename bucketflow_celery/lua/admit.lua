@@ -7,7 +7,6 @@
 --            binding level (0 = first; -1 = none), wait µs, due µs at each level of its path}
 -- errors     none after the first write
 local LATE = 60 * SECOND
-local PATIENCE = 2 * SECOND
 local EXCUSED = 1
 
 local stored = redis.call('MGET', unpack(KEYS))
@@ -104,12 +103,9 @@ while at <= #ARGV do
 end
 
 for key in pairs(changed) do
-  -- Until it is full and so long so that its line is dissolved.
-  local ttl = math.ceil((math.max(full_at[key], line_at[key]) + PATIENCE - time) / 1000)
+  local ttl = lifetime(full_at[key], line_at[key], time)
   if ttl > 0 then
-    local limit = limits[key]
-    local packed = struct.pack('<dddd', full_at[key], line_at[key], limit.capacity, limit.fill_rate)
-    redis.call('SET', KEYS[key], packed, 'PX', ttl)
+    redis.call('SET', KEYS[key], pack(limits[key], full_at[key], line_at[key]), 'PX', ttl)
   else
     redis.call('DEL', KEYS[key])
   end

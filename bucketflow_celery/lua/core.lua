@@ -1,5 +1,7 @@
 -- core: what the operations of this package share; put in front of each, behind the core of bucketflow.
 
+local PATIENCE = 2 * SECOND
+
 -- A level is the string of four little-endian doubles: full_at and line_at in µs, and the limit both were reckoned under.
 -- Under another limit what was taken stays taken, up to an empty bucket, and what was promised stays promised.
 local function under(limit, packed, now)
@@ -17,4 +19,13 @@ local function under(limit, packed, now)
     end
   end
   return full_at, line_at
+end
+
+local function pack(limit, full_at, line_at)
+  return struct.pack('<dddd', full_at, line_at, limit.capacity, limit.fill_rate)
+end
+
+-- In ms: until the bucket is full, and so long that its line is dissolved.
+local function lifetime(full_at, line_at, now)
+  return math.ceil((math.max(full_at, line_at) + PATIENCE - now) / 1000)
 end

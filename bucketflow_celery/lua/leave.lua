@@ -3,8 +3,6 @@
 -- ARGV     cost, then for each level: capacity, fill_rate, due µs
 -- returns  how many lines got shorter
 -- errors   none after the first write
-local PATIENCE = 2 * SECOND
-
 local time = now()
 local cost, left, latest = tonumber(ARGV[1]), 0, 0
 for i = 1, #KEYS do
@@ -15,8 +13,7 @@ for i, key in ipairs(KEYS) do
   local full_at, line_at = under(limit, redis.call('GET', key), time)
   if due == latest and due > time and line_at > time then
     line_at = math.max(0, line_at - cost * SECOND / limit.fill_rate)
-    local ttl = math.max(1, math.ceil((math.max(full_at, line_at) + PATIENCE - time) / 1000))
-    redis.call('SET', key, struct.pack('<dddd', full_at, line_at, limit.capacity, limit.fill_rate), 'PX', ttl)
+    redis.call('SET', key, pack(limit, full_at, line_at), 'PX', math.max(1, lifetime(full_at, line_at, time)))
     left = left + 1
   end
 end
