@@ -269,6 +269,8 @@ class Throttle:
             self.store.after_fork()
 
     def _on_publish(self, sender: str, headers: dict[str, Any], body: Any, **_: Any) -> None:
+        # A task that retries itself brings along the headers it came with. Its ticket was for the turn it has had.
+        headers.pop(HEADER, None)
         stamp(self.app, self.settings.tenant, sender, headers, body)
 
     def _on_revoked(self, sender: Any, request: Any, **_: Any) -> None:

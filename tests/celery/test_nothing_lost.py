@@ -127,6 +127,18 @@ def test_chain_group_and_chord_go_on_after_returns(returning):
     assert returning.records.count("starts") == len(deliveries) == 1 + 3 + 4 + 1
 
 
+def test_a_retry_of_the_user_waits_for_a_turn_of_its_own(returning):
+    spend(returning)
+    result = acme(returning, "stubborn").apply_async()
+    assert result.get(timeout=15) == 2
+
+    first, *retries = returning.records.starts(3, id=result.id)
+    assert first["ticket"]
+    for before, start in zip([first, *retries], retries, strict=False):
+        # Not the ticket it came back with before: that has been used, and counts what it waited for another turn.
+        assert start["ticket"] is None or start["ticket"]["since"] >= before["at"]
+
+
 def test_retries_of_the_user_are_untouched(returning):
     spend(returning)
     results = [acme(returning, name).apply_async() for name in ("stubborn", "shaky")]

@@ -64,6 +64,7 @@ def on_start(task_id, task, args, kwargs, **_):
         stamped=request.get("stamps"),
         shadow=request.shadow,
         compression=request.get("compression"),
+        ticket=request.get("bucketflow"),
     )
 
 
