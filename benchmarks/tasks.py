@@ -23,8 +23,8 @@ app.conf.worker_send_task_events = False
 app.conf.broker_transport_options = {"visibility_timeout": float(os.environ["BENCH_VISIBILITY"])}
 records = redis.Redis(port=PORT, db=3)
 
-if MODE == "throttle":
-    throttle = Throttle(app, url=f"redis://127.0.0.1:{PORT}/1", limits=LIMITS, tenant="tenant")
+if MODE in ("throttle", "park"):
+    throttle = Throttle(app, url=f"redis://127.0.0.1:{PORT}/1", limits=LIMITS, tenant="tenant", on_limit="park" if MODE == "park" else "retry")
 
 
 @app.task

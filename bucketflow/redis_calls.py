@@ -8,7 +8,8 @@ one for coroutines. A question is repeated only after an answer which proves tha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -34,7 +35,7 @@ from bucketflow.redis_clients import (
 )
 from bucketflow.scripts import Script
 
-__all__ = ["FAILURES", "AsyncScriptRunner", "Plan", "Question", "ScriptRunner", "proceed"]
+__all__ = ["FAILURES", "AsyncScriptRunner", "Plan", "Question", "ScriptRunner", "Subscription", "proceed"]
 
 #: What a driver raises when a server is away, slow or unwilling.
 FAILURES = (RedisError, OSError)
@@ -53,14 +54,34 @@ class Question(NamedTuple):
 Plan = Generator[Question, Any, Any]
 
 
+class Subscription:
+    """
+    A subscription to one channel.
+
+    Args:
+        pubsub: Of redis-py, subscribed.
+    """
+
+    def __init__(self, pubsub: Any) -> None:  # noqa: ANN401 - redis-py's
+        self._pubsub = pubsub
+
+    def get(self, timeout: float) -> bytes | None:
+        """Return what is published next, ``None`` if that takes longer than *timeout* seconds."""
+        message = self._pubsub.get_message(timeout=timeout)
+        return None if message is None else message["data"]
+
+
 class _Route(Protocol):
     nodes: dict[Address, Node]
 
-    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> Plan:
+    def failed(self, address: Address) -> None:
+        """Take note that a node did not answer."""
+
+    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> Plan:
         """Yield questions, receive their answers or errors, return the script's reply."""
 
 
-def _evaluate(node: Node, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> Plan:
+def _evaluate(node: Node, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> Plan:
     try:
         return (yield Question(node, ("EVALSHA", script.sha, len(keys), *keys, *args)))
     except NoScriptError:  # the server was restarted or flushed; EVAL runs the script and keeps it
@@ -74,7 +95,10 @@ class _Single:
         self._node = node_of(driver, client, timeout)
         self.nodes = {("", 0): self._node}
 
-    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> Plan:
+    def failed(self, address: Address) -> None:
+        """There is no other."""
+
+    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> Plan:
         return _evaluate(self._node, script, keys, args)
 
 
@@ -92,7 +116,7 @@ class _Cluster:
         self._first = frozenset(self.nodes)
         self._owners: dict[int, Address] = {}
 
-    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> Plan:
+    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> Plan:
         slot, moves = key_slot(keys[0]), 0
         while True:
             address = self._owners.get(slot)
@@ -107,7 +131,7 @@ class _Cluster:
                 self._owners[slot] = (moved.host or address[0], moved.port)
             except FAILURES:
                 self._owners = {}
-                self._ask_last(address)
+                self.failed(address)
                 raise
 
     def _node(self, address: Address) -> Node:
@@ -115,7 +139,8 @@ class _Cluster:
             self.nodes[address] = node_at(self._driver, self._client, address, self._timeout)
         return self.nodes[address]
 
-    def _ask_last(self, address: Address) -> None:
+    def failed(self, address: Address) -> None:
+        # It is asked last from now on.
         """Move a node that failed to the end of those :meth:`_learn` asks."""
         node = self.nodes.pop(address, None)
         if node is not None:  # another thread may have forgotten it
@@ -129,7 +154,7 @@ class _Cluster:
                 self._take_down(address, (yield Question(node, ("CLUSTER", "SLOTS"))))
             except FAILURES as raised:
                 error = raised
-                self._ask_last(address)
+                self.failed(address)
                 if isinstance(raised, redis.TimeoutError):  # the caller has waited long enough
                     break
             else:
@@ -189,7 +214,7 @@ class ScriptRunner:
         """Return a runner for the single server at *url*; ``ValueError`` if that cannot be read."""
         return cls(redis.Redis.from_url(url), timeout)
 
-    def run(self, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> Any:  # noqa: ANN401 - the script knows
+    def run(self, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> Any:  # noqa: ANN401 - the script knows
         """
         Run *script* once.
 
@@ -217,9 +242,28 @@ class ScriptRunner:
         except StopIteration as finished:
             return finished.value
 
-    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> Plan:
+    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> Plan:
         """Return the questions of a call, for a caller that must not wait for their answers; see :func:`proceed`."""
         return self._route.plan(script, keys, args)
+
+    @contextmanager
+    def subscribe(self, channel: str) -> Iterator[Subscription]:
+        """
+        Return a context manager that yields a subscription to *channel*, on a connection of its own.
+
+        Raises:
+            StoreUnavailable: Redis is away; also raised by the subscription.
+        """
+        address, node = next(iter(list(self._route.nodes.items())))
+        pubsub = node.client.pubsub(ignore_subscribe_messages=True)
+        try:
+            pubsub.subscribe(channel)
+            yield Subscription(pubsub)
+        except FAILURES as error:
+            self._route.failed(address)
+            raise StoreUnavailable(node.label, str(error) or type(error).__name__) from error
+        finally:
+            pubsub.close()
 
     def close(self) -> None:
         """Close the connections. The next call opens new ones."""
@@ -247,7 +291,7 @@ class AsyncScriptRunner:
         self._timeout = _check_timeout(timeout)
         self._routes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Route] = WeakKeyDictionary()
 
-    async def run(self, script: Script, keys: Sequence[bytes], args: Sequence[str]) -> Any:  # noqa: ANN401
+    async def run(self, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> Any:  # noqa: ANN401
         """See :meth:`ScriptRunner.run`. Whether a cancelled call ran the script is unknown, too."""
         plan = self._route().plan(script, keys, args)
         question = next(plan)

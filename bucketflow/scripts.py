@@ -33,16 +33,17 @@ class Script:
 
 
 @cache
-def load_script(package: str, name: str) -> Script:
+def load_script(package: str, name: str, *preludes: str) -> Script:
     """
     Return the operation that *package* keeps in ``lua/<name>.lua``, behind its own ``lua/core.lua``; read once.
 
     Args:
         package: The package that holds the file, such as ``"bucketflow"``.
         name: The operation.
+        preludes: Other files of *package* that go between the two.
     """
-    own = "" if package == "bucketflow" else _source(package, "core") + "\n"
-    return Script.compose(name, own + _source(package, name))
+    own = () if package == "bucketflow" else ("core",)
+    return Script.compose(name, "\n".join(_source(package, part) for part in (*own, *preludes, name)))
 
 
 def exact(number: float) -> str:

@@ -12,7 +12,7 @@ find real tokens, so a fleet that was away for an hour cannot turn its old promi
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 
 from bucketflow.core import FULL, take, wait_for
@@ -83,12 +83,16 @@ class Ask:
         dues: The place it was promised at each level, in µs of the store's clock; 0 where it has none.
             Same length and order as *path*.
         patience: Most µs it would still wait. One that would give up is promised no place.
+        backlog: The queue whose parked tasks it must not overtake; ``None``: it is not parked when it is refused.
+        tenant: Whom it is for; ``""``: for nobody in particular.
     """
 
     path: tuple[Level, ...]
     cost: float
     dues: tuple[int, ...]
     patience: int = FOREVER
+    backlog: str | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ class Answer:
     Attributes:
         admitted: Whether the tokens were taken, at every level.
         binding: Index of the level with the longest wait; ``None`` if admitted, or if the question was not put
-            because a bucket it needs had just refused another of the same call.
+            because a bucket it needs had just refused another of the same call, or others are parked before it.
         wait: µs until asking again is worth while; 0 if admitted or not put.
         dues: The places it now has, as in :class:`Ask`.
     """
@@ -110,7 +114,12 @@ class Answer:
     dues: tuple[int, ...]
 
 
-def admit(asks: Sequence[Ask], states: MutableMapping[str, LevelState], now: int) -> list[Answer]:
+def admit(
+    asks: Sequence[Ask],
+    states: MutableMapping[str, LevelState],
+    now: int,
+    blocks: Callable[[str, str], bool] = lambda _queue, _tenant: False,
+) -> list[Answer]:
     """
     Answer *asks* in their order, each as if it had come alone, and update *states*.
 
@@ -120,6 +129,7 @@ def admit(asks: Sequence[Ask], states: MutableMapping[str, LevelState], now: int
         asks: Length >= 0.
         states: By key; a missing key is a level nobody has used.
         now: µs on the clock that stamped *states*.
+        blocks: Whether a fresh task of this queue and tenant would overtake one that is parked.
 
     Returns:
         One answer an ask, same length and order.
@@ -127,7 +137,7 @@ def admit(asks: Sequence[Ask], states: MutableMapping[str, LevelState], now: int
     dry: set[str] = set()
     answers = []
     for ask in asks:
-        if any(level.key in dry for level in ask.path):
+        if any(level.key in dry for level in ask.path) or (ask.backlog is not None and blocks(ask.backlog, ask.tenant)):
             answers.append(Answer(admitted=False, binding=None, wait=0, dues=ask.dues))
             continue
         answer = _admit_one(ask, states, now)

@@ -7,10 +7,11 @@ from typing import Any, Protocol, TypeAlias
 
 from bucketflow.errors import StoreUnavailable
 from bucketflow_celery.admission import Answer, Ask
+from bucketflow_celery.backlogs import Call
 from bucketflow_celery.hub_runner import HubRunner
 from bucketflow_celery.store import RedisStore, Store
 
-__all__ = ["Asker", "Book", "DirectAsker", "HubAsker", "Outcome", "asker_for"]
+__all__ = ["Asker", "Book", "DirectAsker", "HubAsker", "Outcome", "asker_for", "begin_from", "begin_now"]
 
 #: One answer an ask, same order; ``None``: the limits have changed, resolve and ask again; or why there is no answer.
 Outcome: TypeAlias = "Sequence[Answer] | StoreUnavailable | None"
@@ -96,6 +97,27 @@ class HubAsker:
 
     def _read(self, asks: Sequence[Ask], reply: Any) -> Outcome:
         return _checked(self._book, *self._store.read(asks, self._book.version, reply))
+
+
+def begin_now(call: Call[Any], done: Callable[[Any], None]) -> None:
+    """Make *call* and wait for its reply; tell it, or ``StoreUnavailable``, to *done*."""
+    try:
+        reply = call.run()
+    except StoreUnavailable as error:
+        reply = error
+    done(reply)
+
+
+def begin_from(runner: HubRunner) -> Callable[[Call[Any], Callable[[Any], None]], None]:
+    """Return what makes calls of a :class:`RedisStore` from an event loop, one at a time; see :func:`begin_now`."""
+
+    def begin(call: Any, done: Callable[[Any], None]) -> None:
+        def on_reply(reply: Any) -> None:
+            done(reply if isinstance(reply, StoreUnavailable) else call.read(reply))
+
+        runner.run(call.script, call.keys, call.args, on_reply)
+
+    return begin
 
 
 def asker_for(store: Store, book: Book, hub: Any, timeout: float) -> Asker:

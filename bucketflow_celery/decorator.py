@@ -68,7 +68,7 @@ def throttled_task(  # noqa: PLR0913 - each is one option of a task
             returns the tenant or ``None``.
         cost: Tokens a call takes at every level: a number, the name of an argument, or a callable like *tenant*.
         max_wait: Seconds a call may wait in all before it fails with ``ThrottleTimeout``.
-        on_limit: ``"retry"`` or ``"hold"``, as in :class:`~bucketflow_celery.Throttle`.
+        on_limit: ``"retry"``, ``"hold"`` or ``"park"``, as in :class:`~bucketflow_celery.Throttle`.
         options: Every option of ``app.task``.
 
     Returns:
@@ -87,7 +87,7 @@ def throttled_task(  # noqa: PLR0913 - each is one option of a task
     if tenant is not None and not callable(tenant) and not (isinstance(tenant, str) and tenant):
         raise ConfigError("tenant", tenant, "an argument's name or a callable")
     if on_limit is not None:
-        one_of("on_limit", on_limit, "retry", "hold")
+        one_of("on_limit", on_limit, "retry", "hold", "park")
 
     if app is not None and not isinstance(app, Celery):
         raise ConfigError("app", app, "a Celery app, or None for a shared task")

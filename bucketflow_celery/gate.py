@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from operator import attrgetter
 from typing import Any
 
@@ -26,6 +27,7 @@ from bucketflow_celery.host import Host
 from bucketflow_celery.lines import Entry, Line, Lines, Passage
 from bucketflow_celery.outage import Outage
 from bucketflow_celery.places import Places
+from bucketflow_celery.room import Room
 from bucketflow_celery.stats import Stats
 from bucketflow_celery.ticket import Ticket
 
@@ -37,10 +39,14 @@ logger = logging.getLogger(__name__)
 MOST = 64
 #: Seconds after which a worker that is at work looks for new limits, if it had no other reason to call the store.
 LOOK = 5.0
+#: Seconds for which a task that may be parked waits for a slot here: longer than that, another worker may have one.
+NO_SLOT = 0.1
 #: Seconds between two looks for tasks that have been held too long.
 SWEEP = 1.0
-#: Key of the line of those who wait for the store itself.
-STORE = ""
+#: Seconds after which a task of a paused tenant that was sent back comes again.
+PAUSE = 5.0
+#: Keys of the lines of those who wait for the store itself, to be parked, and for the end of a pause.
+STORE, FULL, PAUSED = "", " full", " paused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,7 @@ class Gate:
         outage: What to do while the store is away.
         patience: How long is too long.
         stats: Where to count.
+        room: Where tasks are parked; ``None`` if none ever is.
     """
 
     def __init__(  # noqa: PLR0913 - its seams, each given by name
@@ -90,6 +97,7 @@ class Gate:
         outage: Outage,
         patience: Patience,
         stats: Stats,
+        room: Room | None = None,
     ) -> None:
         self._host = host
         self._ask = ask
@@ -97,6 +105,8 @@ class Gate:
         self._outage = outage
         self._max_hold = patience.max_hold
         self._stats = stats
+        self._room = room
+        self._room_first = False
         self._handling = Handling(host, stats, patience.max_countdown)
         self._inbox: deque[Entry] = deque()
         self._lines = Lines()
@@ -146,26 +156,47 @@ class Gate:
 
     def _round(self) -> None:
         self._land()
+        if self._room is not None:
+            self._room.land()
+            self._room_first = not self._room_first  # when slots are scarce, fresh tasks and parked ones take turns
+            if self._room_first:
+                self._room.work(self._free)
         self._sweep()
         self._look()
-        while self._flight is None and (free := self._host.free()) > 0:
+        self._park_those_without_a_slot()
+        while self._flight is None and (free := self._free()) > 0:
             batch = self._collect(min(free, MOST))
             if batch is None:
                 break
             self._put(batch)
-        if self._flight is not None:
-            return  # whoever comes meanwhile is asked for next, in one call
-        self._lines.prune()
+        if self._room is not None:
+            self._room.work(self._free)
+        if self._flight is None:  # else whoever comes meanwhile is asked for next, in one call
+            self._lines.prune()
         self._stats.waiting = len(self._lines) + len(self._inbox)
         self._rest()
 
+    def _free(self) -> int:
+        asked = 0 if self._flight is None else len(self._flight.batch)
+        return self._host.free() - asked - (0 if self._room is None else self._room.reserved)
+
     def _rest(self) -> None:
-        now = self._host.monotonic()
-        ready_at = max(self._lines.next_ready_at(), self._outage.until)
-        if self._inbox or ready_at <= now:
-            self._host.when_free(self.run)
-        if len(self._lines):
-            wake_at = min(ready_at if ready_at > now else self._next_sweep, self._next_sweep)
+        now, wake_at = self._host.monotonic(), inf
+        if self._flight is None:
+            ready_at = max(self._lines.next_ready_at(), self._outage.until)
+            if self._inbox or ready_at <= now:
+                self._host.when_free(self.run)
+            if len(self._lines):
+                wake_at = min(ready_at if ready_at > now else self._next_sweep, self._next_sweep)
+        if self._room is not None:
+            due_at = self._room.next_at()
+            if due_at > now:
+                wake_at = min(wake_at, due_at)
+            elif self._room.is_idle:
+                self._host.when_free(self.run)
+            if self._inbox and self._inbox[0].passage.on_limit == "park":
+                wake_at = min(wake_at, self._inbox[0].arrived + NO_SLOT)
+        if wake_at < inf:
             self._host.call_after(max(0.001, wake_at - now), self.run)
 
     def _collect(self, most: int) -> list[tuple[Entry, Line | None]] | None:
@@ -179,15 +210,63 @@ class Gate:
             return None
         while self._inbox and len(batch) < min(most, self._host.free()):
             entry = self._inbox.popleft()
-            if not entry.passage.path:
+            if entry.passage.paused is not None:
+                self._pause(entry)
+            elif not entry.passage.path:
                 self._handling.start(entry)
+            elif self._parks(entry) and self._room_blocks(entry):
+                self._park(entry)
             elif self._outage.until > now:
                 self._without_store(entry, self._lines.of(STORE, None))
-            elif (blocked := self._lines.blocking(entry.passage.path)) is not None:
+            elif not self._parks(entry) and (blocked := self._lines.blocking(entry.passage.path)) is not None:
                 self._handling.join(entry, blocked)
             else:
                 batch.append((entry, None))
         return batch
+
+    def _parks(self, entry: Entry) -> bool:
+        return self._room is not None and entry.passage.on_limit == "park"
+
+    def _room_blocks(self, entry: Entry) -> bool:
+        return self._room is not None and self._room.blocks(entry.queue, entry.passage.tenant)
+
+    def _park(self, entry: Entry) -> None:
+        self._handling.waited(entry)
+        if self._room is not None:
+            self._room.add(entry)
+
+    def _pause(self, entry: Entry) -> None:
+        if self._parks(entry):
+            self._park(entry)
+        elif entry.passage.paused in ("all", "queue") or not self._handling.send_back(entry, PAUSE):
+            entry.ready_at = inf  # until other limits are in force
+            self._handling.join(entry, self._lines.of(PAUSED, None))
+
+    def _park_those_without_a_slot(self) -> None:
+        """Park who has waited for a slot: nobody but this worker could start it, and its tenant's backlog comes first."""
+        if self._flight is not None:
+            return
+        before = self._host.monotonic() - NO_SLOT
+        waiting = deque(entry for entry in self._inbox if not self._is_parked_at_once(entry, before))
+        if len(waiting) < len(self._inbox):
+            self._inbox = waiting
+
+    def _is_parked_at_once(self, entry: Entry, before: float) -> bool:
+        if not self._parks(entry) or not (entry.passage.path or entry.passage.paused):
+            return False
+        if entry.arrived >= before and not self._room_blocks(entry):
+            return False
+        self._park(entry)
+        return True
+
+    def keep(self, entry: Entry, seconds: float) -> None:
+        """Hold an entry that could not be parked, for so many seconds."""
+        entry.ready_at = self._host.monotonic() + seconds
+        self._handling.join(entry, self._lines.of(FULL, None))
+
+    def leave(self, entry: Entry) -> None:
+        """Take note that an entry does not wait here any more."""
+        self._handling.leave(entry)
 
     def _put(self, batch: list[tuple[Entry, Line | None]]) -> None:
         batch = [(entry, line) for entry, line in batch if not self._handling.is_gone(entry)]
@@ -198,11 +277,14 @@ class Gate:
     def _look(self) -> None:
         """Ask nothing, to hear of new limits, where no task has been asked for of late: none may be limited yet."""
         now = self._host.monotonic()
-        if self._flight is None and self._outage.until <= now and now - self._asked_at >= LOOK:
+        must = self._room is not None and self._room.must_look
+        if self._flight is None and self._outage.until <= now and (must or now - self._asked_at >= LOOK):
             self._fly([], [])
 
     def _fly(self, batch: list[tuple[Entry, Line | None]], asks: list[Ask]) -> None:
         self._asked_at = self._host.monotonic()
+        if self._room is not None:
+            self._room.must_look = False
         self._stats.round_trips += 1
         flight = self._flight = _Flight(batch, asks)
 
@@ -242,6 +324,9 @@ class Gate:
                 if answer.admitted:
                     self._handling.start(entry)
                     continue
+                if self._parks(entry):
+                    self._refuse_and_park(entry, ask, answer)
+                    continue
                 self._places.settle(entry, answer)
                 line = self._line_for(entry, origin, ask, answer, dry)
                 if line is None:
@@ -256,6 +341,12 @@ class Gate:
                 line.put_back(entries)
             for ask in left:
                 self._lines.wake(ask)
+
+    def _refuse_and_park(self, entry: Entry, ask: Ask, answer: Answer) -> None:
+        if answer.binding is None or not self._handling.is_refused(
+            entry, ask.path[answer.binding], answer.wait / SECOND
+        ):
+            self._park(entry)
 
     def _line_for(
         self, entry: Entry, origin: Line | None, ask: Ask, answer: Answer, dry: dict[str, Line]

@@ -97,6 +97,16 @@ class Handling:
         entry.held = True
         self._host.hold(entry, line.level)
 
+    def is_refused(self, entry: Entry, level: Level, wait: float) -> bool:
+        """Tell of the refusal of one that is to be parked; return whether it is given up instead: it may not wait so long."""
+        waited = self.waited(entry)
+        self._stats.refused += 1
+        self._host.refused(entry, level, wait)
+        if (end := too_long(entry.passage, level, waited + wait)) is None:
+            return False
+        self.give_up(entry, end.error)
+        return True
+
     def refuse(self, entry: Entry, origin: Line | None, level: Level, wait: float, *, had_place: bool) -> bool:
         """
         Act on the refusal of one who came from the line *origin*, if from any; return whether it waits in this worker.

@@ -42,7 +42,9 @@ class HubRunner:
         self._deadline = 0.0
         self._timer: Any = None
 
-    def run(self, script: Script, keys: Sequence[bytes], args: Sequence[str], done: Callable[[Any], None]) -> None:
+    def run(
+        self, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes], done: Callable[[Any], None]
+    ) -> None:
         """
         Run *script* once, and call *done* with its reply or with ``StoreUnavailable``: later, or before this returns.
 

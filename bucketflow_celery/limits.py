@@ -10,8 +10,19 @@ from urllib.parse import quote
 
 from bucketflow import limit as core
 from bucketflow.errors import ConfigError, CostExceedsCapacity
+from bucketflow.limit import check_number
 
-__all__ = ["Level", "LevelName", "Limit", "LimitSpec", "LimitTable", "check_cost", "parse_limit"]
+__all__ = [
+    "Level",
+    "LevelName",
+    "Limit",
+    "LimitSpec",
+    "LimitTable",
+    "check_cost",
+    "parse_limit",
+    "pause_name",
+    "quoted",
+]
 
 LevelName: TypeAlias = Literal["all", "queue", "tenant", "task"]
 
@@ -105,15 +116,19 @@ class LimitTable:
     Attributes:
         top: The limit of everything, if any.
         levels: Limits by level name and entry name, ``"*"`` being the default of a level; ``None`` lifts the default.
+        weights: Of tenants whose tasks are parked, by name, ``"*"`` being the default: their shares relative to others.
+        paused: Of what nothing may start: see :func:`pause_name`.
     """
 
     top: Limit | None = None
     levels: Mapping[str, Mapping[str, Limit | None]] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    paused: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], mistakes: list[ConfigError]) -> LimitTable:
         """Read the table the user wrote; what cannot be read is left out and added to *mistakes*."""
-        known = {"all", *_SECTIONS.values()}
+        known = {"all", *_SECTIONS.values(), "weights"}
         if not isinstance(raw, Mapping):
             mistakes.append(ConfigError("limits", raw, f"a mapping with the keys {', '.join(sorted(known))}"))
             return cls()
@@ -130,14 +145,28 @@ class LimitTable:
                 levels[level] = _parse_all(entries, f"limits[{section!r}]", mistakes)
             else:
                 mistakes.append(ConfigError(f"limits[{section!r}]", entries, "a mapping of names to limits"))
-        return cls(top, levels)
+        return cls(top, levels, _parse_weights(raw.get("weights", {}), mistakes))
 
     def dump(self) -> dict[str, Any]:
         """Return the table in a form that JSON can carry and :meth:`parse` reads."""
         raw: dict[str, Any] = {"all": _dump(self.top)}
         for level, section in _SECTIONS.items():
             raw[section] = {name: _dump(limit) for name, limit in self.levels.get(level, {}).items()}
+        raw["weights"] = dict(self.weights)
         return raw
+
+    def weight(self, tenant: str) -> float:
+        """Return the share of a tenant relative to others; 1 unless it is set."""
+        return self.weights.get(tenant, self.weights.get("*", 1.0))
+
+    def pause(self, queue: str, tenant: str | None, task: str) -> LevelName | None:
+        """Return the first level, from the root, at which such a task is paused; ``None`` if it is not."""
+        if not self.paused:
+            return None
+        names: list[tuple[LevelName, str | None]] = [("all", ""), ("queue", queue), ("tenant", tenant), ("task", task)]
+        return next(
+            (level for level, name in names if name is not None and pause_name(level, name) in self.paused), None
+        )
 
     def find(self, level: LevelName, name: str) -> Limit | None:
         """Return the limit of one entry of *level*, or the level's default."""
@@ -170,12 +199,12 @@ def _path(table: LimitTable, queue: str, tenant: str | None, task: str, task_lim
     if task_limit is not None and task not in table.levels.get("task", {}):
         own = task_limit
     levels = [_level("all", "", "all", table.top)]
-    parent = f"q:{_quote(queue)}"
+    parent = f"q:{quoted(queue)}"
     levels.append(_level("queue", "", parent, table.find("queue", queue)))
     if tenant is not None:
-        levels.append(_level("tenant", f"{parent}/", f"t:{_quote(tenant)}", table.find("tenant", tenant)))
-        parent = f"{parent}/t:{_quote(tenant)}"
-    levels.append(_level("task", f"{parent}/", f"f:{_quote(task)}", own))
+        levels.append(_level("tenant", f"{parent}/", f"t:{quoted(tenant)}", table.find("tenant", tenant)))
+        parent = f"{parent}/t:{quoted(tenant)}"
+    levels.append(_level("task", f"{parent}/", f"f:{quoted(task)}", own))
     return tuple(level for level in levels if level is not None)
 
 
@@ -185,8 +214,8 @@ def _level(name: LevelName, parent: str, own: str, limit: Limit | None) -> Level
     return Level(name, own if limit.shared else parent + own, limit)
 
 
-def _quote(name: str) -> str:
-    # A name must not be able to spell another bucket's key, nor a hash tag.
+def quoted(name: str) -> str:
+    """Return *name* as a part of a key: it cannot spell another key, nor a hash tag."""
     return quote(name, safe="@ ")
 
 
@@ -201,6 +230,27 @@ def _parse_all(specs: Mapping[Any, LimitSpec], entry: str, mistakes: list[Config
             mistakes.append(mistake)
             limits[str(name)] = None
     return limits
+
+
+def _parse_weights(raw: Any, mistakes: list[ConfigError]) -> dict[str, float]:
+    if not isinstance(raw, Mapping):
+        mistakes.append(ConfigError("limits['weights']", raw, "a mapping of tenants to numbers above 0"))
+        return {}
+    weights = {}
+    for name, weight in raw.items():
+        entry = f"limits['weights'][{name!r}]"
+        try:
+            if not isinstance(name, str) or not name:
+                raise ConfigError(f"{entry}: name", name, "a text of at least one character")
+            weights[name] = check_number(entry, weight, "a number above 0", above=True)
+        except ConfigError as mistake:
+            mistakes.append(mistake)
+    return weights
+
+
+def pause_name(level: LevelName, name: str = "") -> str:
+    """Return what a pause at *level* is called: ``"queue:emails"``, or ``"all:"``."""
+    return f"{level}:{name}"
 
 
 def _dump(limit: Limit | None) -> dict[str, Any] | None:

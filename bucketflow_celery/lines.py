@@ -10,7 +10,7 @@ from math import inf
 from typing import Any
 
 from bucketflow_celery.admission import Ask
-from bucketflow_celery.limits import Level
+from bucketflow_celery.limits import Level, LevelName
 
 __all__ = ["Entry", "Line", "Lines", "Passage"]
 
@@ -24,8 +24,9 @@ class Passage:
         path: The levels it passes, root first; length 0 where nothing limits it.
         cost: Tokens it takes from each of them.
         max_wait: Seconds it may wait in all; ``None``: as long as it takes.
-        on_limit: ``"retry"`` or ``"hold"``.
+        on_limit: ``"retry"``, ``"hold"`` or ``"park"``.
         tenant: Whom it is for, if anybody.
+        paused: The level at which it is paused, if it is.
     """
 
     path: tuple[Level, ...]
@@ -33,6 +34,7 @@ class Passage:
     max_wait: float | None = None
     on_limit: str = "retry"
     tenant: str | None = None
+    paused: LevelName | None = None
 
 
 @dataclass(slots=True, eq=False)

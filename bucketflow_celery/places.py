@@ -11,6 +11,9 @@ from bucketflow_celery.lines import Entry
 
 __all__ = ["Places"]
 
+#: The patience of a task that is promised no place: it is parked instead.
+NO_PLACE = -1
+
 
 class Places:
     """
@@ -26,6 +29,10 @@ class Places:
     def question(self, entry: Entry, waited: float) -> Ask:
         """Return the question of *entry*, which has waited so many seconds; it takes the first place of each line."""
         passage = entry.passage
+        if passage.on_limit == "park":
+            return Ask(
+                passage.path, passage.cost, (0,) * len(passage.path), NO_PLACE, entry.queue, passage.tenant or ""
+            )
         dues = [entry.dues.get(level.key, 0) if level.returns else self._take(level.key) for level in passage.path]
         if passage.max_wait is None:
             return Ask(passage.path, passage.cost, tuple(dues))

@@ -13,6 +13,7 @@ from kombu.transport.native_delayed_delivery import (
     level_name,
 )
 
+from bucketflow_celery.parcel import BROKERS_OWN
 from bucketflow_celery.queues import ROUTE
 from bucketflow_celery.ticket import HEADER
 
@@ -20,8 +21,6 @@ __all__ = ["Republisher"]
 
 #: What belongs to the message. Everything else in the properties belongs to the delivery.
 _KEPT = ("correlation_id", "reply_to", "priority", "delivery_mode", "message_id", "timestamp", "type", "app_id")
-#: What a broker adds on the way. Sent back to RabbitMQ, x-death makes it drop the message as running in circles.
-_BROKERS_OWN = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 #: Seconds that the broker may be silent: the worker's loop waits for it.
 _PATIENCE = 5.0
 #: RabbitMQ's own delays count whole seconds, from one on.
@@ -63,7 +62,7 @@ class Republisher:
         if self.delayed:
             countdown = max(_SHORTEST_DELAY, countdown)
             route = self._delayed_route(queue, countdown)
-        headers = {name: value for name, value in message.headers.items() if not name.startswith(_BROKERS_OWN)}
+        headers = {name: value for name, value in message.headers.items() if not name.startswith(BROKERS_OWN)}
         compression = headers.pop("compression", None)
         properties = {name: message.properties[name] for name in _KEPT if message.properties.get(name) is not None}
         producer.publish(

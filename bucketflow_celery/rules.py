@@ -31,7 +31,7 @@ class TaskRules:
         tenant: Whom it is for; ``None`` leaves it to the throttle's ``tenant`` and to the header.
         cost: Tokens it takes at every level.
         max_wait: Seconds it may wait in all; ``None`` leaves it to the throttle.
-        on_limit: ``"retry"`` or ``"hold"``; ``None`` leaves it to the throttle.
+        on_limit: ``"retry"``, ``"hold"`` or ``"park"``; ``None`` leaves it to the throttle.
     """
 
     limit: Limit | None = None

@@ -40,7 +40,8 @@ class Settings:
         url: Where the buckets live: any URL that ``redis.Redis.from_url`` takes.
         limits: The table of limits: ``all``, ``queues``, ``tenants``, ``tasks``.
         on_limit: ``"retry"``: a task refused by its tenant's or its own limit goes back to the broker until its
-            turn comes. ``"hold"``: it stays in the worker, as it does when ``all`` or its queue refuses.
+            turn comes. ``"hold"``: it stays in the worker, as it does when ``all`` or its queue refuses. ``"park"``:
+            whatever refuses it, it waits in Redis, and is handed to a worker when its turn has come.
         on_store_error: While Redis is away: ``"hold"`` keeps tasks back, ``"admit"`` lets them start unlimited,
             ``"refuse"`` sends them back to the broker for a while.
         max_wait: Seconds a task may wait in all before it fails with ``ThrottleTimeout``; ``None``: for ever.
@@ -51,6 +52,9 @@ class Settings:
         tenant: Whom a task is for, where its decorator does not say.
         namespace: Prefix and hash tag of every key.
         timeout: Seconds to wait for an answer of Redis.
+        backlog_limit: Most tasks parked of one queue; the others stay with the broker.
+        lease: Seconds within which the tasks that were handed to a worker go to another when it dies.
+        parked_state: Whether the result of a parked task says ``PARKED``, with its position and when it may start.
     """
 
     url: str | None = None
@@ -63,6 +67,9 @@ class Settings:
     tenant: TenantRule = None
     namespace: str = "bucketflow"
     timeout: float = 1.0
+    backlog_limit: int = 1_000_000
+    lease: float = 30.0
+    parked_state: bool = False
 
     @classmethod
     def read(cls, given: Mapping[str, Any], conf: Mapping[str, Any]) -> Settings:
@@ -136,6 +143,22 @@ def _seconds(entry: str, value: object, _mistakes: list[ConfigError]) -> float:
     return check_number(entry, value, "a number of seconds above 0", above=True)
 
 
+def _lease(entry: str, value: object, _mistakes: list[ConfigError]) -> float:
+    return check_number(entry, value, "a number of seconds, 1 or more", minimum=1.0)
+
+
+def _count(entry: str, value: object, _mistakes: list[ConfigError]) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(entry, value, "a whole number of tasks, 1 or more")
+    return value
+
+
+def _flag(entry: str, value: object, _mistakes: list[ConfigError]) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(entry, value, "True or False")
+    return value
+
+
 def _words(*choices: str) -> _Check:
     def check(entry: str, value: object, _mistakes: list[ConfigError]) -> object:
         one_of(entry, value, *choices)
@@ -147,7 +170,7 @@ def _words(*choices: str) -> _Check:
 _CHECKS: dict[str, _Check] = {
     "url": _text,
     "limits": _limits,
-    "on_limit": _words("retry", "hold"),
+    "on_limit": _words("retry", "hold", "park"),
     "on_store_error": _words("hold", "admit", "refuse"),
     "max_wait": _seconds,
     "max_hold": _seconds,
@@ -155,4 +178,7 @@ _CHECKS: dict[str, _Check] = {
     "tenant": _tenant,
     "namespace": _namespace,
     "timeout": _seconds,
+    "backlog_limit": _count,
+    "lease": _lease,
+    "parked_state": _flag,
 }

@@ -18,6 +18,8 @@ class Stats:
         held: Tasks that had to wait inside the worker.
         returned: Tasks sent back to the broker, to come again.
         given_back: Deliveries left to the broker because they were held for too long.
+        parked: Tasks stored in the backlog of their queue.
+        handed: Tasks that were handed to this worker from a backlog.
         failed: Tasks given up: ``ThrottleTimeout``, ``CostExceedsCapacity``, a tenant or cost that cannot be told.
         round_trips: Calls to the store.
         store_errors: Calls that failed.
@@ -29,6 +31,8 @@ class Stats:
     held: int = 0
     returned: int = 0
     given_back: int = 0
+    parked: int = 0
+    handed: int = 0
     failed: int = 0
     round_trips: int = 0
     store_errors: int = 0

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from bucketflow.redis_calls import ScriptRunner
 from bucketflow.scripts import Script, exact, load_script
 from bucketflow_celery.admission import Answer, Ask, LevelState
+from bucketflow_celery.backlogs import BacklogStore
 from bucketflow_celery.limits import Level
+from bucketflow_celery.redis_backlogs import RedisBacklogs
 
-__all__ = ["RedisStore", "Store"]
+__all__ = ["FleetLimits", "RedisStore", "Store"]
 
 _PACKAGE = "bucketflow_celery"
+
+
+class FleetLimits(NamedTuple):
+    """
+    What the whole fleet was told.
+
+    Attributes:
+        version: Changes whenever the rest does; empty if nothing was set.
+        table: The table of limits, ``None`` if none was set.
+        paused: What is paused: see :func:`bucketflow_celery.limits.pause_name`.
+    """
+
+    version: str
+    table: Mapping[str, Any] | None
+    paused: frozenset[str]
 
 
 class Store(Protocol):
@@ -38,11 +54,18 @@ class Store(Protocol):
     def peek(self, path: Sequence[Level]) -> tuple[int, list[LevelState]]:
         """Return the store's time in µs, and the state of each level of *path*; same length and order."""
 
-    def limits(self) -> tuple[str, Mapping[str, Any] | None]:
-        """Return the version of the limits and the table; an empty version and ``None`` if none was set."""
+    def limits(self) -> FleetLimits:
+        """Return what the whole fleet was told."""
 
     def set_limits(self, raw: Mapping[str, Any] | None) -> None:
         """Set the table for the whole fleet; ``None`` leaves each worker its own."""
+
+    def pause(self, name: str, *, paused: bool) -> None:
+        """Pause or resume, in the whole fleet, what :func:`bucketflow_celery.limits.pause_name` calls *name*."""
+
+    @property
+    def backlogs(self) -> BacklogStore:
+        """What is parked."""
 
     def after_fork(self) -> None:
         """Leave connections to the parent process that opened them."""
@@ -63,7 +86,8 @@ class RedisStore:
     def __init__(self, runner: ScriptRunner, namespace: str) -> None:
         self.runner = runner
         self._prefix = f"{{{namespace}}}:"
-        self._table_keys = [self._key("limits:version"), self._key("limits")]
+        self._table_keys = [self._key("limits:version"), self._key("limits"), self._key("limits:paused")]
+        self.backlogs = RedisBacklogs(runner, self._prefix)
 
     def admit(self, asks: Sequence[Ask], version: str) -> tuple[str, list[Answer] | None]:
         """See :class:`Store`."""
@@ -75,7 +99,13 @@ class RedisStore:
         index: dict[str, int] = {}
         args = [version]
         for ask in asks:
-            args += (exact(ask.cost), str(ask.patience), str(len(ask.path)))
+            args += (
+                exact(ask.cost),
+                str(ask.patience),
+                self._backlog(ask, keys, index),
+                ask.tenant,
+                str(len(ask.path)),
+            )
             for level, due in zip(ask.path, ask.dues, strict=True):
                 if level.key not in index:
                     keys.append(self._key(level.key))
@@ -83,6 +113,15 @@ class RedisStore:
                 limit, returns = level.limit, "1" if level.returns else "0"
                 args += (str(index[level.key]), exact(limit.capacity), exact(limit.fill_rate), str(due), returns)
         return load_script(_PACKAGE, "admit"), keys, args
+
+    def _backlog(self, ask: Ask, keys: list[bytes], index: dict[str, int]) -> str:
+        """Return where, from 1, the keys are that tell who is parked before *ask*; 0 if it is not to be parked."""
+        if ask.backlog is None:
+            return "0"
+        if (name := f"park:{ask.backlog}") not in index:
+            index[name] = len(keys) + 1
+            keys += self.backlogs.line_keys(ask.backlog)
+        return str(index[name])
 
     def read(self, asks: Sequence[Ask], version: str, reply: Sequence[Any]) -> tuple[str, list[Answer] | None]:
         """Return what :meth:`admit` returns, from the *reply* to :meth:`question`."""
@@ -110,16 +149,21 @@ class RedisStore:
         numbers = [float(number) for number in reply[1:]]
         return int(reply[0]), [LevelState(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)]
 
-    def limits(self) -> tuple[str, Mapping[str, Any] | None]:
+    def limits(self) -> FleetLimits:
         """See :class:`Store`."""
-        version, raw = self.runner.run(load_script(_PACKAGE, "limits"), self._table_keys, [])
-        return version.decode(errors="replace"), _table(raw) if raw else None
+        version, raw, *paused = self.runner.run(load_script(_PACKAGE, "limits"), self._table_keys, [])
+        table = _table(raw) if raw else None
+        return FleetLimits(version.decode(errors="replace"), table, frozenset(name.decode() for name in paused))
 
     def set_limits(self, raw: Mapping[str, Any] | None) -> None:
         """See :class:`Store`."""
         text = "" if raw is None else json.dumps(raw, sort_keys=True)
-        version = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:12] if text else ""
-        self.runner.run(load_script(_PACKAGE, "set_limits"), self._table_keys, [version, text])
+        self.runner.run(load_script(_PACKAGE, "set_limits"), self._table_keys, [self.backlogs.channel, text])
+
+    def pause(self, name: str, *, paused: bool) -> None:
+        """See :class:`Store`."""
+        args = [self.backlogs.channel, str(int(paused)), name]
+        self.runner.run(load_script(_PACKAGE, "pause"), self._table_keys, args)
 
     def after_fork(self) -> None:
         """See :class:`Store`."""

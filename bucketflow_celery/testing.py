@@ -13,7 +13,9 @@ from typing import Any
 
 from bucketflow.clock import SYSTEM_CLOCK, Clock
 from bucketflow_celery.admission import EMPTY, Answer, Ask, LevelState, admit, leave
+from bucketflow_celery.backlogs import MemoryBacklogs
 from bucketflow_celery.limits import Level
+from bucketflow_celery.store import FleetLimits
 
 __all__ = ["MemoryStore"]
 
@@ -30,14 +32,15 @@ class MemoryStore:
         self._clock = clock
         self._lock = threading.Lock()
         self._states: dict[str, LevelState] = {}
-        self._limits: tuple[str, Mapping[str, Any] | None] = ("", None)
+        self._told = FleetLimits("", None, frozenset())
+        self.backlogs = MemoryBacklogs(clock, self._lock, self._states, lambda: self._told.version)
 
     def admit(self, asks: Sequence[Ask], version: str) -> tuple[str, list[Answer] | None]:
         """See :class:`bucketflow_celery.store.Store`."""
         with self._lock:
-            if version != self._limits[0]:
-                return self._limits[0], None
-            return version, admit(asks, self._states, self._clock.now())
+            if version != self._told.version:
+                return self._told.version, None
+            return version, admit(asks, self._states, self._clock.now(), self.backlogs.blocks)
 
     def leave(self, ask: Ask) -> None:
         """See :class:`bucketflow_celery.store.Store`."""
@@ -49,13 +52,22 @@ class MemoryStore:
         with self._lock:
             return self._clock.now(), [self._states.get(level.key, EMPTY) for level in path]
 
-    def limits(self) -> tuple[str, Mapping[str, Any] | None]:
+    def limits(self) -> FleetLimits:
         """See :class:`bucketflow_celery.store.Store`."""
-        return self._limits
+        return self._told
 
     def set_limits(self, raw: Mapping[str, Any] | None) -> None:
         """See :class:`bucketflow_celery.store.Store`."""
-        self._limits = ("", None) if raw is None else (repr(raw), raw)
+        self._tell(raw, self._told.paused)
+
+    def pause(self, name: str, *, paused: bool) -> None:
+        """See :class:`bucketflow_celery.store.Store`."""
+        self._tell(self._told.table, self._told.paused | {name} if paused else self._told.paused - {name})
+
+    def _tell(self, table: Mapping[str, Any] | None, paused: frozenset[str]) -> None:
+        version = "" if table is None and not paused else repr((table, sorted(paused)))
+        self._told = FleetLimits(version, table, paused)
+        self.backlogs.announce()
 
     def after_fork(self) -> None:
         """Keep everything: there is no connection to drop."""

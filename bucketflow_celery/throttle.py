@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from time import monotonic
 from typing import Any
@@ -17,6 +17,7 @@ from bucketflow.errors import BucketflowError, ConfigError, StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow.redis_calls import ScriptRunner
 from bucketflow_celery.admission import Ask, LevelState
+from bucketflow_celery.backlog import Candidate, Known, TaskType
 from bucketflow_celery.errors import ConfigErrors
 from bucketflow_celery.limits import Level, LimitTable, check_cost
 from bucketflow_celery.lines import Passage
@@ -66,7 +67,8 @@ class Throttle:
         store: Any other store instead, such as :class:`bucketflow_celery.testing.MemoryStore`.
         limits: The table of limits: ``all``, ``queues``, ``tenants``, ``tasks``. Each limit is ``"100/s"``,
             ``"5/m"``, ``"1000/h"``, ``"5000/d"`` or ``Limit(capacity, fill_rate)``; ``"*"`` is a level's default.
-        on_limit: What becomes of a task that its tenant's or its own limit refuses: ``"retry"`` or ``"hold"``.
+        on_limit: What becomes of a task that its tenant's or its own limit refuses: ``"retry"`` or ``"hold"``; with
+            ``"park"`` whatever refuses it, it waits in Redis.
         on_store_error: What becomes of tasks while Redis is away: ``"hold"``, ``"admit"`` or ``"refuse"``.
         max_wait: Seconds a task may wait in all before it fails with ``ThrottleTimeout``.
         max_hold: Seconds a message is held in a worker before it goes back to the broker.
@@ -74,6 +76,9 @@ class Throttle:
         tenant: Whom a task is for where its decorator does not say: an argument's name or a callable.
         namespace: Prefix and hash tag of every key.
         timeout: Seconds to wait for an answer of Redis.
+        backlog_limit: Most tasks parked of one queue; the others stay with the broker.
+        lease: Seconds within which the tasks that were handed to a worker go to another when it dies.
+        parked_state: Whether the result of a parked task says ``PARKED``, with its position and when it may start.
 
     Raises:
         ConfigErrors: Every mistake in what was given; what stands in ``app.conf`` is checked when a worker starts.
@@ -95,6 +100,9 @@ class Throttle:
         tenant: TenantRule = None,
         namespace: str | None = None,
         timeout: float | None = None,
+        backlog_limit: int | None = None,
+        lease: float | None = None,
+        parked_state: bool | None = None,
     ) -> None:
         self._given = {
             "url": url,
@@ -107,6 +115,9 @@ class Throttle:
             "tenant": tenant,
             "namespace": namespace,
             "timeout": timeout,
+            "backlog_limit": backlog_limit,
+            "lease": lease,
+            "parked_state": parked_state,
         }
         Settings.read(self._given, {})
         if not isinstance(app, Celery):
@@ -216,7 +227,31 @@ class Throttle:
         path = self.limits.path(queue, whom, task.name, rules.limit) if cost else ()
         check_cost(path, cost)
         max_wait = rules.max_wait if rules.max_wait is not None else self.settings.max_wait
-        return Passage(path, cost, max_wait, rules.on_limit or self.settings.on_limit, whom)
+        on_limit = rules.on_limit or self.settings.on_limit
+        return Passage(path, cost, max_wait, on_limit, whom, self.limits.pause(queue, whom, task.name))
+
+    @property
+    def parks(self) -> bool:
+        """Whether any task of this app may be parked."""
+        parking = {rules_of(task).on_limit for task in self.app.tasks.values()}
+        return "park" in parking | {self.settings.on_limit}
+
+    def common(self, queue: str) -> tuple[Level, ...]:
+        """Return the levels that all tasks of *queue* pass, root first. Used by the worker."""
+        return tuple(level for level in self.limits.path(queue, None, "") if level.name in ("all", "queue"))
+
+    def candidate(self, queue: str, known: Known) -> Candidate:
+        """Return what this worker says about a tenant of *queue* that has tasks parked. Used by the worker."""
+        tenant, table = known.tenant or None, self.limits
+        types, own = [], None
+        for task, ranks in known.types:
+            path = table.path(queue, tenant, task, rules_of(self.app.tasks.get(task)).limit)
+            levels = {level.name: level for level in path}
+            own = levels.get("tenant")
+            pause = table.pause(queue, tenant, task)
+            kind = TaskType(task, ranks, levels.get("task"), task in self.app.tasks, pause is not None)
+            types.append(kind)
+        return Candidate(known.tenant, tuple(types), table.weight(known.tenant), own)
 
     def close(self) -> None:
         """Close the connection to the store; it opens again when it is needed."""
@@ -230,13 +265,13 @@ class Throttle:
         Raises:
             StoreUnavailable: The store did not answer in time.
         """
-        version, raw = self.store.limits()
+        version, raw, paused = self.store.limits()
         mistakes: list[ConfigError] = []
-        table = None if raw is None else LimitTable.parse(raw, mistakes)
+        table = self.settings.limits if raw is None else LimitTable.parse(raw, mistakes)
         if mistakes:
             logger.error("the fleet's new limits cannot be read, the old ones stay: %s", ConfigErrors(mistakes))
-        else:
-            self._table = table
+            table = self.limits
+        self._table = replace(table, paused=paused)
         self.version = version
 
     def _runner(self) -> ScriptRunner:

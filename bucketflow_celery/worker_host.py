@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery.worker import state
 
 from bucketflow.errors import BucketflowError
+from bucketflow_celery.backlog import Handed, Parcel
+from bucketflow_celery.errors import ThrottleTimeout
 from bucketflow_celery.limits import Level
-from bucketflow_celery.lines import Entry
+from bucketflow_celery.lines import Entry, Passage
+from bucketflow_celery.parcel import can_be_parked, is_fresh
+from bucketflow_celery.parking import Parking
 from bucketflow_celery.queues import queue_of
 from bucketflow_celery.republish import Republisher
 from bucketflow_celery.signals import task_throttled
@@ -35,9 +39,18 @@ class WorkerHost:
         slots: The slots of its pool.
         window: Its prefetch window.
         republisher: Publishes copies.
+        call_soon: Runs a callback in the worker's own loop; called from any thread.
     """
 
-    def __init__(self, consumer: Any, slots: Slots, window: Window, republisher: Republisher) -> None:
+    def __init__(
+        self,
+        consumer: Any,
+        slots: Slots,
+        window: Window,
+        republisher: Republisher,
+        call_soon: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self.call_soon = call_soon
         self._consumer = consumer
         self._slots = slots
         self._republisher = republisher
@@ -50,6 +63,7 @@ class WorkerHost:
         self.monotonic = time.monotonic
         self.time = time.time
         self._summary = Summary(time.monotonic)
+        self._parking = Parking(consumer)
 
     def queue_of(self, request: Any) -> str:
         """Return the name of the queue a request came from."""
@@ -134,6 +148,58 @@ class WorkerHost:
 
         self._wake_at = at
         self._timer_entry = self._consumer.timer.call_after(seconds, wake)
+
+    def can_park(self, request: Any, queue: str) -> bool:
+        """Return whether the message of *request* can wait outside its queue."""
+        return can_be_parked(request.message) and not self._is_broadcast(queue)
+
+    def queues(self) -> Iterable[str]:
+        """See :class:`~bucketflow_celery.room.RoomHost`."""
+        return list(self._consumer.app.amqp.queues.consume_from)
+
+    def is_fresh(self, entry: Entry) -> bool:
+        """See :class:`~bucketflow_celery.room.RoomHost`."""
+        return is_fresh(entry.request.message)
+
+    def parcel(self, entry: Entry, *, again: bool) -> Parcel | None:
+        """See :class:`~bucketflow_celery.room.RoomHost`."""
+        try:
+            return self._parking.pack(entry, again=again)
+        except TypeError as error:
+            logger.warning("%s stays in the worker, its headers cannot be parked: %s", entry.request.id, error)
+            return None
+
+    def parked(self, entry: Entry, position: int) -> None:
+        """See :class:`~bucketflow_celery.room.RoomHost`."""
+        if self._consumer.app.bucketflow.settings.parked_state and position > 0:
+            self._parking.tell(entry.request, {"position": position})
+        self._acknowledge(entry.request)
+
+    def receive(self, handed: Handed, on_end: Callable[[bool], None]) -> Entry | None:
+        """See :class:`~bucketflow_celery.room.RoomHost`."""
+        received = self._parking.receive(handed, on_end)
+        if received is None:
+            return None
+        request, since = received
+        return Entry(request, handed.owned.queue, Passage(()), self.monotonic(), since)
+
+    def give_up(self, entry: Entry) -> None:
+        """See :class:`~bucketflow_celery.room.RoomHost`."""
+        request, throttle = entry.request, self._consumer.app.bucketflow
+        if self.is_gone(entry):
+            return
+        try:
+            passage = throttle.passage(request.task, request.request_dict, request.args, request.kwargs, entry.queue)
+        except BucketflowError as error:
+            self.fail(request, error)
+            return
+        waited = 0.0 if entry.since is None else self.time() - entry.since
+        if request.expires is not None and (passage.max_wait is None or waited < passage.max_wait):
+            # The store's clock is a little ahead of this worker's.
+            request._announce_revoked("expired", False, None, True)  # noqa: FBT003, SLF001 - Celery's own way to say so
+            return
+        level = passage.path[-1].name if passage.path else "queue"
+        self.fail(request, ThrottleTimeout(level, waited, passage.max_wait or waited))
 
     def close(self, entries: Sequence[Entry], *, connected: bool) -> None:
         """

@@ -1,7 +1,9 @@
 -- admit: answer several tasks at once, in order, each as if it had come alone; mirrors admission.py line by line.
 -- KEYS[1]    version of the limits
--- KEYS[2..]  the levels that the tasks pass, each once, one hash tag: see under() in core.lua
--- ARGV       version the caller knows, then for each task: cost, patience µs, depth, and for each level, root first:
+-- KEYS[2..]  the levels that the tasks pass, each once, one hash tag: see under() in core.lua; and of each queue whose
+--            tasks are parked its tenants, ready and asleep: see backlog.lua
+-- ARGV       version the caller knows, then for each task: cost, patience µs, index of its queue's tenants in KEYS (0 = it is
+--            not parked), tenant, depth, and for each level, root first:
 --            index in KEYS, capacity, fill_rate, due µs (0 = no place), 1 if a task refused here returns to the broker
 -- returns    {version} if it is another one; else {version, then for each task: 1 admitted | 0 refused | -1 not put,
 --            binding level (0 = first; -1 = none), wait µs, due µs at each level of its path}
@@ -74,10 +76,20 @@ local function admit_one(path, cost, patience)
   return answer(0, binding - 1, wait, path)
 end
 
+-- Whether a fresh task of this tenant would overtake somebody who is parked.
+local function is_blocked(index, tenant)
+  if redis.call('HEXISTS', KEYS[index], tenant) == 1 or redis.call('EXISTS', KEYS[index + 1]) == 1 then
+    return true
+  end
+  local first = redis.call('ZRANGE', KEYS[index + 2], 0, 0, 'WITHSCORES')
+  return first[1] and tonumber(first[2]) <= time
+end
+
 local at = 2
 while at <= #ARGV do
-  local cost, patience, depth = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-  at = at + 3
+  local cost, patience, depth = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 4])
+  local backlog, tenant = tonumber(ARGV[at + 2]), ARGV[at + 3]
+  at = at + 5
   local path, is_dry = {}, false
   for i = 1, depth do
     local key = tonumber(ARGV[at])
@@ -95,7 +107,7 @@ while at <= #ARGV do
     end
     at = at + 5
   end
-  if is_dry then
+  if is_dry or (backlog > 0 and is_blocked(backlog, tenant)) then
     answer(-1, -1, 0, path)
   else
     admit_one(path, cost, patience)

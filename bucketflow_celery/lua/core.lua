@@ -29,3 +29,15 @@ end
 local function lifetime(full_at, line_at, now)
   return math.ceil((math.max(full_at, line_at) + PATIENCE - now) / 1000)
 end
+
+-- Give what the whole fleet was told (keys: version, table, paused) its version, and have every worker look at it.
+local function announce(keys, channel)
+  local text, paused = redis.call('GET', keys[2]) or '', redis.call('SMEMBERS', keys[3])
+  if text == '' and #paused == 0 then
+    redis.call('DEL', keys[1])
+  else
+    table.sort(paused)
+    redis.call('SET', keys[1], redis.sha1hex(text .. '\n' .. table.concat(paused, '\n')))
+  end
+  redis.call('PUBLISH', channel, '')
+end

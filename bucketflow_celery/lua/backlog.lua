@@ -1,0 +1,136 @@
+-- backlog: what the operations on the backlog of one queue share, behind core.lua; mirrors backlog.py.
+-- KEYS[1..11] are the same for all of them, one hash tag:
+--   version      of the limits
+--   messages     hash: uid -> message
+--   tenants      hash: tenant -> {tag, turn, cost, types = {task -> {turn, lanes = {rank -> length}}}}, as MessagePack
+--   ready        sorted set: tenant -> tag
+--   asleep       sorted set: tenant -> µs at which it wakes
+--   resting      sorted set: tenant without tasks -> tag, until the virtual time has passed it
+--   turns        sorted set: worker -> µs at which it comes again
+--   unconfirmed  sorted set: uid -> µs when it was parked, until the broker has forgotten its copy
+--   meta         hash: virtual time, count, called_at
+--   owned        hash of the worker that calls: uid -> {queue, tenant, task, rank, item}, as MessagePack
+--   workers      sorted set: worker -> µs until which it is alive; -1: its tasks are being taken back
+-- A lane is a list of items, an item the packed doubles since, cost and deadline behind one byte, then the uid.
+local VERSION, MESSAGES, TENANTS, READY, ASLEEP = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local RESTING, TURNS, UNCONFIRMED, META, OWNED, WORKERS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local PAUSE = SECOND
+local NO_SHOW = 50000
+local TOLERANCE = 10000
+local QUIET = 20000
+local PER_TURN = 2
+local MOST = 128
+local SPARE = 4
+
+local function item_of(packed)
+  local redelivered, since, cost, deadline, at = struct.unpack('<Bddd', packed)
+  return { redelivered = redelivered, since = since, cost = cost, deadline = deadline, uid = packed:sub(at) }
+end
+
+local function pack_item(item)
+  return struct.pack('<Bddd', item.redelivered, item.since, item.cost, item.deadline) .. item.uid
+end
+
+local records, touched = {}, {}
+
+local function record_of(name)
+  if records[name] == nil then
+    local packed = redis.call('HGET', TENANTS, name)
+    records[name] = packed and cmsgpack.unpack(packed) or false
+  end
+  return records[name]
+end
+
+local function turns_of(tenant)
+  local names = {}
+  for name in pairs(tenant.types) do
+    names[#names + 1] = name
+  end
+  table.sort(names, function(one, other)
+    local first, second = tenant.types[one].turn, tenant.types[other].turn
+    return first < second or (first == second and one < other)
+  end)
+  return names
+end
+
+local function ranks_of(kind)
+  local ranks = {}
+  for rank in pairs(kind.lanes) do
+    ranks[#ranks + 1] = rank
+  end
+  table.sort(ranks)
+  return ranks
+end
+
+local function virtual_time()
+  return tonumber(redis.call('HGET', META, 'virtual') or 0)
+end
+
+local function enter(key, lane, item, front)
+  local tenant = record_of(lane.tenant)
+  if not tenant then
+    local tag = math.max(virtual_time(), tonumber(redis.call('ZSCORE', RESTING, lane.tenant) or 0))
+    redis.call('ZREM', RESTING, lane.tenant)
+    tenant = { tag = tag, turn = 0, cost = 0, types = {} }
+    records[lane.tenant] = tenant
+    redis.call('ZADD', READY, tag, lane.tenant)
+  elseif front and redis.call('ZREM', ASLEEP, lane.tenant) == 1 then
+    redis.call('ZADD', READY, tenant.tag, lane.tenant)
+  end
+  touched[lane.tenant] = true
+  local kind = tenant.types[lane.task]
+  if not kind then
+    tenant.turn = tenant.turn + 1
+    kind = { turn = tenant.turn, lanes = {} }
+    tenant.types[lane.task] = kind
+  end
+  local length = redis.call(front and 'LPUSH' or 'RPUSH', key, pack_item(item))
+  kind.lanes[lane.rank] = length
+  tenant.cost = tenant.cost + item.cost
+  redis.call('HINCRBY', META, 'count', 1)
+  return length
+end
+
+-- A lane has lost so many items: forget what is empty now.
+local function shrink(name, tenant, task, rank, by)
+  local lanes = tenant.types[task].lanes
+  lanes[rank] = lanes[rank] - by
+  redis.call('HINCRBY', META, 'count', -by)
+  if lanes[rank] <= 0 then
+    lanes[rank] = nil
+  end
+  if next(lanes) == nil then
+    tenant.types[task] = nil
+  end
+  touched[name] = true
+  if next(tenant.types) == nil then
+    records[name] = false
+    redis.call('ZREM', READY, name)
+    redis.call('ZREM', ASLEEP, name)
+    redis.call('ZADD', RESTING, tenant.tag, name)
+  end
+end
+
+local function save_records()
+  for name in pairs(touched) do
+    if records[name] then
+      redis.call('HSET', TENANTS, name, cmsgpack.pack(records[name]))
+    else
+      redis.call('HDEL', TENANTS, name)
+    end
+  end
+end
+
+-- Whether nobody comes in time for what can be handed out at ready_at, and nobody has been called a moment ago.
+local function must_call(ready_at, time)
+  local called_at = tonumber(redis.call('HGET', META, 'called_at') or 0)
+  if time - called_at < QUIET and time >= called_at then
+    return false
+  end
+  local first = redis.call('ZRANGE', TURNS, 0, 0, 'WITHSCORES')
+  if first[1] and tonumber(first[2]) <= math.max(ready_at, time) + TOLERANCE then
+    return false
+  end
+  redis.call('HSET', META, 'called_at', time)
+  return true
+end

@@ -1,0 +1,42 @@
+-- park: store tasks that may not start; mirrors Backlog.park in backlog.py.
+-- KEYS     see backlog.lua, then the backlogs' names, then each lane
+-- ARGV     queue, channel, most tasks the backlog holds, 1 if the worker has no free slot, µs after which an unconfirmed uid
+--          is forgotten; then for each task: uid, index of its lane in KEYS, tenant, task, rank, cost, µs until its deadline
+--          (0 = none), 1 if it is redelivered, message
+-- returns  {for each task: its position in its lane, 0 if it is parked already, -1 if the backlog is full}
+-- errors   none after the first write
+local time = now()
+local most, busy, memory = tonumber(ARGV[3]), ARGV[4] == '1', tonumber(ARGV[5])
+local count = tonumber(redis.call('HGET', META, 'count') or 0)
+local positions, stored = {}, false
+for at = 6, #ARGV, 9 do
+  local uid, key = ARGV[at], KEYS[tonumber(ARGV[at + 1])]
+  local lane = { tenant = ARGV[at + 2], task = ARGV[at + 3], rank = tonumber(ARGV[at + 4]) }
+  local patience = tonumber(ARGV[at + 6])
+  if redis.call('HEXISTS', MESSAGES, uid) == 1 or redis.call('ZSCORE', UNCONFIRMED, uid) then
+    positions[#positions + 1] = 0
+  elseif count >= most then
+    positions[#positions + 1] = -1
+  else
+    redis.call('HSET', MESSAGES, uid, ARGV[at + 8])
+    redis.call('ZADD', UNCONFIRMED, time, uid)
+    positions[#positions + 1] = enter(key, lane, {
+      uid = uid,
+      since = time,
+      cost = tonumber(ARGV[at + 5]),
+      deadline = patience > 0 and time + patience or 0,
+      redelivered = tonumber(ARGV[at + 7]),
+    }, false)
+    count = count + 1
+    stored = true
+  end
+end
+if stored then
+  save_records()
+  redis.call('SADD', KEYS[12], ARGV[1])
+  redis.call('ZREMRANGEBYSCORE', UNCONFIRMED, '-inf', time - memory)
+  if busy and must_call(time, time) then
+    redis.call('PUBLISH', ARGV[2], ARGV[1])
+  end
+end
+return positions

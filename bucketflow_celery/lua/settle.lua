@@ -1,0 +1,71 @@
+-- settle: what became of tasks that were handed out; mirrors Backlogs.settle in backlogs.py.
+-- KEYS     see backlog.lua (owned: of the worker whose tasks they are), then the backlogs' names, then lanes and levels
+-- ARGV     queue, channel, worker whose tasks they are, 1 if they are taken from it because it is dead;
+--          how many have ended, and their uids; how many the broker has forgotten, and their uids;
+--          how many go back to the front of their line, and for each: uid, index of its lane, 1 if it may have started;
+--          then for each task whose tokens go back: cost, how many levels, and for each: index in KEYS, capacity, fill_rate
+-- returns  {1, how many went back}; {0, 0} if the worker is not dead
+-- errors   none after the first write
+local time = now()
+local queue, channel, worker, is_dead = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
+if is_dead then
+  if tonumber(redis.call('ZSCORE', WORKERS, worker) or -1) > time then
+    return { 0, 0 }
+  end
+  redis.call('ZADD', WORKERS, -1, worker)
+end
+
+local at = 5
+local function argument()
+  at = at + 1
+  return ARGV[at - 1]
+end
+local function number()
+  return tonumber(argument())
+end
+
+for _ = 1, number() do
+  local uid = argument()
+  if redis.call('HDEL', OWNED, uid) == 1 then -- else it was taken from the worker, and is another's now
+    redis.call('HDEL', MESSAGES, uid)
+  end
+end
+for _ = 1, number() do
+  redis.call('ZREM', UNCONFIRMED, argument())
+end
+local returned = 0
+for _ = 1, number() do
+  local uid, key, may_have_started = argument(), KEYS[number()], argument() == '1'
+  local packed = redis.call('HGET', OWNED, uid)
+  if packed then
+    redis.call('HDEL', OWNED, uid)
+    local owned = cmsgpack.unpack(packed)
+    local item = item_of(owned[5])
+    if may_have_started then
+      item.redelivered = 1
+    end
+    enter(key, { tenant = owned[2], task = owned[3], rank = owned[4] }, item, true)
+    returned = returned + 1
+  end
+end
+if returned > 0 then
+  save_records()
+  redis.call('SADD', KEYS[12], queue)
+  if must_call(time, time) then
+    redis.call('PUBLISH', channel, queue)
+  end
+end
+while at <= #ARGV do
+  local cost = number()
+  for _ = 1, number() do
+    local key = KEYS[number()]
+    local limit = limit_of(argument(), argument())
+    local full_at, line_at = under(limit, redis.call('GET', key), time)
+    full_at = refund(limit, full_at, time, cost)
+    redis.call('SET', key, pack(limit, full_at, line_at), 'PX', math.max(1, lifetime(full_at, line_at, time)))
+  end
+end
+if is_dead and redis.call('EXISTS', OWNED) == 0 then
+  redis.call('ZREM', WORKERS, worker)
+end
+return { 1, returned }
