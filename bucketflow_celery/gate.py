@@ -27,7 +27,7 @@ from bucketflow_celery.host import Host
 from bucketflow_celery.lines import Entry, Line, Lines, Passage
 from bucketflow_celery.outage import Outage
 from bucketflow_celery.places import Places
-from bucketflow_celery.room import Room
+from bucketflow_celery.room import NoRoom, Room
 from bucketflow_celery.stats import Stats
 from bucketflow_celery.ticket import Ticket
 
@@ -85,7 +85,6 @@ class Gate:
         outage: What to do while the store is away.
         patience: How long is too long.
         stats: Where to count.
-        room: Where tasks are parked; ``None`` if none ever is.
     """
 
     def __init__(  # noqa: PLR0913 - its seams, each given by name
@@ -97,7 +96,6 @@ class Gate:
         outage: Outage,
         patience: Patience,
         stats: Stats,
-        room: Room | None = None,
     ) -> None:
         self._host = host
         self._ask = ask
@@ -105,7 +103,7 @@ class Gate:
         self._outage = outage
         self._max_hold = patience.max_hold
         self._stats = stats
-        self._room = room
+        self._room: Room | NoRoom = NoRoom()
         self._room_first = False
         self._handling = Handling(host, stats, patience.max_countdown)
         self._inbox: deque[Entry] = deque()
@@ -117,6 +115,11 @@ class Gate:
         self._next_sweep = 0.0
         self._asked_at = -LOOK
         self._flight: _Flight | None = None
+
+    def open(self, room: Room) -> None:
+        """Let tasks be parked in *room*, and be handed out from there."""
+        self._room = room
+        self.run()
 
     def enter(self, request: Any, queue: str, ticket: Ticket) -> None:
         """Let a task queue up; it starts, waits, returns or fails from here on."""
@@ -156,11 +159,10 @@ class Gate:
 
     def _round(self) -> None:
         self._land()
-        if self._room is not None:
-            self._room.land()
-            self._room_first = not self._room_first  # when slots are scarce, fresh tasks and parked ones take turns
-            if self._room_first:
-                self._room.work(self._free)
+        self._room.land()
+        self._room_first = not self._room_first  # when slots are scarce, fresh tasks and parked ones take turns
+        if self._room_first:
+            self._room.work(self._free)
         self._sweep()
         self._look()
         self._park_those_without_a_slot()
@@ -169,8 +171,7 @@ class Gate:
             if batch is None:
                 break
             self._put(batch)
-        if self._room is not None:
-            self._room.work(self._free)
+        self._room.work(self._free)
         if self._flight is None:  # else whoever comes meanwhile is asked for next, in one call
             self._lines.prune()
         self._stats.waiting = len(self._lines) + len(self._inbox)
@@ -178,26 +179,31 @@ class Gate:
 
     def _free(self) -> int:
         asked = 0 if self._flight is None else len(self._flight.batch)
-        return self._host.free() - asked - (0 if self._room is None else self._room.reserved)
+        return self._host.free() - asked - self._room.reserved
 
     def _rest(self) -> None:
         now, wake_at = self._host.monotonic(), inf
         if self._flight is None:
             ready_at = max(self._lines.next_ready_at(), self._outage.until)
             if self._inbox or ready_at <= now:
-                self._host.when_free(self.run)
+                self._when_free()
             if len(self._lines):
                 wake_at = min(ready_at if ready_at > now else self._next_sweep, self._next_sweep)
-        if self._room is not None:
-            due_at = self._room.next_at()
-            if due_at > now:
-                wake_at = min(wake_at, due_at)
-            elif self._room.is_idle:
-                self._host.when_free(self.run)
-            if self._inbox and self._inbox[0].passage.on_limit == "park":
+            if self._inbox and self._inbox[0].passage.parks:
                 wake_at = min(wake_at, self._inbox[0].arrived + NO_SLOT)
+        room_at = self._room.wake_at()
+        if room_at is not None and room_at <= now:
+            self._when_free()
+        elif room_at is not None:
+            wake_at = min(wake_at, room_at)
         if wake_at < inf:
             self._host.call_after(max(0.001, wake_at - now), self.run)
+
+    def _when_free(self) -> None:
+        if self._free() > 0:  # it got free meanwhile
+            self._again = True
+        elif self._host.free() <= 0:  # else it waits for an answer, and so do we
+            self._host.when_free(self.run)
 
     def _collect(self, most: int) -> list[tuple[Entry, Line | None]] | None:
         """Take up to *most* tasks that may ask, each with the line it stood in; ``None`` if there is nothing to do."""
@@ -214,36 +220,29 @@ class Gate:
                 self._pause(entry)
             elif not entry.passage.path:
                 self._handling.start(entry)
-            elif self._parks(entry) and self._room_blocks(entry):
+            elif entry.passage.parks and self._room.blocks(entry):
                 self._park(entry)
             elif self._outage.until > now:
                 self._without_store(entry, self._lines.of(STORE, None))
-            elif not self._parks(entry) and (blocked := self._lines.blocking(entry.passage.path)) is not None:
+            elif not entry.passage.parks and (blocked := self._lines.blocking(entry.passage.path)) is not None:
                 self._handling.join(entry, blocked)
             else:
                 batch.append((entry, None))
         return batch
 
-    def _parks(self, entry: Entry) -> bool:
-        return self._room is not None and entry.passage.on_limit == "park"
-
-    def _room_blocks(self, entry: Entry) -> bool:
-        return self._room is not None and self._room.blocks(entry.queue, entry.passage.tenant)
-
     def _park(self, entry: Entry) -> None:
         self._handling.waited(entry)
-        if self._room is not None:
-            self._room.add(entry)
+        self._room.add(entry)
 
     def _pause(self, entry: Entry) -> None:
-        if self._parks(entry):
+        if entry.passage.parks:
             self._park(entry)
         elif entry.passage.paused in ("all", "queue") or not self._handling.send_back(entry, PAUSE):
             entry.ready_at = inf  # until other limits are in force
             self._handling.join(entry, self._lines.of(PAUSED, None))
 
     def _park_those_without_a_slot(self) -> None:
-        """Park who has waited for a slot: nobody but this worker could start it, and its tenant's backlog comes first."""
+        """Park who has waited for a slot, so that another worker can start it, and who would be parked in any case."""
         if self._flight is not None:
             return
         before = self._host.monotonic() - NO_SLOT
@@ -252,9 +251,9 @@ class Gate:
             self._inbox = waiting
 
     def _is_parked_at_once(self, entry: Entry, before: float) -> bool:
-        if not self._parks(entry) or not (entry.passage.path or entry.passage.paused):
+        if not entry.passage.parks or not (entry.passage.path or entry.passage.paused):
             return False
-        if entry.arrived >= before and not self._room_blocks(entry):
+        if entry.arrived >= before and not self._room.blocks(entry):
             return False
         self._park(entry)
         return True
@@ -277,14 +276,13 @@ class Gate:
     def _look(self) -> None:
         """Ask nothing, to hear of new limits, where no task has been asked for of late: none may be limited yet."""
         now = self._host.monotonic()
-        must = self._room is not None and self._room.must_look
-        if self._flight is None and self._outage.until <= now and (must or now - self._asked_at >= LOOK):
+        is_due = self._room.must_look or now - self._asked_at >= LOOK
+        if self._flight is None and self._outage.until <= now and is_due:
             self._fly([], [])
 
     def _fly(self, batch: list[tuple[Entry, Line | None]], asks: list[Ask]) -> None:
         self._asked_at = self._host.monotonic()
-        if self._room is not None:
-            self._room.must_look = False
+        self._room.must_look = False
         self._stats.round_trips += 1
         flight = self._flight = _Flight(batch, asks)
 
@@ -324,7 +322,7 @@ class Gate:
                 if answer.admitted:
                     self._handling.start(entry)
                     continue
-                if self._parks(entry):
+                if entry.passage.parks:
                     self._refuse_and_park(entry, ask, answer)
                     continue
                 self._places.settle(entry, answer)

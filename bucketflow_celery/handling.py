@@ -98,7 +98,7 @@ class Handling:
         self._host.hold(entry, line.level)
 
     def is_refused(self, entry: Entry, level: Level, wait: float) -> bool:
-        """Tell of the refusal of one that is to be parked; return whether it is given up instead: it may not wait so long."""
+        """Tell of the refusal of one that is to be parked; return whether it is given up: it may not wait so long."""
         waited = self.waited(entry)
         self._stats.refused += 1
         self._host.refused(entry, level, wait)

@@ -36,6 +36,11 @@ class Passage:
     tenant: str | None = None
     paused: LevelName | None = None
 
+    @property
+    def parks(self) -> bool:
+        """Whether it is parked when it is refused."""
+        return self.on_limit == "park"
+
 
 @dataclass(slots=True, eq=False)
 class Entry:

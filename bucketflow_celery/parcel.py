@@ -10,7 +10,7 @@ from typing import Any
 from kombu import Message
 from kombu.utils.json import dumps, loads
 
-__all__ = ["BROKERS_OWN", "can_be_parked", "is_fresh", "pack", "rank_of", "uid_of", "unpack"]
+__all__ = ["BROKERS_OWN", "is_complete", "is_fresh", "pack", "rank_of", "uid_of", "unpack"]
 
 #: What a broker adds to the headers on the way, different with each delivery. Sent back to RabbitMQ, x-death makes it
 #: drop the message as running in circles.
@@ -24,7 +24,7 @@ _RANKS = (0, 255)
 _UUID_LENGTH = 36
 
 
-def can_be_parked(message: Any) -> bool:
+def is_complete(message: Any) -> bool:
     """Return whether *message* keeps what a task needs in its headers: it is of Celery's protocol 2."""
     return "task" in message.headers and "id" in message.headers
 
@@ -33,7 +33,7 @@ def uid_of(message: Any, salt: bytes = b"") -> bytes:
     """
     Return what identifies *message*, whoever it is delivered to, and however often.
 
-    The tag that kombu gives a message when it is published, where it does; else a digest of all that is the publisher's.
+    The tag that kombu gives a message when it is published, where it does; else all that is the publisher's.
 
     Args:
         message: As it was delivered.
@@ -91,7 +91,9 @@ def pack(message: Any, **facts: Any) -> bytes:
         "facts": facts,
     }
     raw = dumps(head, separators=(",", ":")).encode()
-    return struct.pack("<I", len(raw)) + raw + (message.body.encode() if is_text else message.body)
+    body: bytes = message.body.encode() if is_text else message.body
+    packed: bytes = struct.pack("<I", len(raw)) + raw + body
+    return packed
 
 
 def unpack(packed: bytes, *, accept: Any, redelivered: bool) -> tuple[Message, Mapping[str, Any]]:

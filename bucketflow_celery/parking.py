@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,72 +14,117 @@ from celery.worker.request import create_request_cls
 from celery.worker.state import task_reserved
 from kombu.exceptions import ContentDisallowed
 
+from bucketflow.errors import BucketflowError
 from bucketflow.limit import SECOND
 from bucketflow_celery import parcel
 from bucketflow_celery.backlog import Handed, Lane, Parcel
-from bucketflow_celery.lines import Entry
+from bucketflow_celery.errors import ThrottleTimeout
+from bucketflow_celery.lines import Entry, Passage
+from bucketflow_celery.worker_host import WorkerHost
 
-__all__ = ["PARKED", "Parking"]
+__all__ = ["PARKED", "Parking", "can_be_parked"]
 
 logger = logging.getLogger(__name__)
 
 #: The state of a parked task's result.
 PARKED = "PARKED"
 
+#: What can be wrong with a message that nobody will ever be able to read.
+_UNREADABLE = (ValueError, KeyError, ContentDisallowed, InvalidTaskError)
+
+
+def can_be_parked(host: WorkerHost | None, request: Any, queue: str) -> bool:
+    """Return whether the message of *request* can wait outside of its *queue*."""
+    return host is not None and parcel.is_complete(request.message) and not host.is_broadcast(queue)
+
 
 class Parking:
     """
-    Turns requests into parcels and back, on one connection to the broker.
+    Implements :class:`bucketflow_celery.room_host.RoomHost` on one connection to the broker.
 
     Args:
         consumer: Celery's ``Consumer``, connected.
+        host: The worker, as the gate sees it.
+        call_soon: Runs a callback in the worker's own loop; called from any thread.
     """
 
-    def __init__(self, consumer: Any) -> None:
+    def __init__(self, consumer: Any, host: WorkerHost, call_soon: Callable[[Callable[[], None]], None]) -> None:
         self._consumer = consumer
+        self._host = host
+        self._throttle = consumer.app.bucketflow
         self._highest_first = consumer.connection.transport.driver_type == "amqp"
         self._classes: dict[str, Any] = {}
+        self.call_soon = call_soon
+        self.is_gone = host.is_gone
+        self.start = host.start
+        self.monotonic = host.monotonic
 
-    def pack(self, entry: Entry, *, again: bool) -> Parcel:
-        """
-        Return *entry* ready to be parked.
+    def queues(self) -> Sequence[str]:
+        """See :class:`~bucketflow_celery.room_host.RoomHost`."""
+        return list(self._consumer.app.amqp.queues.consume_from)
 
-        Args:
-            entry: The task.
-            again: Whether another message is parked already that looks the same.
+    def is_fresh(self, entry: Entry) -> bool:
+        """See :class:`~bucketflow_celery.room_host.RoomHost`."""
+        return parcel.is_fresh(entry.request.message)
 
-        Raises:
-            TypeError: Its headers cannot be written as JSON.
-        """
+    def parcel(self, entry: Entry, *, again: bool) -> Parcel | None:
+        """See :class:`~bucketflow_celery.room_host.RoomHost`."""
         request, passage = entry.request, entry.passage
         message = request.message
-        return Parcel(
-            parcel.uid_of(message, os.urandom(8) if again else b""),
-            Lane(passage.tenant or "", request.task.name, parcel.rank_of(message, highest_first=self._highest_first)),
-            parcel.pack(message, since=entry.since),
-            passage.cost,
-            _patience(entry),
-            redelivered=bool(message.delivery_info.get("redelivered")),
-        )
+        try:
+            return Parcel(
+                parcel.uid_of(message, os.urandom(8) if again else b""),
+                Lane(
+                    passage.tenant or "", request.task.name, parcel.rank_of(message, highest_first=self._highest_first)
+                ),
+                parcel.pack(message, since=entry.since),
+                passage.cost,
+                _patience(entry),
+                redelivered=bool(message.delivery_info.get("redelivered")),
+            )
+        except TypeError as error:
+            logger.warning("%s stays in the worker, its headers cannot be parked: %s", request.id, error)
+            return None
 
-    def receive(self, handed: Handed, on_end: Callable[[bool], None]) -> tuple[Any, float | None] | None:
-        """
-        Return a task that was handed out, as a request, and when it was first refused, in seconds since the Unix epoch.
+    def parked(self, entry: Entry, position: int) -> None:
+        """See :class:`~bucketflow_celery.room_host.RoomHost`."""
+        if position > 0 and self._throttle.settings.parked_state:
+            self._tell(entry.request, position)
+        self._host.acknowledge(entry.request)
 
-        ``None`` if nobody can read it: as Celery does with what it cannot read, it is logged and dropped.
-        """
+    def receive(self, handed: Handed, on_end: Callable[[bool], None]) -> Entry | None:
+        """See :class:`~bucketflow_celery.room_host.RoomHost`. As Celery does, it drops what nobody can read."""
+        owned = handed.owned
         try:
             message, facts = parcel.unpack(
-                handed.message,
-                accept=self._consumer.task_consumer.accept,
-                redelivered=handed.owned.item.redelivered,
+                handed.message, accept=self._consumer.task_consumer.accept, redelivered=owned.item.redelivered
             )
             request = self._request(message, on_end)
-        except (ValueError, KeyError, ContentDisallowed, InvalidTaskError) as error:
-            logger.critical("a parked task of %s cannot be read: %r", handed.owned.lane.task, error, exc_info=True)
+        except _UNREADABLE:
+            logger.critical("a parked task of %s cannot be read: %r", owned.lane.task, handed.message, exc_info=True)
             return None
         task_reserved(request)
-        return request, facts.get("since")
+        return Entry(request, owned.queue, Passage(()), self.monotonic(), facts.get("since"))
+
+    def give_up(self, entry: Entry) -> None:
+        """See :class:`~bucketflow_celery.room_host.RoomHost`."""
+        request = entry.request
+        if self.is_gone(entry):
+            return
+        try:
+            passage = self._throttle.passage(
+                request.task, request.request_dict, request.args, request.kwargs, entry.queue
+            )
+        except BucketflowError as error:
+            self._host.fail(request, error)
+            return
+        waited = 0.0 if entry.since is None else self._host.time() - entry.since
+        if passage.max_wait is None or (request.expires is not None and waited < passage.max_wait):
+            # The store's clock is a little ahead of this worker's.
+            request._announce_revoked("expired", False, None, True)  # noqa: FBT003, SLF001 - Celery's own way to say so
+            return
+        level = passage.path[-1].name if passage.path else "queue"
+        self._host.fail(request, ThrottleTimeout(level, waited, passage.max_wait))
 
     def _request(self, message: Any, on_end: Callable[[bool], None]) -> Any:
         # Not through the task's strategy: that would tell of its receipt a second time, and wait for its ETA again.
@@ -117,12 +162,12 @@ class Parking:
             utc=consumer.app.uses_utc_timezone(),
         )
 
-    def tell(self, request: Any, facts: Mapping[str, Any]) -> None:
-        """Store ``PARKED`` and *facts* as the state of the task's result, where there is a backend."""
-        if request.ignore_result or request.task.backend is None:
+    def _tell(self, request: Any, position: int) -> None:
+        if request.ignore_result:
             return
         try:
-            request.task.backend.store_result(request.id, dict(facts), PARKED, request=request._context)  # noqa: SLF001
+            # Celery's own way to write what a worker knows and a task does not.
+            request.task.backend.store_result(request.id, {"position": position}, PARKED, request=request._context)  # noqa: SLF001
         except Exception:
             logger.exception("that %s is parked could not be stored", request.id)
 

@@ -29,7 +29,7 @@ class Places:
     def question(self, entry: Entry, waited: float) -> Ask:
         """Return the question of *entry*, which has waited so many seconds; it takes the first place of each line."""
         passage = entry.passage
-        if passage.on_limit == "park":
+        if passage.parks:
             return Ask(
                 passage.path, passage.cost, (0,) * len(passage.path), NO_PLACE, entry.queue, passage.tenant or ""
             )

@@ -10,16 +10,14 @@ from celery import bootsteps, signals
 from celery.utils.quorum_queues import detect_quorum_queues
 
 from bucketflow.errors import StoreUnavailable
-from bucketflow_celery.asking import Asker, asker_for, begin_from, begin_now
+from bucketflow_celery.asking import Asker, asker_for
 from bucketflow_celery.gate import Gate, Patience
-from bucketflow_celery.hub_runner import HubRunner
-from bucketflow_celery.lease import Lease
 from bucketflow_celery.lines import Passage
 from bucketflow_celery.outage import Outage
+from bucketflow_celery.parking import Parking, can_be_parked
 from bucketflow_celery.republish import Republisher
-from bucketflow_celery.room import Begin, Room
+from bucketflow_celery.room_keeper import RoomKeeper
 from bucketflow_celery.slots import slots_of
-from bucketflow_celery.store import RedisStore
 from bucketflow_celery.ticket import HEADER, Ticket
 from bucketflow_celery.wakeup import Wakeup
 from bucketflow_celery.window import Window
@@ -48,9 +46,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._gate: Gate | None = None
         self._host: WorkerHost | None = None
         self._asker: Asker | None = None
-        self._room: Room | None = None
-        self._lease: Lease | None = None
-        self._room_runner: HubRunner | None = None
+        self._keeper: RoomKeeper | None = None
         consumer.on_task_request = self._on_request
         signals.worker_shutting_down.connect(self._on_shutting_down)
 
@@ -60,10 +56,9 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         settings = self._throttle.settings
         quorum, _ = detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)
         republisher = Republisher(consumer.app, delayed=quorum)
-        self._host = WorkerHost(consumer, self._slots, Window(consumer), republisher, self._wakeup.call_soon)
+        self._host = WorkerHost(consumer, self._slots, Window(consumer), republisher)
         self._asker = asker_for(self._throttle.store, self._throttle, consumer.hub, settings.timeout)
         self._learn_limits()
-        self._make_room(consumer)
         self._gate = Gate(
             self._host,
             ask=self._asker.ask,
@@ -71,7 +66,6 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
             outage=Outage(settings.on_store_error),
             patience=_patience(consumer, settings.max_hold, settings.max_countdown),
             stats=self._throttle.counters,
-            room=self._room,
         )
         self._open_room(consumer)
 
@@ -86,10 +80,8 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if gate is None or host is None:
             return
         waiting = gate.close()
-        if self._room is not None:
-            if self._room_runner is not None:
-                self._room_runner.close()
-            waiting += self._room.detach()
+        if self._keeper is not None:
+            waiting += self._keeper.close()
         connection = consumer.connection  # Celery before 5.7 keeps one that is lost
         host.close(waiting, connected=connection is not None and connection.connected)
         if self._asker is not None:
@@ -97,8 +89,8 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def shutdown(self, _consumer: Any) -> None:
         """Give back the parked tasks that this worker still has. The pool has ended."""
-        if self._lease is not None:
-            self._lease.leave()
+        if self._keeper is not None:
+            self._keeper.leave()
 
     def register_with_event_loop(self, _consumer: Any, hub: Any) -> None:
         """Let the pool's threads wake the loop."""
@@ -113,24 +105,12 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if gate is not None and host is not None:
             gate.enter(request, host.queue_of(request), Ticket.read(request.request_dict.get(HEADER)))
 
-    def _make_room(self, consumer: Any) -> None:
-        throttle, settings = self._throttle, self._throttle.settings
-        if self._room is not None or not (throttle.parks or self._is_something_parked(consumer)):
-            return
-        backlogs = throttle.store.backlogs
-        room = self._room = Room(backlogs, throttle, settings.backlog_limit, throttle.counters)
-        self._lease = Lease(backlogs, consumer.hostname, settings.lease, on_call=room.call, is_known=room.owns)
-
     def _open_room(self, consumer: Any) -> None:
-        room, lease, gate, host = self._room, self._lease, self._gate, self._host
-        if room is None or lease is None or gate is None or host is None:
-            return
-        begin: Begin = begin_now
-        if consumer.hub is not None and isinstance(self._throttle.store, RedisStore):
-            runner = HubRunner(self._throttle.store.runner, consumer.hub, self._throttle.settings.timeout)
-            self._room_runner, begin = runner, begin_from(runner)
-        room.attach(host, lease, begin, run=gate.run, keep=gate.keep, leave=gate.leave)
-        lease.start()
+        if self._keeper is None and (self._throttle.parks or self._is_something_parked(consumer)):
+            self._keeper = RoomKeeper(self._throttle, consumer.hostname)
+        if self._keeper is not None and self._gate is not None and self._host is not None:
+            parking = Parking(consumer, self._host, self._wakeup.call_soon)
+            self._gate.open(self._keeper.open(parking, self._gate, consumer.hub))
 
     def _is_something_parked(self, consumer: Any) -> bool:
         # By workers that were configured otherwise: it must not wait for ever.
@@ -150,7 +130,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _resolve(self, request: Any, queue: str) -> Passage:
         headers = request.request_dict
         passage: Passage = self._throttle.passage(request.task, headers, request.args, request.kwargs, queue)
-        if passage.on_limit == "park" and (self._host is None or not self._host.can_park(request, queue)):
+        if passage.parks and not can_be_parked(self._host, request, queue):
             return replace(passage, on_limit="hold")
         return passage
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery.worker import state
 
 from bucketflow.errors import BucketflowError
-from bucketflow_celery.backlog import Handed, Parcel
-from bucketflow_celery.errors import ThrottleTimeout
 from bucketflow_celery.limits import Level
-from bucketflow_celery.lines import Entry, Passage
-from bucketflow_celery.parcel import can_be_parked, is_fresh
-from bucketflow_celery.parking import Parking
+from bucketflow_celery.lines import Entry
 from bucketflow_celery.queues import queue_of
 from bucketflow_celery.republish import Republisher
 from bucketflow_celery.signals import task_throttled
@@ -39,18 +35,9 @@ class WorkerHost:
         slots: The slots of its pool.
         window: Its prefetch window.
         republisher: Publishes copies.
-        call_soon: Runs a callback in the worker's own loop; called from any thread.
     """
 
-    def __init__(
-        self,
-        consumer: Any,
-        slots: Slots,
-        window: Window,
-        republisher: Republisher,
-        call_soon: Callable[[Callable[[], None]], None],
-    ) -> None:
-        self.call_soon = call_soon
+    def __init__(self, consumer: Any, slots: Slots, window: Window, republisher: Republisher) -> None:
         self._consumer = consumer
         self._slots = slots
         self._republisher = republisher
@@ -63,7 +50,6 @@ class WorkerHost:
         self.monotonic = time.monotonic
         self.time = time.time
         self._summary = Summary(time.monotonic)
-        self._parking = Parking(consumer)
 
     def queue_of(self, request: Any) -> str:
         """Return the name of the queue a request came from."""
@@ -89,7 +75,7 @@ class WorkerHost:
     def send_back(self, entry: Entry, countdown: float) -> bool:
         """See :class:`~bucketflow_celery.host.Host`."""
         message = entry.request.message
-        if "task" not in message.headers or self._is_broadcast(entry.queue):
+        if "task" not in message.headers or self.is_broadcast(entry.queue):
             return False  # protocol 1 keeps the ETA inside its body; a broadcast is in no queue that could keep it
         ticket = Ticket(entry.dues, entry.since).write()
         try:
@@ -98,14 +84,14 @@ class WorkerHost:
             logger.warning("%s stays in the worker, the broker did not take it back: %r", entry.request.id, error)
             self._republisher.close()
             return False
-        self._acknowledge(entry.request)
+        self.acknowledge(entry.request)
         return True
 
     def give_back(self, entry: Entry) -> bool:
         """See :class:`~bucketflow_celery.host.Host`."""
         if self._republisher.delayed:
             return self.send_back(entry, 0.0)  # quorum queues count requeues, and drop a message after so many
-        if self._is_broadcast(entry.queue):
+        if self.is_broadcast(entry.queue):
             return False
         self._reject(entry.request)
         return True
@@ -149,58 +135,6 @@ class WorkerHost:
         self._wake_at = at
         self._timer_entry = self._consumer.timer.call_after(seconds, wake)
 
-    def can_park(self, request: Any, queue: str) -> bool:
-        """Return whether the message of *request* can wait outside its queue."""
-        return can_be_parked(request.message) and not self._is_broadcast(queue)
-
-    def queues(self) -> Iterable[str]:
-        """See :class:`~bucketflow_celery.room.RoomHost`."""
-        return list(self._consumer.app.amqp.queues.consume_from)
-
-    def is_fresh(self, entry: Entry) -> bool:
-        """See :class:`~bucketflow_celery.room.RoomHost`."""
-        return is_fresh(entry.request.message)
-
-    def parcel(self, entry: Entry, *, again: bool) -> Parcel | None:
-        """See :class:`~bucketflow_celery.room.RoomHost`."""
-        try:
-            return self._parking.pack(entry, again=again)
-        except TypeError as error:
-            logger.warning("%s stays in the worker, its headers cannot be parked: %s", entry.request.id, error)
-            return None
-
-    def parked(self, entry: Entry, position: int) -> None:
-        """See :class:`~bucketflow_celery.room.RoomHost`."""
-        if self._consumer.app.bucketflow.settings.parked_state and position > 0:
-            self._parking.tell(entry.request, {"position": position})
-        self._acknowledge(entry.request)
-
-    def receive(self, handed: Handed, on_end: Callable[[bool], None]) -> Entry | None:
-        """See :class:`~bucketflow_celery.room.RoomHost`."""
-        received = self._parking.receive(handed, on_end)
-        if received is None:
-            return None
-        request, since = received
-        return Entry(request, handed.owned.queue, Passage(()), self.monotonic(), since)
-
-    def give_up(self, entry: Entry) -> None:
-        """See :class:`~bucketflow_celery.room.RoomHost`."""
-        request, throttle = entry.request, self._consumer.app.bucketflow
-        if self.is_gone(entry):
-            return
-        try:
-            passage = throttle.passage(request.task, request.request_dict, request.args, request.kwargs, entry.queue)
-        except BucketflowError as error:
-            self.fail(request, error)
-            return
-        waited = 0.0 if entry.since is None else self.time() - entry.since
-        if request.expires is not None and (passage.max_wait is None or waited < passage.max_wait):
-            # The store's clock is a little ahead of this worker's.
-            request._announce_revoked("expired", False, None, True)  # noqa: FBT003, SLF001 - Celery's own way to say so
-            return
-        level = passage.path[-1].name if passage.path else "queue"
-        self.fail(request, ThrottleTimeout(level, waited, passage.max_wait or waited))
-
     def close(self, entries: Sequence[Entry], *, connected: bool) -> None:
         """
         Leave *entries* to the broker at once, so that other workers need not wait for this one to end.
@@ -217,11 +151,13 @@ class WorkerHost:
                 state.task_ready(entry.request)
         self._republisher.close()
 
-    def _is_broadcast(self, name: str) -> bool:
+    def is_broadcast(self, name: str) -> bool:
+        """Return whether the queue *name* gives each worker a copy of its own."""
         queue = self._consumer.app.amqp.queues.get(name)
         return queue is not None and queue.exchange is not None and queue.exchange.type == "fanout"
 
-    def _acknowledge(self, request: Any) -> None:
+    def acknowledge(self, request: Any) -> None:
+        """Let the broker forget the message of *request*, at once."""
         # A request's own acknowledge() waits for the loop's next turn, and the window stays full while it sleeps.
         state.task_ready(request)
         request.acknowledged = True

@@ -164,7 +164,7 @@ def test_the_guide_names_every_right_a_redis_user_needs(url, redis_client, tmp_p
             "store.leave(ask)\n"
             "throttle.set_limits({'all': '5/s'})\n"
             "assert store.admit([ask], '')[1] is None\n"
-            "assert store.limits()[1]['all']['fill_rate'] == 5\n"
+            "assert store.limits().table['all']['fill_rate'] == 5\n"
             "throttle.set_limits(None)\n"
             "throttle.peek('emails', 'shop.refund')\n"
         )

@@ -208,7 +208,7 @@ class Fleet:
             return StoreUnavailable("memory", "down")
         version, answers = self.store.admit(asks, worker.version)
         if answers is None and version != worker.version:
-            worker.version, raw = self.store.limits()
+            worker.version, raw, _ = self.store.limits()
             worker.table = self.table(raw)
         return answers
 

@@ -21,7 +21,7 @@ def whom(*_args):
 
 GOOD = {
     "url": ["redis://localhost/1", "unix:///run/redis.sock"],
-    "on_limit": ["retry", "hold"],
+    "on_limit": ["retry", "hold", "park"],
     "on_store_error": ["hold", "admit", "refuse"],
     "max_wait": [1, 0.5],
     "max_hold": [1, 3600.0],
@@ -29,6 +29,9 @@ GOOD = {
     "tenant": ["account", whom],
     "namespace": ["shop", "shop:eu"],
     "timeout": [0.1, 5],
+    "backlog_limit": [1, 10_000_000],
+    "lease": [1, 30.0],
+    "parked_state": [True, False],
 }
 SECONDS = [0, -1, "1", True, float("nan"), float("inf"), [1]]
 BAD = {
@@ -42,6 +45,9 @@ BAD = {
     "tenant": ["", 3, ["account"]],
     "namespace": ["", 3, "{shop}", "a}"],
     "timeout": SECONDS,
+    "backlog_limit": [0, -1, 1.5, "1", True],
+    "lease": [0.9, *SECONDS],
+    "parked_state": [1, "yes"],
 }
 
 
@@ -156,11 +162,11 @@ def test_limits_are_set_for_the_whole_fleet_or_not_at_all():
     throttle = Throttle(app(), store=store, limits={"all": "1/s"})
     with pytest.raises(ConfigErrors, match=r"limits\['all'\]"):
         throttle.set_limits({"all": "fast"})
-    assert store.limits() == ("", None)
+    assert store.limits() == ("", None, frozenset())
     throttle.set_limits({"all": "5/s"})
-    assert store.limits()[1]["all"] == {"capacity": 5, "fill_rate": 5, "shared": False}
+    assert store.limits().table["all"] == {"capacity": 5, "fill_rate": 5, "shared": False}
     throttle.set_limits(None)
-    assert store.limits() == ("", None)
+    assert store.limits() == ("", None, frozenset())
 
 
 def test_what_a_message_holds_ends_no_worker():
