@@ -204,6 +204,12 @@ class Request:
     common: tuple[Level, ...] = ()
     candidates: tuple[Candidate, ...] = ()
 
+    def path_of(self, lane: Lane) -> tuple[Level, ...]:
+        """Return the levels that the tasks of *lane* pass, root first."""
+        candidate = next(one for one in self.candidates if one.tenant == lane.tenant)
+        own = (candidate.level, next(kind.level for kind in candidate.types if kind.task == lane.task))
+        return (*self.common, *(level for level in own if level is not None))
+
 
 @dataclass(frozen=True, slots=True)
 class Handed:
@@ -275,6 +281,7 @@ class Backlog:
         self.virtual = 0.0
         self.count = 0
         self.called_at = 0
+        self.version = ""
 
     def blocks(self, tenant: str, now: int) -> bool:
         """Return whether a fresh task of *tenant* would overtake somebody."""
@@ -314,6 +321,7 @@ class Backlog:
         owned: MutableMapping[bytes, Owned],
         states: MutableMapping[str, LevelState],
         now: int,
+        version: str = "",
     ) -> tuple[Released, bool]:
         """
         Hand out the tasks whose turn it is, as many as the worker has free slots, and take their tokens.
@@ -323,11 +331,15 @@ class Backlog:
             owned: What it was handed before; what it is handed now is added.
             states: Of the levels, by key.
             now: µs of the store's clock.
+            version: Of the limits. Under others than before nobody knows any more how long to sleep: all wake.
 
         Returns:
             The answer; and whether to call other workers.
         """
         self.turns.pop(request.worker, None)
+        if version != self.version:
+            self.asleep = dict.fromkeys(self.asleep, 0.0)
+            self.version = version
         self._wake(now)
         round_ = _Round(self, request, states, now)
         round_.serve()
@@ -337,7 +349,7 @@ class Backlog:
             if tag <= self.virtual:
                 del self.resting[tenant]
         if not self.count:
-            self.virtual, self.called_at = 0.0, 0
+            self.virtual, self.called_at, self.version = 0.0, 0, ""
             self.resting.clear()
             self.turns.clear()
         wait, call = self._arrange(request, round_, now)

@@ -186,7 +186,7 @@ class MemoryBacklogs:
                 if self._workers.get(request.worker, -1) < 0:
                     return version, LOST
                 backlog, owned = self._of(queue), self._owned[request.worker]
-                released, call = backlog.release(request, owned, self._states, self._clock.now())
+                released, call = backlog.release(request, owned, self._states, self._clock.now(), version)
                 self._call(queue, call)
                 return version, released
 

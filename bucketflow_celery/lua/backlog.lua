@@ -8,7 +8,7 @@
 --   resting      sorted set: tenant without tasks -> tag, until the virtual time has passed it
 --   turns        sorted set: worker -> µs at which it comes again
 --   unconfirmed  sorted set: uid -> µs when it was parked, until the broker has forgotten its copy
---   meta         hash: virtual time, count, called_at
+--   meta         hash: virtual time, count, called_at, version of the limits under which the tenants fell asleep
 --   owned        hash of the worker that calls: uid -> {queue, tenant, task, rank, item}, as MessagePack
 --   workers      sorted set: worker -> µs until which it is alive; -1: its tasks are being taken back
 -- A lane is a list of items, an item the packed doubles since, cost and deadline behind one byte, then the uid.

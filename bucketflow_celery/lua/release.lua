@@ -74,7 +74,11 @@ local function longest(path, cost)
   return wait
 end
 
--- Wake those whose time has come.
+-- Under other limits than before nobody knows any more how long to sleep: all wake, as do those whose time has come.
+local slept_under = redis.call('HGET', META, 'version') or ''
+if version ~= slept_under then
+  redis.call('ZUNIONSTORE', ASLEEP, 1, ASLEEP, 'WEIGHTS', 0)
+end
 local virtual = virtual_time()
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', ASLEEP, '-inf', time, 'LIMIT', 0, MOST)) do
   local tenant = record_of(name)
@@ -209,7 +213,7 @@ for key in pairs(changed) do
 end
 save_records()
 if tonumber(redis.call('HGET', META, 'count') or 0) > 0 then
-  redis.call('HSET', META, 'virtual', virtual)
+  redis.call('HSET', META, 'virtual', virtual, 'version', version)
   redis.call('ZREMRANGEBYSCORE', RESTING, '-inf', virtual)
 else
   redis.call('DEL', META, RESTING, TURNS)
