@@ -6,6 +6,7 @@ from bucketflow.errors import BucketflowError, ConfigError, CostExceedsCapacity,
 from bucketflow_celery.decorator import throttled_task
 from bucketflow_celery.errors import ConfigErrors, ThrottleTimeout
 from bucketflow_celery.limits import Limit
+from bucketflow_celery.overview import QueueBacklog, TenantBacklog
 from bucketflow_celery.signals import task_throttled
 from bucketflow_celery.throttle import LevelView, Throttle
 
@@ -16,7 +17,9 @@ __all__ = [
     "CostExceedsCapacity",
     "LevelView",
     "Limit",
+    "QueueBacklog",
     "StoreUnavailable",
+    "TenantBacklog",
     "Throttle",
     "ThrottleTimeout",
     "task_throttled",

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from bucketflow.clock import Clock
 from bucketflow_celery.admission import LevelState
@@ -23,6 +23,7 @@ __all__ = [
     "EVERY_QUEUE",
     "LOST",
     "BacklogStore",
+    "BacklogView",
     "Call",
     "LaneView",
     "Listener",
@@ -85,6 +86,21 @@ class LaneView:
     since: int
 
 
+class BacklogView(NamedTuple):
+    """
+    What is parked of one queue, seen from outside.
+
+    Attributes:
+        now: The store's time in µs.
+        costs: What the tasks of each tenant cost together, in tokens.
+        lanes: Every lane.
+    """
+
+    now: int
+    costs: Mapping[str, float]
+    lanes: Sequence[LaneView]
+
+
 class Listener(Protocol):
     """Hears of queues in which there is something to do."""
 
@@ -127,8 +143,8 @@ class BacklogStore(Protocol):
     def queues(self) -> list[str]:
         """Return the queues in which something is parked, sorted."""
 
-    def view(self, queue: str) -> tuple[int, dict[str, float], list[LaneView]]:
-        """Return the store's time in µs, what the tasks of each tenant cost, and every lane."""
+    def view(self, queue: str) -> BacklogView:
+        """Return what is parked of *queue*."""
 
     def listen(self) -> AbstractContextManager[Listener]:
         """Return a context manager that listens while it is open."""
@@ -256,13 +272,13 @@ class MemoryBacklogs:
         with self._lock:
             return sorted(name for name, backlog in self._backlogs.items() if backlog.count)
 
-    def view(self, queue: str) -> tuple[int, dict[str, float], list[LaneView]]:
+    def view(self, queue: str) -> BacklogView:
         """See :class:`BacklogStore`."""
         with self._lock:
             backlog = self._of(queue)
             costs = {name: tenant.cost for name, tenant in backlog.tenants.items()}
             lanes = [LaneView(lane, len(line), line[0].since) for lane, line in backlog.lanes()]
-            return self._clock.now(), costs, lanes
+            return BacklogView(self._clock.now(), costs, lanes)
 
     @contextmanager
     def listen(self) -> Iterator[Listener]:

@@ -112,7 +112,7 @@ class Parking:
         if self.is_gone(entry):
             return
         try:
-            passage = self._throttle.passage(
+            passage = self._throttle.book.passage(
                 request.task, request.request_dict, request.args, request.kwargs, entry.queue
             )
         except BucketflowError as error:

@@ -11,7 +11,7 @@ from bucketflow.limit import SECOND
 from bucketflow.redis_calls import ScriptRunner, Subscription
 from bucketflow.scripts import Script, exact, load_script
 from bucketflow_celery.backlog import Handed, Item, Known, Lane, Owned, Parcel, Released, Request, Settlement
-from bucketflow_celery.backlogs import LOST, LaneView, Listener, OwnedView
+from bucketflow_celery.backlogs import LOST, BacklogView, LaneView, Listener, OwnedView
 from bucketflow_celery.limits import Level, quoted
 
 __all__ = ["RedisBacklogs", "RedisCall"]
@@ -181,7 +181,7 @@ class RedisBacklogs:
         script = load_script(_PACKAGE, "queues")
         return sorted(_text(name) for name in self._runner.run(script, [self._queues], []))
 
-    def view(self, queue: str) -> tuple[int, dict[str, float], list[LaneView]]:
+    def view(self, queue: str) -> BacklogView:
         """See :class:`~bucketflow_celery.backlogs.BacklogStore`."""
         now, tenants = self._call("view", self._keys(queue), [], lambda reply: reply).run()
         costs = {_text(name): float(cost) for name, cost, _ in tenants}
@@ -192,7 +192,8 @@ class RedisBacklogs:
         for at in range(0, len(lanes), _BATCH):
             keys = [self._lane(queue, lane) for lane, _ in lanes[at : at + _BATCH]]
             since += self._runner.run(load_script(_PACKAGE, "heads"), keys, [])
-        return now, costs, [LaneView(lane, count, at or now) for (lane, count), at in zip(lanes, since, strict=True)]
+        found = [LaneView(lane, count, at or now) for (lane, count), at in zip(lanes, since, strict=True)]
+        return BacklogView(now, costs, found)
 
     def listen(self) -> AbstractContextManager[Listener]:
         """See :class:`~bucketflow_celery.backlogs.BacklogStore`."""

@@ -56,7 +56,7 @@ class RoomKeeper:
             desk,
             store=self._store.backlogs,
             begin=begin,
-            book=self._throttle,
+            book=self._throttle.book,
             tenure=self._lease,
             holdings=self._holdings,
             limit=self._throttle.settings.backlog_limit,

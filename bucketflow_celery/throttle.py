@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from time import monotonic
 from typing import Any
@@ -17,17 +17,16 @@ from bucketflow.errors import BucketflowError, ConfigError, StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow.redis_calls import ScriptRunner
 from bucketflow_celery.admission import Ask, LevelState
-from bucketflow_celery.backlog import Candidate, Known, TaskType
+from bucketflow_celery.book import Book
 from bucketflow_celery.errors import ConfigErrors
-from bucketflow_celery.limits import Level, LimitTable, check_cost
-from bucketflow_celery.lines import Passage
+from bucketflow_celery.limits import Level, LevelName, LimitTable, pause_name
 from bucketflow_celery.outage import Outage
+from bucketflow_celery.overview import QueueBacklog, overview
 from bucketflow_celery.queues import queue_of
-from bucketflow_celery.rules import cost_of
 from bucketflow_celery.settings import Settings, TenantRule
 from bucketflow_celery.stats import Stats
 from bucketflow_celery.store import RedisStore, Store
-from bucketflow_celery.tenant import rules_of, stamp, tenant_of
+from bucketflow_celery.tenant import rules_of, stamp
 from bucketflow_celery.ticket import HEADER, Ticket
 
 __all__ = ["LevelView", "Throttle"]
@@ -129,8 +128,7 @@ class Throttle:
         self.app = app
         self._client = client
         self._store = store
-        self.version = ""
-        self._table: LimitTable | None = None
+        self.book = Book(app, lambda: self.settings, lambda: self.store)
         self.counters = Stats()
         self._leaving = Outage("hold")
         app.bucketflow = self
@@ -165,7 +163,7 @@ class Throttle:
     @property
     def limits(self) -> LimitTable:
         """The table in force: what the fleet was last told by :meth:`set_limits`, else what was configured."""
-        return self._table if self._table is not None else self.settings.limits
+        return self.book.limits
 
     def set_limits(self, limits: Mapping[str, Any] | None) -> None:
         """
@@ -197,82 +195,76 @@ class Throttle:
         Raises:
             StoreUnavailable: The store did not answer in time.
         """
-        self.renew()
+        self.book.renew()
         rules = rules_of(self.app.tasks.get(task))
         path = self.limits.path(queue, tenant, task, rules.limit)
         now, states = self.store.peek(path)
         return [_view(level, state.under(level.limit, now), now) for level, state in zip(path, states, strict=True)]
 
-    def passage(self, task: Any, headers: Mapping[str, Any], args: Any, kwargs: Any, queue: str) -> Passage:
+    def backlog(self) -> dict[str, QueueBacklog]:
         """
-        Return what a message needs in order to start. Used by the worker.
+        Return what is parked, by queue; queues in which nothing is parked are left out.
 
         Raises:
-            ConfigError: Its tenant or its cost cannot be told from its arguments.
-            CostExceedsCapacity: A level on its path can never grant its cost.
+            StoreUnavailable: The store did not answer in time.
         """
-        try:
-            return self._passage(task, headers, args, kwargs, queue)
-        except BucketflowError:
-            raise
-        except Exception as error:  # what one message holds must not end the worker, and then the next that gets it
-            raise ConfigError(
-                f"a message for {task.name}", repr(error), "a tenant and a cost that can be told"
-            ) from error
+        self.book.renew()
+        task_limits = {name: rules_of(task).limit for name, task in self.app.tasks.items()}
+        backlogs = self.store.backlogs
+        found = (overview(queue, backlogs.view(queue), self.limits, task_limits) for queue in backlogs.queues())
+        return {backlog.queue: backlog for backlog in found if backlog.count}
 
-    def _passage(self, task: Any, headers: Mapping[str, Any], args: Any, kwargs: Any, queue: str) -> Passage:
-        rules = rules_of(task)
-        whom = tenant_of(task, self.settings.tenant, headers, args, kwargs)
-        cost = cost_of(rules.cost, task.run, args, kwargs)
-        path = self.limits.path(queue, whom, task.name, rules.limit) if cost else ()
-        check_cost(path, cost)
-        max_wait = rules.max_wait if rules.max_wait is not None else self.settings.max_wait
-        on_limit = rules.on_limit or self.settings.on_limit
-        return Passage(path, cost, max_wait, on_limit, whom, self.limits.pause(queue, whom, task.name))
+    def purge(self, queue: str, *, tenant: str | None = None, task: str | None = None) -> int:
+        """
+        Forget parked tasks. Like ``app.control.purge`` it stores no results; what was handed to a worker goes on.
 
-    @property
-    def parks(self) -> bool:
-        """Whether any task of this app may be parked."""
-        parking = {rules_of(task).on_limit for task in self.app.tasks.values()}
-        return "park" in parking | {self.settings.on_limit}
+        Args:
+            queue: Of this queue.
+            tenant: Only of this tenant; ``""``: only those without one.
+            task: Only of this task type.
 
-    def common(self, queue: str) -> tuple[Level, ...]:
-        """Return the levels that all tasks of *queue* pass, root first. Used by the worker."""
-        return tuple(level for level in self.limits.path(queue, None, "") if level.name in ("all", "queue"))
+        Returns:
+            How many that were.
 
-    def candidate(self, queue: str, known: Known) -> Candidate:
-        """Return what this worker says about a tenant of *queue* that has tasks parked. Used by the worker."""
-        tenant, table = known.tenant or None, self.limits
-        types, own = [], None
-        for task, ranks in known.types:
-            path = table.path(queue, tenant, task, rules_of(self.app.tasks.get(task)).limit)
-            levels = {level.name: level for level in path}
-            own = levels.get("tenant")
-            pause = table.pause(queue, tenant, task)
-            kind = TaskType(task, ranks, levels.get("task"), task in self.app.tasks, pause is not None)
-            types.append(kind)
-        return Candidate(known.tenant, tuple(types), table.weight(known.tenant), own)
+        Raises:
+            StoreUnavailable: The store did not answer in time; some may be forgotten.
+        """
+        backlogs = self.store.backlogs
+        return sum(
+            backlogs.purge(queue, view.lane)
+            for view in backlogs.view(queue).lanes
+            if tenant in (None, view.lane.tenant) and task in (None, view.lane.task)
+        )
+
+    def pause(self, *, queue: str | None = None, tenant: str | None = None, task: str | None = None) -> None:
+        """
+        Let nothing start any more of a queue, a tenant (in all queues) or a task type; of everything if none is given.
+
+        It holds for all workers, also those that start later, until :meth:`resume`. What has started goes on.
+
+        Raises:
+            ConfigError: More than one is given.
+            StoreUnavailable: Nothing is known to have changed.
+        """
+        self.store.pause(_pause_name(queue, tenant, task), paused=True)
+
+    def resume(self, *, queue: str | None = None, tenant: str | None = None, task: str | None = None) -> None:
+        """End a pause: see :meth:`pause`. Each is ended by itself."""
+        self.store.pause(_pause_name(queue, tenant, task), paused=False)
+
+    def paused(self) -> list[str]:
+        """
+        Return what is paused: ``"all:"``, ``"queue:emails"``, ``"tenant:acme"``, ``"task:shop.refund"``; sorted.
+
+        Raises:
+            StoreUnavailable: The store did not answer in time.
+        """
+        return sorted(self.store.limits().paused)
 
     def close(self) -> None:
         """Close the connection to the store; it opens again when it is needed."""
         if "store" in self.__dict__:
             self.store.close()
-
-    def renew(self) -> None:
-        """
-        Read the fleet's limits again. Used by the worker when it hears of another version.
-
-        Raises:
-            StoreUnavailable: The store did not answer in time.
-        """
-        version, raw, paused = self.store.limits()
-        mistakes: list[ConfigError] = []
-        table = self.settings.limits if raw is None else LimitTable.parse(raw, mistakes)
-        if mistakes:
-            logger.error("the fleet's new limits cannot be read, the old ones stay: %s", ConfigErrors(mistakes))
-            table = self.limits
-        self._table = replace(table, paused=paused)
-        self.version = version
 
     def _runner(self) -> ScriptRunner:
         url, timeout = self.settings.url, self.settings.timeout
@@ -314,7 +306,7 @@ class Throttle:
             return  # a store that is away must not stop the worker once for each of many who are revoked
         queue = queue_of(request.delivery_info or {}, {}, self.app.amqp.queues.consume_from)
         try:
-            passage = self.passage(sender, request.__dict__, request.args, request.kwargs, queue)
+            passage = self.book.passage(sender, request.__dict__, request.args, request.kwargs, queue)
             self.store.leave(Ask(passage.path, passage.cost, ticket.at(passage.path)))
             self._leaving.recovered()
         except BucketflowError as error:
@@ -325,3 +317,11 @@ class Throttle:
 
 def _view(level: Level, state: LevelState, now: int) -> LevelView:
     return LevelView(level, tokens_at(level.limit, state.full_at, now), max(0.0, state.line_at - now) / SECOND)
+
+
+def _pause_name(queue: str | None, tenant: str | None, task: str | None) -> str:
+    levels: tuple[tuple[LevelName, str | None], ...] = (("queue", queue), ("tenant", tenant), ("task", task))
+    given = [(level, name) for level, name in levels if name is not None]
+    if len(given) > 1:
+        raise ConfigError("queue, tenant, task", ", ".join(level for level, _ in given), "one of them, or none")
+    return pause_name(*given[0]) if given else pause_name("all")

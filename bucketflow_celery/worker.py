@@ -57,7 +57,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         quorum, _ = detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)
         republisher = Republisher(consumer.app, delayed=quorum)
         self._host = WorkerHost(consumer, self._slots, Window(consumer), republisher)
-        self._asker = asker_for(self._throttle.store, self._throttle, consumer.hub, settings.timeout)
+        self._asker = asker_for(self._throttle.store, self._throttle.book, consumer.hub, settings.timeout)
         self._learn_limits()
         self._gate = Gate(
             self._host,
@@ -106,7 +106,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
             gate.enter(request, host.queue_of(request), Ticket.read(request.request_dict.get(HEADER)))
 
     def _open_room(self, consumer: Any) -> None:
-        if self._keeper is None and (self._throttle.parks or self._is_something_parked(consumer)):
+        if self._keeper is None and (self._throttle.book.parks or self._is_something_parked(consumer)):
             self._keeper = RoomKeeper(self._throttle, consumer.hostname)
         if self._keeper is not None and self._gate is not None and self._host is not None:
             parking = Parking(consumer, self._host, self._wakeup.call_soon)
@@ -123,13 +123,13 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _learn_limits(self) -> None:
         # Before the first task, which may be one that they limit and the configured ones do not.
         try:
-            self._throttle.renew()
+            self._throttle.book.renew()
         except StoreUnavailable as error:
             logger.warning("the fleet's limits are not known yet, starting with the configured ones: %s", error)
 
     def _resolve(self, request: Any, queue: str) -> Passage:
         headers = request.request_dict
-        passage: Passage = self._throttle.passage(request.task, headers, request.args, request.kwargs, queue)
+        passage: Passage = self._throttle.book.passage(request.task, headers, request.args, request.kwargs, queue)
         if passage.parks and not can_be_parked(self._host, request, queue):
             return replace(passage, on_limit="hold")
         return passage

@@ -178,7 +178,7 @@ def test_what_a_message_holds_ends_no_worker():
         return None
 
     with pytest.raises(ConfigError, match=r"shop\.job.*a tenant and a cost that can be told"):
-        throttle.passage(job, {"tenant": "\ud800"}, (), {}, "celery")  # JSON can carry it, UTF-8 cannot
+        throttle.book.passage(job, {"tenant": "\ud800"}, (), {}, "celery")  # JSON can carry it, UTF-8 cannot
 
 
 def test_a_store_that_is_away_holds_the_worker_up_once_however_many_are_revoked():
