@@ -98,7 +98,7 @@ class Lease:
 
     def _renew_if_due(self) -> None:
         now = monotonic()
-        if now < self._next_renewal:
+        if now < self._next_renewal or self._stopped.is_set():
             return
         was_known, dead = self._store.renew(self.worker, self._seconds * _HOLD).run()
         if not was_known and self._until:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from math import inf
 from typing import Any
 
 from celery.exceptions import InvalidTaskError
@@ -89,7 +90,7 @@ class Parking:
     def parked(self, entry: Entry, position: int) -> None:
         """See :class:`~bucketflow_celery.room_host.RoomHost`."""
         if position > 0 and self._throttle.settings.parked_state:
-            self._tell(entry.request, position)
+            self._tell(entry, position)
         self._host.acknowledge(entry.request)
 
     def receive(self, handed: Handed, on_end: Callable[[bool], None]) -> Entry | None:
@@ -162,12 +163,15 @@ class Parking:
             utc=consumer.app.uses_utc_timezone(),
         )
 
-    def _tell(self, request: Any, position: int) -> None:
+    def _tell(self, entry: Entry, position: int) -> None:
+        request, passage = entry.request, entry.passage
         if request.ignore_result:
             return
+        rate = min((level.limit.fill_rate for level in passage.path), default=inf)
+        facts = {"position": position, "expected_start": self._host.time() + position * passage.cost / rate}
         try:
             # Celery's own way to write what a worker knows and a task does not.
-            request.task.backend.store_result(request.id, {"position": position}, PARKED, request=request._context)  # noqa: SLF001
+            request.task.backend.store_result(request.id, facts, PARKED, request=request._context)  # noqa: SLF001
         except Exception:
             logger.exception("that %s is parked could not be stored", request.id)
 

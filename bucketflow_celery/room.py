@@ -37,7 +37,7 @@ Begin: TypeAlias = "Callable[[Call[Any], Callable[[Any], None]], None]"
 #: Most messages parked, and about the most bytes, in one call.
 MOST, MOST_BYTES = 64, 1 << 20
 #: Seconds after which a worker asks that was neither told to nor called: a call may have been missed.
-LOOK = 10.0
+LOOK = 5.0
 #: Seconds for which a tenant is taken to have a backlog since the store last said so, and most tenants remembered.
 FRESH, REMEMBERED = 1.0, 10_000
 #: Seconds before a message is offered again to a backlog that was full.
