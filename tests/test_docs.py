@@ -151,7 +151,7 @@ def test_the_guide_names_every_right_a_redis_user_needs(url, redis_client, tmp_p
     sentence = guide[guide.index("**A user for Redis.**") :]
     named = set(re.findall(r"`([A-Z]+)`", sentence))
     rights = [f"+{name.lower()}" for name in named]
-    redis_client.execute_command("ACL", "SETUSER", "limits", "on", ">secret", "~{bucketflow}:*", *rights)
+    redis_client.execute_command("ACL", "SETUSER", "limits", "on", ">secret", "~{bucketflow}:*", "&{bucketflow}:*", *rights)
     try:
         write_files(ROOT / "docs" / "guide.md", url, tmp_path)
         script = (
@@ -167,6 +167,26 @@ def test_the_guide_names_every_right_a_redis_user_needs(url, redis_client, tmp_p
             "assert store.limits().table['all']['fill_rate'] == 5\n"
             "throttle.set_limits(None)\n"
             "throttle.peek('emails', 'shop.refund')\n"
+            "throttle.pause(queue='emails')\n"
+            "throttle.resume(queue='emails')\n"
+            "from bucketflow_celery.backlog import *\n"
+            "backlogs, version, lane = store.backlogs, store.limits().version, Lane('acme', 'shop.refund')\n"
+            "backlogs.renew('w', 9).run()\n"
+            "with backlogs.listen() as calls:\n"
+            "    parcels = [Parcel(bytes([n]), lane, b'message') for n in range(4)]\n"
+            "    backlogs.park('emails', parcels, 9, busy=True).run()\n"
+            "    assert 'emails' in [calls.get(1) for _ in range(9)]\n"
+            "known = backlogs.release('emails', Request('w', 2), version).run()[1].next\n"
+            "candidates = tuple(throttle.book.candidate('emails', one) for one in known)\n"
+            "request = Request('w', 2, throttle.book.common('emails'), candidates)\n"
+            "one, two = backlogs.release('emails', request, version).run()[1].handed\n"
+            "uids = one.owned.item.uid, two.owned.item.uid\n"
+            "back = ((uids[1], lane, True),)\n"
+            "told = Settlement('w', uids[:1], uids, back, ((request.path_of(lane), 1.0),))\n"
+            "assert backlogs.settle('emails', told).run() == 1\n"
+            "assert not backlogs.owned('w').run()\n"
+            "assert throttle.backlog()['emails'].count == 3\n"
+            "assert throttle.purge('emails') == 3\n"
         )
         shop = tmp_path / "shop.py"
         address = url.removeprefix("redis://")
