@@ -214,7 +214,7 @@ class Gate:
                 batch += [(entry, line) for entry in line.take_ready(now, most - len(batch))]
         if not batch and not self._inbox:
             return None
-        while self._inbox and len(batch) < min(most, self._host.free()):
+        while self._inbox and len(batch) < min(most, self._free()):
             entry = self._inbox.popleft()
             if entry.passage.paused is not None:
                 self._pause(entry)
