@@ -85,6 +85,7 @@ def pack(message: Any, **facts: Any) -> bytes:
         "content_type": message.content_type,
         "content_encoding": message.content_encoding,
         "headers": _headers(message),
+        "compression": message.headers.get("compression"),
         "properties": message.properties,
         "delivery_info": message.delivery_info,
         "is_text": is_text,
@@ -121,6 +122,8 @@ def unpack(packed: bytes, *, accept: Any, redelivered: bool) -> tuple[Message, M
             delivery_info=dict(head["delivery_info"], redelivered=redelivered),
             accept=accept,
         )
+        if head["compression"] is not None:
+            message.headers["compression"] = head["compression"]  # not before: it would be unpacked a second time
         return message, head["facts"]
     except (struct.error, KeyError, TypeError) as error:
         raise ValueError(f"{packed[:80]!r} is no parked message: {error!r}") from error

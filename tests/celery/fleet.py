@@ -183,6 +183,18 @@ class Fleet:
             "WORKLOAD_RECORDS": self.server.url.removesuffix("/0") + "/3",
         }
 
+    def parked(self, queue: str = "celery") -> int:
+        """Return how many tasks of *queue* are parked."""
+        backlog = self.throttle().backlog().get(queue)
+        return backlog.count if backlog else 0
+
+    def wait_parked(self, number: int, queue: str = "celery", timeout: float = 20.0) -> None:
+        """Return once exactly *number* tasks of *queue* are parked."""
+        try:
+            wait_until(lambda: self.parked(queue) == number, timeout, pause=0.02)
+        except TimeoutError:
+            raise AssertionError(f"{self.parked(queue)} tasks are parked, not {number}") from None
+
     def inspect(self) -> Any:
         """Return what asks the running workers about themselves."""
         running = sum(worker.process.running for worker in self.workers)
