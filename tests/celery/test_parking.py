@@ -107,16 +107,17 @@ def test_lower_priority_numbers_first_as_on_the_redis_broker(parking):
 def test_a_noisy_tenant_does_not_starve_another(parking):
     parking.configure(limits={"queues": {"*": LIMIT}})
     parking.start(2, "prefork")
-    noisy = acme(parking, times=140)
-    wait_until(lambda: parking.parked() > 100)
-    began = time.time()
+    noisy = acme(parking, times=120)
+    wait_until(lambda: parking.parked() > 70)
     quiet = parking.send("work", "quiet", times=15, headers={"tenant": "quiet"})
 
-    starts = parking.records.starts(15, args=["quiet"])
+    parking.records.starts(15, args=["quiet"])
 
-    assert starts[-1]["at"] - began < 2  # 0.6 s is its fair share; behind the others it would be 3 to 4
-    assert parking.parked() > 30
-    starts = parking.records.wait("starts", 155)
+    assert parking.parked() > 0
+    starts = parking.records.wait("starts", 135)
+    served = [start["args"] for start in starts]
+    first = served.index(["quiet"])
+    assert served[first : first + 35].count(["quiet"]) == 15  # every other one, or nearly so
     assert utilisation(starts, CAPACITY, RATE) >= 0.95
     ran_once(parking, noisy + quiet)
 
