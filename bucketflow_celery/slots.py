@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from celery.worker import state
+
 __all__ = ["CountedSlots", "SemaphoreSlots", "Slots", "slots_of"]
 
 
@@ -59,8 +61,10 @@ class SemaphoreSlots:
         self._controller.semaphore.acquire(self._controller._process_task, request)  # noqa: SLF001
 
     def forget(self) -> None:
-        """See :class:`Slots`. Celery has cleared the semaphore."""
+        """See :class:`Slots`. Celery has cleared the semaphore, and with it the slots of the tasks that go on running."""
         self._asked = False
+        for _ in state.active_requests:
+            self._controller.semaphore.acquire(lambda: None)
 
 
 class CountedSlots:

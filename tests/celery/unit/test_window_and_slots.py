@@ -234,3 +234,21 @@ def test_preforks_own_semaphore_is_used():
     assert slots.free() == 1
     made.semaphore.release()
     assert (called, slots.free()) == ([1], 2)
+
+
+def test_after_a_lost_connection_the_tasks_that_go_on_running_keep_their_slots():
+    semaphore = LaxBoundedSemaphore(3)
+    slots = SemaphoreSlots(SimpleNamespace(semaphore=semaphore))
+    running = [Request(), Request()]
+    for request in running:
+        semaphore.acquire(lambda: None)
+        state.active_requests.add(request)
+    try:
+        semaphore.clear()  # as Celery does when it has lost its connection
+        slots.forget()
+        assert slots.free() == 1
+        for _ in running:
+            semaphore.release()
+        assert slots.free() == 3
+    finally:
+        state.active_requests.difference_update(running)
