@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,13 +72,16 @@ class Fleet:
 
     Attributes:
         port: The Redis server's.
-        mode: ``"throttle"``, ``"plain retry"`` or ``"none"``.
+        mode: ``"throttle"``, ``"park"``, ``"plain retry"`` or ``"none"``.
         limits: The throttle's table of limits.
         queues: The queues the workers consume.
         workers: How many there are.
         concurrency: Slots of each.
         visibility: The broker's visibility timeout in seconds.
         count: Whether deliveries are counted: that costs a little.
+        lease: Seconds within which the parked tasks of a dead worker go to another.
+        acks_late: Whether tasks are acknowledged when they have ended.
+        log: Where the workers' warnings and errors are appended; ``None``: nowhere.
     """
 
     port: int
@@ -89,6 +92,9 @@ class Fleet:
     concurrency: int = 4
     visibility: float = 3600
     count: bool = True
+    lease: float = 30
+    acks_late: bool = False
+    log: Path | None = None
     processes: list[psutil.Popen] = field(default_factory=list)
 
     def environment(self) -> dict[str, str]:
@@ -101,28 +107,49 @@ class Fleet:
             "BENCH_LIMITS": json.dumps(self.limits),
             "BENCH_VISIBILITY": str(self.visibility),
             "BENCH_COUNT": str(int(self.count)),
+            "BENCH_LEASE": str(self.lease),
+            "BENCH_ACKS_LATE": str(int(self.acks_late)),
         }
 
     def start(self) -> None:
         """Start the workers and wait until all of them are ready."""
         ready = redis.Redis(port=self.port, db=3)
         ready.delete("ready")
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        for number in range(self.workers):
-            argv = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-P", "prefork", "-l", "ERROR"]
-            argv += ["-c", str(self.concurrency), "-n", f"w{number}@bench", "-Q", ",".join(self.queues)]
-            argv += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-            self.processes.append(psutil.Popen(argv, env=self.environment(), cwd=HERE, start_new_session=True, **quiet))
+        self.processes += [self._spawn(number) for number in range(self.workers)]
         if not wait_until(lambda: int(ready.get("ready") or 0) >= self.workers, 30):
             raise RuntimeError("the workers do not start")
+
+    def restart(self, number: int) -> None:
+        """Start one worker that was killed, under the name it had, and wait until it is ready."""
+        ready = redis.Redis(port=self.port, db=3)
+        ready.delete("ready")
+        self.processes[number] = self._spawn(number)
+        if not wait_until(lambda: ready.get("ready"), 30):
+            raise RuntimeError("the worker does not start again")
+
+    def _spawn(self, number: int) -> psutil.Popen:
+        argv = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-P", "prefork"]
+        argv += ["-l", "WARNING" if self.log else "ERROR"]
+        argv += ["-c", str(self.concurrency), "-n", f"w{number}@bench", "-Q", ",".join(self.queues)]
+        argv += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        with (self.log or Path(os.devnull)).open("ab") as log:
+            return psutil.Popen(
+                argv, env=self.environment(), cwd=HERE, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
+            )
 
     def kill(self) -> None:
         """End every worker as the out-of-memory killer would."""
         for process in self.processes:
-            for victim in [*process.children(recursive=True), process]:
-                victim.kill()
-            process.wait()
+            _kill(process)
         self.processes.clear()
+
+    def kill_one(self, number: int) -> None:
+        """End one worker in the same way; :meth:`restart` starts it again."""
+        _kill(self.processes[number])
+
+    def memory(self) -> list[float]:
+        """Return the resident memory of each worker's main process, in MB."""
+        return [process.memory_info().rss / 1e6 for process in self.processes]
 
     def stop(self) -> None:
         """End the workers warmly."""
@@ -144,3 +171,12 @@ class Fleet:
                 times = one.cpu_times()
                 total += times.user + times.system
         return total
+
+
+def _kill(process: psutil.Popen) -> None:
+    with suppress(psutil.NoSuchProcess):
+        # The main process first: it must not see its children die and take that for their tasks' end.
+        for victim in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                victim.kill()
+    process.wait()

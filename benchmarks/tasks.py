@@ -20,11 +20,22 @@ LIMITS = json.loads(os.environ["BENCH_LIMITS"])
 app = Celery("tasks", broker=f"redis://127.0.0.1:{PORT}/0")
 app.conf.task_ignore_result = True
 app.conf.worker_send_task_events = False
-app.conf.broker_transport_options = {"visibility_timeout": float(os.environ["BENCH_VISIBILITY"])}
+app.conf.task_acks_late = os.environ["BENCH_ACKS_LATE"] == "1"
+VISIBILITY = float(os.environ["BENCH_VISIBILITY"])
+app.conf.broker_transport_options = {"visibility_timeout": VISIBILITY}
+if VISIBILITY < 5:  # kombu looks every 100 s for what is not acknowledged
+    app.conf.broker_transport_options.update(unacked_restore_interval=1, unacked_restore_throttle=1)
 records = redis.Redis(port=PORT, db=3)
 
 if MODE in ("throttle", "park"):
-    throttle = Throttle(app, url=f"redis://127.0.0.1:{PORT}/1", limits=LIMITS, tenant="tenant", on_limit="park" if MODE == "park" else "retry")
+    throttle = Throttle(
+        app,
+        url=f"redis://127.0.0.1:{PORT}/1",
+        limits=LIMITS,
+        tenant="tenant",
+        on_limit="park" if MODE == "park" else "retry",
+        lease=float(os.environ["BENCH_LEASE"]),
+    )
 
 
 @app.task
@@ -33,6 +44,15 @@ def work(tenant: str | None, seconds: float = 0.0) -> None:
     records.rpush("starts", f"{time.time()} {tenant}")
     if seconds:
         time.sleep(seconds)
+
+
+@app.task(bind=True)
+def traced(self: Task, tenant: str | None, seconds: float = 0.0) -> None:
+    """Record who starts what, take *seconds*, and record the end."""
+    del tenant  # the throttle reads it
+    records.rpush("runs", f"{self.request.id} {self.request.hostname} {time.time()}")
+    time.sleep(seconds)
+    records.rpush("ends", f"{self.request.id} {self.request.hostname} {time.time()}")
 
 
 @app.task
@@ -69,9 +89,9 @@ def bucket() -> Any:  # noqa: ANN401
 if os.environ["BENCH_COUNT"] == "1":
 
     @task_received.connect
-    def count_delivery(**_: object) -> None:
-        """Count a delivery."""
-        records.incr("deliveries")
+    def count_delivery(request: Any, **_: object) -> None:  # noqa: ANN401
+        """Record a delivery."""
+        records.rpush("deliveries", request.id)
 
 
 @worker_ready.connect

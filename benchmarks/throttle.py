@@ -10,93 +10,12 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
-import redis
-from celery import Celery
-from fleet import Fleet, redis_server, wait_until
-from rich.console import Console
-from rich.table import Table
-
-from bucketflow import testing
-from bucketflow.limit import Limit
-
-
-@dataclass(frozen=True)
-class Row:
-    """
-    One line of the report.
-
-    Attributes:
-        workload: What ran.
-        shown: What came out.
-        wanted: What must come out.
-        ok: Whether it did.
-    """
-
-    workload: str
-    shown: str
-    wanted: str
-    ok: bool
-
-
-class Run:
-    """
-    One workload on one fleet.
-
-    Args:
-        fleet: The workers.
-    """
-
-    def __init__(self, fleet: Fleet) -> None:
-        self.fleet = fleet
-        self.records = redis.Redis(port=fleet.port, db=3, decode_responses=True)
-        self.app = Celery("bench", broker=f"redis://127.0.0.1:{fleet.port}/0")
-        for db in range(4):
-            redis.Redis(port=fleet.port, db=db).flushdb()
-
-    def send(self, count: int, tenant: str | None = None, task: str = "work", **options: Any) -> None:  # noqa: ANN401
-        """Publish *count* tasks at once."""
-        args, queue = [tenant, *options.pop("args", ())], options.pop("queue", "celery")
-        with self.app.producer_or_acquire() as producer:
-            for _ in range(count):
-                self.app.send_task(f"tasks.{task}", args, queue=queue, producer=producer)
-
-    def starts(self, tenant: str | None = None) -> list[float]:
-        """Return the start times so far, sorted, in seconds since the Unix epoch."""
-        records = [record.split() for record in self.records.lrange("starts", 0, -1)]
-        return sorted(float(at) for at, whom in records if tenant is None or whom == tenant)
-
-    def wait_for_starts(self, count: int, timeout: float) -> None:
-        """Wait until *count* tasks have started."""
-        wait_until(lambda: self.records.llen("starts") >= count, timeout)
-        time.sleep(0.5)
-
-    def done(self) -> int:
-        """Return how many empty tasks are done."""
-        return int(self.records.get("done") or 0)
-
-    def deliveries(self) -> int:
-        """Return how many deliveries the workers have received."""
-        return int(self.records.get("deliveries") or 0)
-
-
-def limit(capacity: float, fill_rate: float) -> dict[str, float]:
-    """Return a limit in the form that JSON carries."""
-    return {"capacity": capacity, "fill_rate": fill_rate}
-
-
-def utilisation(starts: Sequence[float], capacity: float, fill_rate: float) -> float:
-    """Return the share of the limit that was used, from the first start to the last."""
-    return (len(starts) - capacity) / fill_rate / (starts[-1] - starts[0])
-
-
-def worst_excess(starts: Sequence[float], capacity: float, fill_rate: float) -> float:
-    """Return by how many tasks the worst of all windows exceeds its limit."""
-    return testing.worst_excess([(at, 1.0) for at in starts], Limit(capacity, fill_rate))
+from fleet import Fleet, wait_until
+from measuring import Row, Run, limit, report, utilisation, worst_excess
 
 
 def backlog(port: int, count: int, allowed: tuple[float, float], level: str, most: float) -> Row:
@@ -302,19 +221,5 @@ ROWS: dict[str, Callable[[int], Row]] = {
 }
 
 
-def main(names: Sequence[str]) -> int:
-    """Measure the rows named, or all; return 1 if one of them missed its mark."""
-    table = Table("workload", "measured", "wanted", "", title="2 prefork workers of 4, Redis", show_lines=True)
-    failed = 0
-    for name in names or ROWS:
-        with redis_server() as port:
-            row = ROWS[name](port)
-        failed += not row.ok
-        table.add_row(row.workload, row.shown, row.wanted, "yes" if row.ok else "NO")
-        print(f"{row.workload}: {row.shown} (wanted {row.wanted}): {'yes' if row.ok else 'NO'}", flush=True)
-    Console(width=160).print(table)
-    return min(1, failed)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(report(ROWS, sys.argv[1:]))

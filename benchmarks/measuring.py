@@ -1,0 +1,150 @@
+"""What the benchmarks share: one workload on one fleet, what is reckoned from its start times, and the report."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from celery import Celery
+from fleet import Fleet, redis_server, wait_until
+from rich.console import Console
+from rich.table import Table
+
+from bucketflow import testing
+from bucketflow.limit import Limit
+
+#: Messages in one call, where many are sent.
+_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    One line of the report.
+
+    Attributes:
+        workload: What ran.
+        shown: What came out.
+        wanted: What must come out.
+        ok: Whether it did.
+    """
+
+    workload: str
+    shown: str
+    wanted: str
+    ok: bool
+
+
+class Run:
+    """
+    One workload on one fleet.
+
+    Args:
+        fleet: The workers.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.records = redis.Redis(port=fleet.port, db=3, decode_responses=True)
+        self.app = Celery("bench", broker=f"redis://127.0.0.1:{fleet.port}/0")
+        for db in range(4):
+            redis.Redis(port=fleet.port, db=db).flushdb()
+
+    def send(self, count: int, tenant: str | None = None, task: str = "work", **options: Any) -> list[str]:  # noqa: ANN401
+        """Publish *count* tasks at once; return their ids."""
+        args, queue = [tenant, *options.pop("args", ())], options.pop("queue", "celery")
+        with self.app.producer_or_acquire() as producer:
+            return [self.app.send_task(f"tasks.{task}", args, queue=queue, producer=producer).id for _ in range(count)]
+
+    def send_many(self, count: int, tenants: Sequence[str]) -> None:
+        """Publish *count* tasks, the tenants in turn: one of each by Celery, the others as copies of its message."""
+        broker = redis.Redis(port=self.fleet.port, db=0)
+        patterns = []
+        for tenant in tenants:
+            self.app.send_task("tasks.work", [tenant], queue="bench-copies")
+            patterns.append(json.loads(broker.lpop("bench-copies")))
+        for begin in range(0, count, _BATCH):
+            copies = [_copy(patterns[at % len(patterns)]) for at in range(begin, min(count, begin + _BATCH))]
+            broker.lpush("celery", *copies)
+
+    def starts(self, tenant: str | None = None) -> list[float]:
+        """Return the start times so far, sorted, in seconds since the Unix epoch."""
+        records = [record.split() for record in self.records.lrange("starts", 0, -1)]
+        return sorted(float(at) for at, whom in records if tenant is None or whom == tenant)
+
+    def wait_for_starts(self, count: int, timeout: float) -> None:
+        """Wait until *count* tasks have started."""
+        wait_until(lambda: self.records.llen("starts") >= count, timeout)
+        time.sleep(0.5)
+
+    def done(self) -> int:
+        """Return how many empty tasks are done."""
+        return int(self.records.get("done") or 0)
+
+    def deliveries(self) -> int:
+        """Return how many deliveries the workers have received."""
+        return int(self.records.llen("deliveries"))
+
+    def counters(self) -> Counter[str]:
+        """Return what the workers' throttles have counted, summed."""
+        answers = self.app.control.inspect(timeout=5, limit=self.fleet.workers).stats() or {}
+        if len(answers) < self.fleet.workers:
+            raise RuntimeError("not every worker answers")
+        return sum((Counter(stats["throttle"]) for stats in answers.values()), Counter())
+
+
+def _copy(pattern: Mapping[str, Any]) -> str:
+    """Return a message as kombu writes it, for a task and a delivery of its own."""
+    task_id, headers, properties = str(uuid.uuid4()), pattern["headers"], pattern["properties"]
+    return json.dumps(
+        {
+            **pattern,
+            "headers": {**headers, "id": task_id, "root_id": task_id},
+            "properties": {
+                **properties,
+                "correlation_id": task_id,
+                "delivery_tag": str(uuid.uuid4()),
+                "delivery_info": {**properties["delivery_info"], "routing_key": "celery"},
+            },
+        }
+    )
+
+
+def limit(capacity: float, fill_rate: float) -> dict[str, float]:
+    """Return a limit in the form that JSON carries."""
+    return {"capacity": capacity, "fill_rate": fill_rate}
+
+
+def utilisation(starts: Sequence[float], capacity: float, fill_rate: float) -> float:
+    """Return the share of the limit that was used, from the first start to the last."""
+    return (len(starts) - capacity) / fill_rate / (starts[-1] - starts[0])
+
+
+def worst_excess(starts: Sequence[float], capacity: float, fill_rate: float) -> float:
+    """Return by how many tasks the worst of all windows exceeds its limit."""
+    return testing.worst_excess([(at, 1.0) for at in starts], Limit(capacity, fill_rate))
+
+
+def report(rows: Mapping[str, Callable[[int], Row]], names: Sequence[str]) -> int:
+    """Measure the rows named, or all; return 1 if one of them missed its mark, 2 if there is no such row."""
+    unknown = [name for name in names if name not in rows]
+    if unknown:
+        print(f"no such row: {', '.join(unknown)}; there are {', '.join(rows)}", file=sys.stderr)
+        return 2
+    table = Table("workload", "measured", "must show", "ok", title="2 prefork workers of 4, Redis", show_lines=True)
+    failed = 0
+    for name in names or rows:
+        with redis_server() as port:
+            row = rows[name](port)
+        failed += not row.ok
+        table.add_row(row.workload, row.shown, row.wanted, "yes" if row.ok else "NO")
+        print(f"{row.workload}: {row.shown} (must show {row.wanted}): {'yes' if row.ok else 'NO'}", flush=True)
+    Console(width=160).print(table)
+    return min(1, failed)
