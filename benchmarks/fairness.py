@@ -270,19 +270,19 @@ class Hand:
 def many(port: int) -> Row:
     """Park a hundred thousand tasks."""
     names = [f"t{number}" for number in range(10)]
-    with parking(port, {"queues": {QUEUE: {"rate": "1/h", "capacity": 1}}}) as (run, ours):
+    with parking(port, {"queues": {QUEUE: {"rate": "1/h", "capacity": 1}}}, count=False) as (run, ours):
         hand = Hand(port)
         sent, memory, cost, took = 0, {}, {}, 0.0
         for most in (1_001, 5_001, 100_001):
             begin = time.monotonic()
             run.send_many(most - sent, names)
-            wait_parked(ours, most - 1, 120)
+            wait_parked(ours, most - 1, 300)
             sent, took = most, time.monotonic() - begin
             time.sleep(1)
             memory[most] = run.fleet.memory()
             if most != 5_001:
                 cost[most] = hand.cost(150)
-        deliveries, counters = run.deliveries(), run.counters()
+        counters = run.counters()
         used = redis.Redis(port=port).info("memory")["used_memory"] / 1e6
     growth = [late / early - 1 for early, late in zip(memory[5_001], memory[100_001], strict=True)]
     sizes = " and ".join(f"{size:.1f} MB ({by:+.1%})" for size, by in zip(memory[100_001], growth, strict=True))
@@ -291,9 +291,9 @@ def many(port: int) -> Row:
         "100 000 parked tasks of 10 tenants",
         f"worker memory {sizes} "
         f"since 5 000; {cost[100_001]:.0f} µs a release against {cost[1_001]:.0f} at 1 000: {dearer:.2f} times; "
-        f"{deliveries} deliveries, {counters['parked']} parked; 95 000 more in {took:.0f} s, Redis {used:.0f} MB",
-        "±5 %, <= 1.5 times",
-        max(map(abs, growth)) <= 0.05 and dearer <= 1.5 and counters["parked"] == deliveries - 1 == sent - 1,
+        f"{counters['parked']} parked, the last 95 000 in {took:.0f} s, Redis {used:.0f} MB",
+        "±5 %, <= 1.5 times, each parked once",
+        max(map(abs, growth)) <= 0.05 and dearer <= 1.5 and counters["parked"] == sent - 1,
     )
 
 
