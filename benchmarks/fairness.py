@@ -65,7 +65,7 @@ def held_back(ours: Throttle) -> Iterator[None]:
 
 def wait_parked(ours: Throttle, count: int, timeout: float) -> None:
     """Wait until *count* tasks are parked."""
-    if not wait_until(lambda: parked(ours) >= count, timeout):
+    if not wait_until(lambda: parked(ours) >= count, timeout, every=0.2):
         raise RuntimeError(f"{parked(ours)} of {count} tasks are parked")
 
 
@@ -352,7 +352,7 @@ def killed(port: int, *, acks_late: bool) -> Row:
             run.fleet.kill_one(turn % 2)
             kills.append(Event(time.time(), f"w{turn % 2}@bench"))
             run.fleet.restart(turn % 2)
-        wait_until(lambda: parked(ours) == 0, 60)
+        wait_until(lambda: parked(ours) == 0, 60, every=0.2)
         wait_until(lambda: len(events(run, "runs")) >= len(sent), 15)
         time.sleep(2 * lease + 3)  # whatever may still come twice
         starts, ends, received = events(run, "runs"), events(run, "ends"), run.records.lrange("deliveries", 0, -1)

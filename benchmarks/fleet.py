@@ -30,13 +30,13 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def wait_until(predicate: Callable[[], object], timeout: float) -> bool:
-    """Wait until *predicate* is true; return whether it became so within *timeout* seconds."""
+def wait_until(predicate: Callable[[], object], timeout: float, every: float = 0.02) -> bool:
+    """Wait until *predicate* is true, asked *every* so many seconds; return whether it was within *timeout* seconds."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         if predicate():
             return True
-        time.sleep(0.02)
+        time.sleep(every)
     return False
 
 
