@@ -1,5 +1,5 @@
 """
-The tasks that are parked of one queue, and whose turn it is: weighted fair queueing. Pure: no clock, no store, no Celery.
+The tasks parked of one queue, and whose turn it is: weighted fair queueing. Pure: no clock, no store, no Celery.
 
 Every tenant has a tag, the virtual time at which its next task may start. Whoever has the lowest is served, and its tag
 moves on by ``cost / weight``; the virtual time of the queue is the tag of who was served last. A newcomer begins there,
@@ -7,7 +7,7 @@ so it is served soon and gets nothing for the time before. A tenant that its own
 use its share. Within a tenant task types take turns; within a type the line is first come, first served, by rank.
 
 Source: start-time fair queueing (Goyal, Vin and Cheng, "Start-time Fair Queueing", SIGCOMM 1996).
-``lua/backlog.lua`` and the scripts it is put in front of mirror this file; a property test plays the same stories to both.
+``lua/backlog.lua`` and the scripts behind it mirror this file; a property test plays the same stories to both.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from bucketflow.core import refund, take, wait_for
-from bucketflow.limit import SECOND
+from bucketflow.limit import SECOND, Limit
 from bucketflow_celery.admission import EMPTY, LevelState
 from bucketflow_celery.limits import Level
 
 __all__ = [
     "FULL",
     "KNOWN",
+    "MEMORY",
     "PAUSE",
     "Backlog",
     "Candidate",
@@ -42,8 +43,8 @@ __all__ = [
     "give_back",
 ]
 
-#: µs after which a tenant is looked at again all of whose tasks are paused.
-PAUSE = SECOND
+#: µs after which a tenant is looked at again all of whose tasks are paused. Whoever resumes them wakes it.
+PAUSE = 60 * SECOND
 #: µs by which a worker may miss its turn before it is taken for one that does not come.
 NO_SHOW = 50_000
 #: µs by which the next worker to come may be too late without another being called.
@@ -56,6 +57,8 @@ PER_TURN = 2
 MOST = 128
 #: Candidates named beyond those that were asked for.
 SPARE = 4
+#: µs after which nobody remembers a message any more that its broker may still deliver again.
+MEMORY = 86_400 * SECOND
 #: Refused: the backlog is full. Known: it is parked already. Both in place of a position.
 FULL, KNOWN = -1, 0
 
@@ -75,7 +78,7 @@ class Item:
 
     Attributes:
         uid: What identifies the message.
-        since: When it was parked, in µs of the store's clock.
+        since: When it was parked, in µs of the store's clock; 1 µs more than the one before it in the same call.
         cost: Tokens it takes at every level.
         deadline: When it is given up, in µs of the store's clock; 0: never.
         redelivered: Whether a worker had it before.
@@ -300,7 +303,7 @@ class Backlog:
         Returns:
             One position a parcel in its lane, from 1, or ``KNOWN`` or ``FULL``, same order; and whether to call others.
         """
-        positions, stored = [], False
+        positions, stored = [], 0
         for parcel in parcels:
             if parcel.uid in self.messages or parcel.uid in self.unconfirmed:
                 positions.append(KNOWN)
@@ -310,10 +313,14 @@ class Backlog:
                 self.messages[parcel.uid] = parcel.message
                 self.unconfirmed[parcel.uid] = now
                 deadline = now + parcel.patience if parcel.patience else 0
-                item = Item(parcel.uid, now, parcel.cost, deadline, parcel.redelivered)
+                item = Item(parcel.uid, now + stored, parcel.cost, deadline, parcel.redelivered)
                 positions.append(self._enter(parcel.lane, item))
-                stored = True
-        return positions, stored and busy and self._call(now, now)
+                stored += 1
+        for uid, at in list(self.unconfirmed.items()) if stored else ():
+            if at > now - MEMORY:
+                break
+            del self.unconfirmed[uid]
+        return positions, stored > 0 and busy and self._call(now, now)
 
     def release(
         self,
@@ -348,12 +355,9 @@ class Backlog:
         for tenant, tag in list(self.resting.items()):
             if tag <= self.virtual:
                 del self.resting[tenant]
-        if not self.count:
-            self.virtual, self.called_at, self.version = 0.0, 0, ""
-            self.resting.clear()
-            self.turns.clear()
+        self._tidy()
         wait, call = self._arrange(request, round_, now)
-        return Released(tuple(round_.handed), wait, self._next(request.free)), call
+        return Released(tuple(round_.handed), wait, self._next(request.free + round_.skipped)), call
 
     def purge(self, lane: Lane) -> int:
         """Forget what is parked in *lane*; return how many tasks that were."""
@@ -365,6 +369,7 @@ class Backlog:
         for item in items:
             del self.messages[item.uid]
             self.shrink(lane, tenant)
+        self._tidy()
         return len(items)
 
     def put_back(self, owned: Owned) -> None:
@@ -388,10 +393,10 @@ class Backlog:
             tag = max(self.virtual, self.resting.pop(lane.tenant, 0.0))
             tenant = self.tenants[lane.tenant] = _Tenant(tag)
             self.ready[lane.tenant] = tag
-        elif front and lane.tenant in self.asleep:
-            del self.asleep[lane.tenant]
-            self.ready[lane.tenant] = tenant.tag
         kind = tenant.types.get(lane.task)
+        first = front or kind is None or lane.rank < min(kind.lanes)
+        if first and lane.tenant in self.asleep:  # it sleeps because of others than this one
+            self._rouse(lane.tenant)
         if kind is None:
             tenant.turn += 1
             kind = tenant.types[lane.task] = _Type(tenant.turn)
@@ -424,43 +429,67 @@ class Backlog:
     def _wake(self, now: int) -> None:
         due = [name for name, wake in _in_order(self.asleep) if wake <= now]
         for name in due[:MOST]:
-            del self.asleep[name]
-            tenant = self.tenants[name]
-            tenant.tag = max(self.virtual, tenant.tag)
-            self.ready[name] = tenant.tag
+            self._rouse(name)
+
+    def _rouse(self, name: str) -> None:
+        del self.asleep[name]
+        tenant = self.tenants[name]
+        tenant.tag = max(self.virtual, tenant.tag)
+        self.ready[name] = tenant.tag
+
+    def _tidy(self) -> None:
+        """Forget everything once there is nothing."""
+        if not self.count:
+            self.virtual, self.called_at, self.version = 0.0, 0, ""
+            self.resting.clear()
+            self.turns.clear()
 
     def _arrange(self, request: Request, round_: _Round, now: int) -> tuple[int | None, bool]:
         """Decide when the worker comes again, and whether another must be called in its place."""
         for worker, turn in list(self.turns.items()):
             if turn < now - NO_SHOW:
                 del self.turns[worker]
-        ready_at = round_.ready_at
+        ready_at: float | None = round_.ready_at
         if ready_at is None:
-            ready_at = min(self.asleep.values(), default=None)
-        if ready_at is None:
-            return None, False
+            ready_at = min((*self.asleep.values(), *round_.later), default=None)
         if round_.admitted >= request.free:
-            return None, self._call(ready_at, now)
-        ahead = len(self.turns) // PER_TURN
-        turn: float = ready_at + ahead * round_.gap
-        if round_.gap == 0 and ahead:
-            later = _in_order(self.asleep)
-            turn = max(ready_at, later[ahead][1] if ahead < len(later) else now + SECOND)
+            return None, ready_at is not None and self._call(ready_at, now)
         if round_.unknown:
             return 0, False
-        self.turns[request.worker] = turn
-        return max(0, math.ceil(turn - now)), False
+        comes_at = self._turn(ready_at, round_.gap, now)
+        if comes_at is None:
+            return None, False
+        self.turns[request.worker] = comes_at
+        return max(0, math.ceil(comes_at - now)), False
+
+    def _turn(self, ready_at: float | None, gap: float, now: int) -> float | None:
+        """Return when a worker comes again that has free slots: after those who come before it, as many at a time."""
+        quiet = self.called_at + QUIET
+        if self._is_quiet(now) and (ready_at is None or quiet < ready_at) and self._coming(quiet, now) < PER_TURN:
+            return quiet  # until then nobody else is called
+        if ready_at is None:
+            return None
+        ahead = len(self.turns) // PER_TURN
+        if gap == 0 and ahead:
+            later = _in_order(self.asleep)
+            return max(ready_at, later[ahead][1] if ahead < len(later) else now + SECOND)
+        return ready_at + ahead * gap
 
     def _call(self, ready_at: float, now: int) -> bool:
-        if now - self.called_at < QUIET and now >= self.called_at:
-            return False
-        if any(turn <= max(ready_at, now) + TOLERANCE for turn in self.turns.values()):
+        if self._is_quiet(now) or self._coming(ready_at, now):
             return False
         self.called_at = now
         return True
 
-    def _next(self, free: int) -> tuple[Known, ...]:
-        names = [name for name, _ in _in_order(self.ready)[: free + SPARE]]
+    def _is_quiet(self, now: int) -> bool:
+        return 0 <= now - self.called_at < QUIET
+
+    def _coming(self, ready_at: float, now: int) -> int:
+        """Return how many workers come in time for what can be handed out at *ready_at*."""
+        return sum(now - NO_SHOW <= turn <= max(ready_at, now) + TOLERANCE for turn in self.turns.values())
+
+    def _next(self, count: int) -> tuple[Known, ...]:
+        names = [name for name, _ in _in_order(self.ready)[: count + SPARE]]
         names += [name for name, _ in _in_order(self.asleep)[:SPARE]]
         return tuple(self.known(name) for name in names)
 
@@ -482,18 +511,20 @@ class _Round:
         self._now = now
         self.handed: list[Handed] = []
         self.admitted = 0
+        self.skipped = 0
         self.unknown = False
         self.ready_at: int | None = None
+        self.later: list[int] = []
         self.gap = 0.0
 
     def serve(self) -> None:
-        skipped = looked = 0
+        looked = 0
         while self.admitted < self._free and looked < MOST:
             looked += 1
             heads = _in_order(self._backlog.ready)
-            if len(heads) <= skipped:
+            if len(heads) <= self.skipped:
                 break
-            name = heads[skipped][0]
+            name = heads[self.skipped][0]
             candidate = self._candidates.get(name)
             if candidate is None:
                 self._stop_unknown()
@@ -502,17 +533,19 @@ class _Round:
             if self.ready_at is not None:
                 break
             if wait is None:
-                skipped += 1
+                self.skipped += 1
             elif wait > 0:
                 del self._backlog.ready[name]
                 self._backlog.asleep[name] = self._now + wait
-        if self.ready_at is None and self._backlog.ready and (looked >= MOST or self.admitted >= self._free):
+        has_more = self.admitted >= self._free or (looked >= MOST and self.skipped < MOST)
+        if self.ready_at is None and self._backlog.ready and has_more:
             self.ready_at = self._now + max((self._wait(level, 1.0) for level in self._common), default=0)
 
     def _serve_tenant(self, name: str, tenant: _Tenant, candidate: Candidate) -> int | None:
-        """Serve one task; return 0, or the µs the tenant must sleep, or ``None`` if nothing of it is for this worker."""
+        """Serve one task; return 0, or the µs the tenant must sleep; ``None`` if the rest is for other workers."""
         types = {kind.task: kind for kind in candidate.types}
         sleep: int | None = None
+        is_for_others = False
         for task in tenant.turns():
             kind = types.get(task)
             rank = min(tenant.types[task].lanes)
@@ -520,11 +553,15 @@ class _Round:
                 self._stop_unknown()
                 return 0
             if not kind.known:
+                is_for_others = True
                 continue
             wait = PAUSE if kind.paused else self._serve_type(name, tenant, candidate, kind, rank)
             if wait == 0 or self.ready_at is not None:
                 return 0
             sleep = wait if sleep is None else min(sleep, wait)
+        if is_for_others and sleep is not None:  # whoever knows the rest need not wait so long
+            self.later.append(self._now + sleep)
+            return None
         return sleep
 
     def _serve_type(self, name: str, tenant: _Tenant, candidate: Candidate, kind: TaskType, rank: int) -> int:
@@ -576,8 +613,11 @@ class _Round:
 def give_back(path: Sequence[Level], cost: float, states: MutableMapping[str, LevelState], now: int) -> None:
     """Put *cost* tokens back into every level of *path*: its task was handed out and has not started."""
     for level in path:
-        state = states.get(level.key, EMPTY).under(level.limit, now)
-        states[level.key] = replace(state, full_at=refund(level.limit, state.full_at, now, cost))
+        state = states.get(level.key, EMPTY)
+        if state.full_at > now:
+            # Under the limit they were last reckoned under, whatever that of *path*: it may have changed meanwhile.
+            limit = Limit(state.capacity, state.fill_rate)
+            states[level.key] = replace(state, full_at=refund(limit, state.full_at, now, cost))
 
 
 def _in_order(scores: Mapping[str, float]) -> list[tuple[str, float]]:

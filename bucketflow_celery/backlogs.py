@@ -16,10 +16,12 @@ from queue import Empty, SimpleQueue
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from bucketflow.clock import Clock
+from bucketflow.limit import SECOND
 from bucketflow_celery.admission import LevelState
 from bucketflow_celery.backlog import Backlog, Lane, Owned, Parcel, Released, Request, Settlement, give_back
 
 __all__ = [
+    "DEAD",
     "EVERY_QUEUE",
     "LOST",
     "BacklogStore",
@@ -39,6 +41,8 @@ T_co = TypeVar("T_co", covariant=True)
 EVERY_QUEUE = ""
 #: In place of an answer to a request: the worker has no lease.
 LOST = "lost"
+#: Most workers named as dead in one answer.
+DEAD = 16
 
 
 class Call(Protocol[T_co]):
@@ -131,11 +135,12 @@ class BacklogStore(Protocol):
         Renew the lease of *worker* for so many seconds.
 
         Returns:
-            Whether it had one: if not, its tasks are or will be another's, and it needs another name. And who is dead.
+            Whether it had one: if not, its tasks are or will be another's, and it needs another name. And who is dead,
+            the longest first, at most ``DEAD`` of them.
         """
 
     def owned(self, worker: str) -> Call[list[OwnedView]]:
-        """Return what belongs to *worker*."""
+        """Return what belongs to *worker*, by when it was parked."""
 
     def purge(self, queue: str, lane: Lane) -> int:
         """Forget what is parked in *lane*; return how many tasks that were."""
@@ -174,7 +179,7 @@ class MemoryBacklogs:
         self._version = version
         self._backlogs: dict[str, Backlog] = {}
         self._owned: defaultdict[str, dict[bytes, Owned]] = defaultdict(dict)
-        self._workers: dict[str, float] = {}
+        self._workers: dict[str, int] = {}
         self._listeners: list[SimpleQueue[str]] = []
 
     def blocks(self, queue: str, tenant: str) -> bool:
@@ -219,6 +224,7 @@ class MemoryBacklogs:
                 if self._workers.get(worker, -1) > now:
                     return 0
                 self._workers[worker] = -1
+                self._of(queue).turns.pop(worker, None)
             owned, backlog = self._owned[worker], self._of(queue)
             for uid in settlement.ended:
                 if owned.pop(uid, None) is not None:
@@ -247,8 +253,9 @@ class MemoryBacklogs:
                 now = self._clock.now()
                 alive_until = self._workers.get(worker, 0)
                 if alive_until >= 0:
-                    self._workers[worker] = now + seconds * 1_000_000
-                return alive_until > 0, [name for name, until in self._workers.items() if until <= now]
+                    self._workers[worker] = now + round(seconds * SECOND)
+                dead = sorted((until, name.encode()) for name, until in self._workers.items() if until <= now)
+                return alive_until > 0, [name.decode() for _, name in dead[:DEAD]]
 
         return Reply(renew)
 
@@ -258,7 +265,8 @@ class MemoryBacklogs:
         def owned() -> list[OwnedView]:
             with self._lock:
                 mine = self._owned.get(worker, {}).values()
-                return [OwnedView(one.item.uid, one.queue, one.lane, one.item.since) for one in mine]
+                views = [OwnedView(one.item.uid, one.queue, one.lane, one.item.since) for one in mine]
+                return sorted(views, key=lambda view: (view.since, view.uid))
 
         return Reply(owned)
 

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from bucketflow.limit import SECOND
 from bucketflow.redis_calls import ScriptRunner, Subscription
 from bucketflow.scripts import Script, exact, load_script
-from bucketflow_celery.backlog import Handed, Item, Known, Lane, Owned, Parcel, Released, Request, Settlement
+from bucketflow_celery.backlog import MEMORY, Handed, Item, Known, Lane, Owned, Parcel, Released, Request, Settlement
 from bucketflow_celery.backlogs import LOST, BacklogView, LaneView, Listener, OwnedView
 from bucketflow_celery.limits import Level, quoted
 
@@ -23,8 +23,6 @@ _PARTS = ("messages", "tenants", "ready", "asleep", "resting", "turns", "unconfi
 _LOST = -2
 #: Lanes asked for or purged in one call, and tasks purged.
 _BATCH = 500
-#: Seconds after which nobody remembers a message any more that its broker may still deliver again.
-_MEMORY = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,7 @@ class RedisBacklogs:
     def park(self, queue: str, parcels: Sequence[Parcel], limit: int, *, busy: bool) -> RedisCall[list[int]]:
         """See :class:`~bucketflow_celery.backlogs.BacklogStore`."""
         keys = self._keys(queue)
-        args: list[str | bytes] = [queue, self.channel, str(limit), str(int(busy)), str(_MEMORY * SECOND)]
+        args: list[str | bytes] = [queue, self.channel, str(limit), str(int(busy)), str(MEMORY)]
         for parcel in parcels:
             lane = parcel.lane
             args += (parcel.uid, keys.index(self._lane(queue, lane)), lane.tenant, lane.task, str(lane.rank))
@@ -138,7 +136,7 @@ class RedisBacklogs:
         for uid, lane, may_have_started in reversed(settlement.returned):  # each goes in front of the one before
             args += (uid, keys.index(self._lane(queue, lane)), str(int(may_have_started)))
         for path, cost in settlement.refunds:
-            args += (exact(cost), str(len(path)), *(word for level in path for word in self._level(keys, level)))
+            args += (exact(cost), str(len(path)), *(keys.index(self._key(level.key)) for level in path))
         return self._call("settle", keys, args, lambda reply: int(reply[1]))
 
     def renew(self, worker: str, seconds: float) -> RedisCall[tuple[bool, list[str]]]:
@@ -157,10 +155,11 @@ class RedisBacklogs:
         """See :class:`~bucketflow_celery.backlogs.BacklogStore`."""
 
         def read(reply: Any) -> list[OwnedView]:
-            return [
+            views = [
                 OwnedView(uid, _text(queue), Lane(_text(tenant), _text(task), rank), since)
                 for uid, queue, tenant, task, rank, since in reply
             ]
+            return sorted(views, key=lambda view: (view.since, view.uid))
 
         return RedisCall(self._runner, load_script(_PACKAGE, "owned"), [self._owned(worker)], [], read)
 

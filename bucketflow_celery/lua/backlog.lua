@@ -1,5 +1,5 @@
 -- backlog: what the operations on the backlog of one queue share, behind core.lua; mirrors backlog.py.
--- KEYS[1..11] are the same for all of them, one hash tag:
+-- KEYS[1..12] are the same for all of them, one hash tag:
 --   version      of the limits
 --   messages     hash: uid -> message
 --   tenants      hash: tenant -> {tag, turn, cost, types = {task -> {turn, lanes = {rank -> length}}}}, as MessagePack
@@ -11,10 +11,12 @@
 --   meta         hash: virtual time, count, called_at, version of the limits under which the tenants fell asleep
 --   owned        hash of the worker that calls: uid -> {queue, tenant, task, rank, item}, as MessagePack
 --   workers      sorted set: worker -> µs until which it is alive; -1: its tasks are being taken back
+--   queues       set: in which queues something is parked
 -- A lane is a list of items, an item the packed doubles since, cost and deadline behind one byte, then the uid.
 local VERSION, MESSAGES, TENANTS, READY, ASLEEP = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local RESTING, TURNS, UNCONFIRMED, META, OWNED, WORKERS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
-local PAUSE = SECOND
+local QUEUES = KEYS[12]
+local PAUSE = 60 * SECOND
 local NO_SHOW = 50000
 local TOLERANCE = 10000
 local QUIET = 20000
@@ -66,6 +68,13 @@ local function virtual_time()
   return tonumber(redis.call('HGET', META, 'virtual') or 0)
 end
 
+-- Who slept catches up nothing.
+local function rouse(name, tenant, virtual)
+  tenant.tag = math.max(virtual, tenant.tag)
+  touched[name] = true
+  redis.call('ZADD', READY, tenant.tag, name)
+end
+
 local function enter(key, lane, item, front)
   local tenant = record_of(lane.tenant)
   if not tenant then
@@ -74,11 +83,13 @@ local function enter(key, lane, item, front)
     tenant = { tag = tag, turn = 0, cost = 0, types = {} }
     records[lane.tenant] = tenant
     redis.call('ZADD', READY, tag, lane.tenant)
-  elseif front and redis.call('ZREM', ASLEEP, lane.tenant) == 1 then
-    redis.call('ZADD', READY, tenant.tag, lane.tenant)
   end
   touched[lane.tenant] = true
   local kind = tenant.types[lane.task]
+  local first = front or not kind or lane.rank < ranks_of(kind)[1]
+  if first and redis.call('ZREM', ASLEEP, lane.tenant) == 1 then -- it sleeps because of others than this one
+    rouse(lane.tenant, tenant, virtual_time())
+  end
   if not kind then
     tenant.turn = tenant.turn + 1
     kind = { turn = tenant.turn, lanes = {} }
@@ -121,16 +132,31 @@ local function save_records()
   end
 end
 
--- Whether nobody comes in time for what can be handed out at ready_at, and nobody has been called a moment ago.
-local function must_call(ready_at, time)
+-- Forget everything once there is nothing; returns whether there is something.
+local function tidy(queue)
+  if tonumber(redis.call('HGET', META, 'count') or 0) > 0 then
+    return true
+  end
+  redis.call('DEL', META, RESTING, TURNS)
+  redis.call('SREM', QUEUES, queue)
+  return false
+end
+
+-- Returns whether somebody was called a moment ago, and until when nobody else is.
+local function is_quiet(time)
   local called_at = tonumber(redis.call('HGET', META, 'called_at') or 0)
-  if time - called_at < QUIET and time >= called_at then
-    return false
+  return time - called_at < QUIET and time >= called_at, called_at + QUIET
+end
+
+-- How many workers come in time for what can be handed out at ready_at.
+local function coming(ready_at, time)
+  return redis.call('ZCOUNT', TURNS, time - NO_SHOW, math.max(ready_at, time) + TOLERANCE)
+end
+
+-- Call a worker for what can be handed out at ready_at, unless one comes anyway or has been called a moment ago.
+local function call(ready_at, time, channel, queue)
+  if not is_quiet(time) and coming(ready_at, time) == 0 then
+    redis.call('HSET', META, 'called_at', time)
+    redis.call('PUBLISH', channel, queue)
   end
-  local first = redis.call('ZRANGE', TURNS, 0, 0, 'WITHSCORES')
-  if first[1] and tonumber(first[2]) <= math.max(ready_at, time) + TOLERANCE then
-    return false
-  end
-  redis.call('HSET', META, 'called_at', time)
-  return true
 end

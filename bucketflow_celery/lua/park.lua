@@ -1,5 +1,5 @@
 -- park: store tasks that may not start; mirrors Backlog.park in backlog.py.
--- KEYS     see backlog.lua, then the backlogs' names, then each lane
+-- KEYS     see backlog.lua, then each lane
 -- ARGV     queue, channel, most tasks the backlog holds, 1 if the worker has no free slot, µs after which an unconfirmed uid
 --          is forgotten; then for each task: uid, index of its lane in KEYS, tenant, task, rank, cost, µs until its deadline
 --          (0 = none), 1 if it is redelivered, message
@@ -8,7 +8,7 @@
 local time = now()
 local most, busy, memory = tonumber(ARGV[3]), ARGV[4] == '1', tonumber(ARGV[5])
 local count = tonumber(redis.call('HGET', META, 'count') or 0)
-local positions, stored = {}, false
+local positions, stored = {}, 0
 for at = 6, #ARGV, 9 do
   local uid, key = ARGV[at], KEYS[tonumber(ARGV[at + 1])]
   local lane = { tenant = ARGV[at + 2], task = ARGV[at + 3], rank = tonumber(ARGV[at + 4]) }
@@ -22,21 +22,22 @@ for at = 6, #ARGV, 9 do
     redis.call('ZADD', UNCONFIRMED, time, uid)
     positions[#positions + 1] = enter(key, lane, {
       uid = uid,
-      since = time,
+      since = time + stored,
       cost = tonumber(ARGV[at + 5]),
       deadline = patience > 0 and time + patience or 0,
       redelivered = tonumber(ARGV[at + 7]),
     }, false)
     count = count + 1
-    stored = true
+    stored = stored + 1
   end
 end
-if stored then
+if stored > 0 then
   save_records()
-  redis.call('SADD', KEYS[12], ARGV[1])
+  redis.call('SADD', QUEUES, ARGV[1])
   redis.call('ZREMRANGEBYSCORE', UNCONFIRMED, '-inf', time - memory)
-  if busy and must_call(time, time) then
-    redis.call('PUBLISH', ARGV[2], ARGV[1])
+  redis.call('PEXPIRE', UNCONFIRMED, memory / 1000)
+  if busy then
+    call(time, time, ARGV[2], ARGV[1])
   end
 end
 return positions

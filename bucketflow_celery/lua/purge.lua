@@ -1,5 +1,5 @@
 -- purge: forget parked tasks of one lane; mirrors Backlog.purge in backlog.py.
--- KEYS     see backlog.lua, then the backlogs' names, then the lane
+-- KEYS     see backlog.lua, then the lane
 -- ARGV     queue, tenant, task, rank, most tasks forgotten by one call
 -- returns  how many were forgotten
 -- errors   none after the first write
@@ -17,4 +17,5 @@ for _, packed in ipairs(forgotten) do
 end
 shrink(name, tenant, task, rank, #forgotten > 0 and #forgotten or kind.lanes[rank])
 save_records()
+tidy(ARGV[1])
 return #forgotten

@@ -1,5 +1,5 @@
 -- release: hand out the tasks whose turn it is and take their tokens; mirrors Backlog.release in backlog.py.
--- KEYS     see backlog.lua, then the backlogs' names, then levels and lanes
+-- KEYS     see backlog.lua, then levels and lanes
 -- ARGV     version the caller knows, queue, channel, worker, free slots; then how many levels all tasks pass, and each;
 --          then for each tenant: name, weight, 1 and its level or 0, how many types, and for each:
 --          task, 1 if the worker knows it, 1 if paused, 1 and its level or 0, how many lanes, and for each: rank, index in KEYS.
@@ -81,14 +81,11 @@ if version ~= slept_under then
 end
 local virtual = virtual_time()
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', ASLEEP, '-inf', time, 'LIMIT', 0, MOST)) do
-  local tenant = record_of(name)
-  tenant.tag = math.max(virtual, tenant.tag)
-  touched[name] = true
   redis.call('ZREM', ASLEEP, name)
-  redis.call('ZADD', READY, tenant.tag, name)
+  rouse(name, record_of(name), virtual)
 end
 
-local handed, admitted, unknown, ready_at, gap = {}, 0, false, nil, 0
+local handed, admitted, skipped, unknown, ready_at, later, gap = {}, 0, 0, false, nil, nil, 0
 
 local function stop_unknown()
   unknown, ready_at = true, time
@@ -160,7 +157,7 @@ end
 
 -- Returns 0, or the µs the tenant must sleep, or nil if nothing of it is for this worker.
 local function serve_tenant(name, tenant, candidate)
-  local sleep
+  local sleep, is_for_others
   for _, task in ipairs(turns_of(tenant)) do
     local kind = candidate.types[task]
     local rank = ranks_of(tenant.types[task])[1]
@@ -174,12 +171,18 @@ local function serve_tenant(name, tenant, candidate)
         return 0
       end
       sleep = math.min(sleep or wait, wait)
+    else
+      is_for_others = true
     end
+  end
+  if is_for_others and sleep then -- whoever knows the rest need not wait so long
+    later = math.min(later or time + sleep, time + sleep)
+    return nil
   end
   return sleep
 end
 
-local skipped, looked = 0, 0
+local looked = 0
 while admitted < free and looked < MOST do
   looked = looked + 1
   local name = redis.call('ZRANGE', READY, skipped, skipped)[1]
@@ -202,7 +205,8 @@ while admitted < free and looked < MOST do
     redis.call('ZADD', ASLEEP, time + wait, name)
   end
 end
-if not ready_at and (looked >= MOST or admitted >= free) and redis.call('EXISTS', READY) == 1 then
+local has_more = admitted >= free or (looked >= MOST and skipped < MOST)
+if not ready_at and has_more and redis.call('EXISTS', READY) == 1 then
   ready_at = time + longest(common, 1)
 end
 
@@ -212,36 +216,45 @@ for key in pairs(changed) do
   redis.call('SET', KEYS[key], pack(limits[key], full_at[key], line_at[key]), 'PX', ttl)
 end
 save_records()
-if tonumber(redis.call('HGET', META, 'count') or 0) > 0 then
+if tidy(queue) then
   redis.call('HSET', META, 'virtual', virtual, 'version', version)
   redis.call('ZREMRANGEBYSCORE', RESTING, '-inf', virtual)
-else
-  redis.call('DEL', META, RESTING, TURNS)
-  redis.call('SREM', KEYS[12], queue)
 end
 
 -- When this worker comes again, and whether another must be called in its place.
 redis.call('ZREMRANGEBYSCORE', TURNS, '-inf', '(' .. exact(time - NO_SHOW))
+local function sleeper(at)
+  local found = redis.call('ZRANGE', ASLEEP, at, at, 'WITHSCORES')
+  return found[1] and tonumber(found[2])
+end
 if not ready_at then
-  local first = redis.call('ZRANGE', ASLEEP, 0, 0, 'WITHSCORES')
-  ready_at = first[1] and tonumber(first[2])
+  local first = sleeper(0)
+  ready_at = first and later and math.min(first, later) or first or later
+end
+local function turn()
+  local quiet, until_ = is_quiet(time)
+  if quiet and (not ready_at or until_ < ready_at) and coming(until_, time) < PER_TURN then
+    return until_ -- before that nobody else is called
+  end
+  local ahead = ready_at and math.floor(redis.call('ZCARD', TURNS) / PER_TURN)
+  if ready_at and gap == 0 and ahead > 0 then
+    return math.max(ready_at, sleeper(ahead) or time + SECOND)
+  end
+  return ready_at and ready_at + ahead * gap
 end
 local wait = -1
-if ready_at and admitted >= free then
-  if must_call(ready_at, time) then
-    redis.call('PUBLISH', channel, queue)
+if admitted >= free then
+  if ready_at then
+    call(ready_at, time, channel, queue)
   end
 elseif unknown then
   wait = 0
-elseif ready_at then
-  local ahead = math.floor(redis.call('ZCARD', TURNS) / PER_TURN)
-  local turn = ready_at + ahead * gap
-  if gap == 0 and ahead > 0 then
-    local later = redis.call('ZRANGE', ASLEEP, ahead, ahead, 'WITHSCORES')
-    turn = math.max(ready_at, tonumber(later[2] or time + SECOND))
+else
+  local at = turn()
+  if at then
+    redis.call('ZADD', TURNS, at, worker)
+    wait = math.max(0, math.ceil(at - time))
   end
-  redis.call('ZADD', TURNS, turn, worker)
-  wait = math.max(0, math.ceil(turn - time))
 end
 
 -- Who may be next.
@@ -257,6 +270,6 @@ local function tell(names)
     following[#following + 1] = types
   end
 end
-tell(redis.call('ZRANGE', READY, 0, free + SPARE - 1))
+tell(redis.call('ZRANGE', READY, 0, free + skipped + SPARE - 1))
 tell(redis.call('ZRANGE', ASLEEP, 0, SPARE - 1))
 return { version, wait, handed, following }

@@ -7,6 +7,7 @@ local time = now()
 local alive_until = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0)
 local reply = { alive_until > 0 and 1 or 0 }
 if alive_until >= 0 then
+  redis.call('ZREM', KEYS[1], '') -- needs no memory: see release.lua
   redis.call('ZADD', KEYS[1], time + tonumber(ARGV[2]), ARGV[1])
 end
 for _, worker in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', time, 'LIMIT', 0, 16)) do

@@ -1,9 +1,9 @@
 -- settle: what became of tasks that were handed out; mirrors Backlogs.settle in backlogs.py.
--- KEYS     see backlog.lua (owned: of the worker whose tasks they are), then the backlogs' names, then lanes and levels
+-- KEYS     see backlog.lua (owned: of the worker whose tasks they are), then lanes and levels
 -- ARGV     queue, channel, worker whose tasks they are, 1 if they are taken from it because it is dead;
 --          how many have ended, and their uids; how many the broker has forgotten, and their uids;
 --          how many go back to the front of their line, and for each: uid, index of its lane, 1 if it may have started;
---          then for each task whose tokens go back: cost, how many levels, and for each: index in KEYS, capacity, fill_rate
+--          then for each task whose tokens go back: cost, how many levels, and for each: index in KEYS
 -- returns  {1, how many went back}; {0, 0} if the worker is not dead
 -- errors   none after the first write
 local time = now()
@@ -12,8 +12,10 @@ if is_dead then
   if tonumber(redis.call('ZSCORE', WORKERS, worker) or -1) > time then
     return { 0, 0 }
   end
+  redis.call('ZREM', TURNS, worker)
   redis.call('ZADD', WORKERS, -1, worker)
 end
+redis.call('HDEL', OWNED, '') -- needs no memory: see release.lua
 
 local at = 5
 local function argument()
@@ -50,19 +52,23 @@ for _ = 1, number() do
 end
 if returned > 0 then
   save_records()
-  redis.call('SADD', KEYS[12], queue)
-  if must_call(time, time) then
-    redis.call('PUBLISH', channel, queue)
-  end
+  redis.call('SADD', QUEUES, queue)
+  call(time, time, channel, queue)
 end
 while at <= #ARGV do
   local cost = number()
   for _ = 1, number() do
     local key = KEYS[number()]
-    local limit = limit_of(argument(), argument())
-    local full_at, line_at = under(limit, redis.call('GET', key), time)
-    full_at = refund(limit, full_at, time, cost)
-    redis.call('SET', key, pack(limit, full_at, line_at), 'PX', math.max(1, lifetime(full_at, line_at, time)))
+    local stored = redis.call('GET', key)
+    local full_at, line_at, capacity, fill_rate = FULL, 0, 0, 0
+    if stored and #stored == 32 then
+      full_at, line_at, capacity, fill_rate = struct.unpack('<dddd', stored)
+    end
+    if full_at > time then -- under the limit they were last reckoned under: it may have changed since they were taken
+      local limit = limit_of(capacity, fill_rate)
+      full_at = refund(limit, full_at, time, cost)
+      redis.call('SET', key, pack(limit, full_at, line_at), 'PX', math.max(1, lifetime(full_at, line_at, time)))
+    end
   end
 end
 if is_dead and redis.call('EXISTS', OWNED) == 0 then

@@ -1,0 +1,79 @@
+"""What a backlog in Redis holds, in plain Python."""
+
+from __future__ import annotations
+
+import struct
+
+from bucketflow.scripts import Script, load_script
+from bucketflow_celery.backlog import Item, Lane
+
+_VIEW = load_script("bucketflow_celery", "view", "backlog").text
+_CORE = Script.compose("core", "").text
+
+#: The records of all tenants: name, tag, turn, cost, and of each type: task, turn, ranks and lengths of its lanes.
+RECORDS = Script.compose(
+    "records",
+    _VIEW[len(_CORE) : _VIEW.index("-- view:")]
+    + """
+    local reply, entries = {}, redis.call('HGETALL', TENANTS)
+    for at = 1, #entries, 2 do
+      local tenant, types = cmsgpack.unpack(entries[at + 1]), {}
+      for task, kind in pairs(tenant.types) do
+        local lanes = {}
+        for rank, length in pairs(kind.lanes) do
+          lanes[#lanes + 1] = {rank, length}
+        end
+        types[#types + 1] = {task, kind.turn, lanes}
+      end
+      reply[#reply + 1] = {entries[at], exact(tenant.tag), tenant.turn, exact(tenant.cost), types}
+    end
+    return reply
+    """,
+)
+
+
+def shape_of(store, queue, versions):
+    """Return what the Redis *store* holds of *queue*; *versions* are pairs, the second is its own."""
+    backlogs = store.backlogs
+    client = next(iter(store.runner._route.nodes.values())).client
+    keys = backlogs._keys(queue).keys
+    _, messages, _, ready, asleep, resting, turns, unconfirmed, meta = keys[:9]
+    told = {name.decode(): value.decode() for name, value in client.hgetall(meta).items()}
+    return {
+        "tenants": {
+            name.decode(): (float(tag), turn, float(cost), {
+                task.decode(): (
+                    of_type,
+                    {rank: _items(client, backlogs, queue, Lane(name.decode(), task.decode(), rank), length)
+                     for rank, length in lanes},
+                )
+                for task, of_type, lanes in types
+            })
+            for name, tag, turn, cost, types in client.eval(RECORDS.text, len(keys), *keys)
+        },
+        "ready": _scores(client, ready),
+        "asleep": _scores(client, asleep),
+        "resting": _scores(client, resting),
+        "turns": _scores(client, turns),
+        "unconfirmed": dict(client.zrange(unconfirmed, 0, -1, withscores=True)),
+        "messages": client.hgetall(messages),
+        "meta": (
+            float(told.get("virtual", 0)),
+            int(told.get("count", 0)),
+            float(told.get("called_at", 0)),
+            [pair[1] for pair in versions].index(told.get("version", "")),
+        ),
+    }  # fmt: skip
+
+
+def _scores(client, key):
+    return {name.decode(): score for name, score in client.zrange(key, 0, -1, withscores=True)}
+
+
+def _items(client, backlogs, queue, lane, length):
+    items = []
+    for packed in client.lrange(backlogs._lane(queue, lane), 0, -1):
+        redelivered, since, cost, deadline = struct.unpack_from("<Bddd", packed)
+        items.append(Item(packed[25:], since, cost, deadline, redelivered == 1))
+    assert len(items) == length
+    return items
