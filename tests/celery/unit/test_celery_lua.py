@@ -9,16 +9,21 @@ from importlib.resources import files
 import pytest
 
 from bucketflow.redis_calls import ScriptRunner
-from bucketflow.scripts import load_script
 from bucketflow_celery.admission import Ask
+from bucketflow_celery.backlog import Candidate, Lane, Parcel, Request, Settlement, TaskType
 from bucketflow_celery.limits import Level, Limit
 from bucketflow_celery.store import RedisStore
 
+#: Put in front of operations.
+PRELUDES = {"core", "backlog"}
 OPERATIONS = sorted(
-    path.name.removesuffix(".lua")
+    name
     for path in files("bucketflow_celery").joinpath("lua").iterdir()
-    if path.name.endswith(".lua") and path.name != "core.lua"
+    if path.name.endswith(".lua") and (name := path.name.removesuffix(".lua")) not in PRELUDES
 )
+#: Commands that write nothing, and functions of the preludes that do.
+READS = "GET|MGET|TIME|HGET|HGETALL|HEXISTS|EXISTS|SMEMBERS|LINDEX|ZRANGE|ZRANGEBYSCORE|ZSCORE|ZCARD|ZCOUNT"
+WRITERS = "announce|enter|rouse|save_records|tidy"
 FIELDS = re.compile(
     r"(?P<name>\w+): (?P<what>.+?)\n"
     r"(?P<keys>KEYS.+?)\n"
@@ -49,10 +54,11 @@ def words(text):
 class Recorder(ScriptRunner):
     def __init__(self, client):
         super().__init__(client)
-        self.calls = {}
+        self.calls, self.scripts = {}, {}
 
     def run(self, script, keys, args):
         reply = super().run(script, keys, args)
+        self.scripts[script.name] = script
         self.calls[script.name] = keys, args, reply
         return reply
 
@@ -62,7 +68,7 @@ NAMES = ("all", "queue", "tenant", "task")
 
 @pytest.fixture(params=[1, 2, 4])
 def recorded(request, redis_client):
-    """Return the depth of the path, how many tasks asked, and what each operation was sent and answered."""
+    """Return the depth of the path, how many tasks asked, and who took down what was sent and answered."""
     depth, tasks = request.param, 3
     path = tuple(Level(name, f"level {name}", Limit(1, 0.1)) for name in NAMES[:depth])
     recorder = Recorder(redis_client)
@@ -73,8 +79,9 @@ def recorded(request, redis_client):
     store.leave(Ask(path, 1, tuple(due or 1 for due in dues)))
     store.peek(path)
     store.set_limits({"all": "1/s"})
+    store.pause("queue:q", paused=True)
     store.limits()
-    return depth, tasks, recorder.calls
+    return depth, tasks, recorder
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -87,12 +94,13 @@ def test_every_operation_has_a_header_that_names_it(name):
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_that_says_so_writes_nothing(name):
     source = files("bucketflow_celery").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
-    writes = re.findall(r"redis\.call\('(?!GET|MGET|TIME)\w+'", source)
+    writes = re.findall(rf"redis\.call\((?!'(?:{READS})')|\b(?:{WRITERS})\(", source)
     assert bool(writes) == (header(name)["errors"] == "none after the first write")
 
 
 def test_admit(recorded):
-    depth, tasks, calls = recorded
+    depth, tasks, recorder = recorded
+    calls = recorder.calls
     keys, args, reply = calls["admit"]
     said = header("admit")
     fixed, _, rest = said["argv"].partition("then for each task:")
@@ -106,8 +114,8 @@ def test_admit(recorded):
 
 
 def test_leave(recorded):
-    depth, _, calls = recorded
-    keys, args, reply = calls["leave"]
+    depth, _, recorder = recorded
+    keys, args, reply = recorder.calls["leave"]
     fixed, _, level = header("leave")["argv"].partition("then for each level:")
     assert len(keys) == depth
     assert len(args) == words(fixed) + depth * words(level)
@@ -115,8 +123,8 @@ def test_leave(recorded):
 
 
 def test_peek(recorded):
-    depth, _, calls = recorded
-    keys, args, reply = calls["peek"]
+    depth, _, recorder = recorded
+    keys, args, reply = recorder.calls["peek"]
     said = header("peek")
     assert len(keys) == depth
     assert (said["argv"], args) == ("none", [])
@@ -125,35 +133,185 @@ def test_peek(recorded):
 
 
 def test_limits_and_set_limits(recorded):
-    _, _, calls = recorded
+    _, _, recorder = recorded
+    calls = recorder.calls
     keys, args, reply = calls["set_limits"]
-    assert words(header("set_limits")["keys"].split("  ")[-1].split(";")[0]) == len(keys) == 2
+    assert words(header("set_limits")["keys"].removeprefix("KEYS").split(";")[0]) == len(keys) == 3
     assert words(header("set_limits")["argv"].split(";")[0]) == len(args) == 2
     assert header("set_limits")["returns"] == str(reply)
     keys, args, reply = calls["limits"]
+    assert words(header("limits")["keys"].removeprefix("KEYS").split(";")[0]) == len(keys)
     assert (header("limits")["argv"], args) == ("none", [])
-    version, table = reply
+    version, table, *paused = reply
     assert version
     assert json.loads(table) == {"all": "1/s"}
+    assert paused == [b"queue:q"]
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_the_server_knows_an_operation_by_the_name_we_computed(redis_client, name):
-    script = load_script("bucketflow_celery", name)
-    assert redis_client.script_load(script.text) == script.sha
+def test_pause(recorded):
+    _, _, recorder = recorded
+    keys, args, reply = recorder.calls["pause"]
+    assert words(header("pause")["keys"].removeprefix("KEYS").split(";")[0]) == len(keys)
+    assert words(header("pause")["argv"]) == len(args)
+    assert (header("pause")["returns"], reply) == ("1 if that is new | 0", 1)
+
+
+# The backlog
+
+COMMON = (Level("all", "all", Limit(9, 1)), Level("queue", "q:q", Limit(9, 1)))
+OWN = Level("tenant", "q:q/t:a", Limit(9, 1)), Level("task", "q:q/t:a/f:f", Limit(9, 1))
+LANES = [Lane("a", "f", 0), Lane("a", "f", 3), Lane("b", "g", 0)]
+CANDIDATES = (
+    Candidate("a", (TaskType("f", (0, 3), OWN[1]),), 2.0, OWN[0]),
+    Candidate("b", (TaskType("g", (0,)), TaskType("h", ()))),
+)
+
+
+@pytest.fixture
+def backlog(redis_client):
+    """Return what each operation on a backlog was sent and answered, and the scripts."""
+    recorder = Recorder(redis_client)
+    store = RedisStore(recorder, "twin")
+    backlogs = store.backlogs
+    backlogs.renew("w", 10).run()
+    parcels = [Parcel(bytes([number]) * 14, lane, b"message") for number, lane in enumerate(LANES * 2)]
+    assert backlogs.park("q", parcels, 5, busy=False).run() == [1, 1, 1, 2, 2, -1]
+    _, released = backlogs.release("q", Request("w", 3, COMMON, CANDIDATES), store.limits().version).run()
+    uids = [handed.owned.item.uid for handed in released.handed]
+    assert len(uids) == 3
+    assert len(backlogs.owned("w").run()) == 3
+    settlement = Settlement("w", (uids[0],), tuple(uids[:2]), ((uids[1], LANES[2], True),), (((*COMMON, *OWN), 1.0),))
+    assert backlogs.settle("q", settlement).run() == 1
+    assert backlogs.queues() == ["q"]
+    assert len(backlogs.view("q").lanes) == 2
+    assert backlogs.purge("q", LANES[1]) == 2
+    return recorder
+
+
+def parts(text, *marks):
+    """Return what stands in *text* before the first of *marks*, between each two, and after the last."""
+    found = []
+    for mark in marks:
+        before, _, text = text.partition(mark)
+        found.append(before.strip(" ,;"))
+    return [*found, text]
+
+
+def test_all_operations_on_a_backlog_have_the_same_keys_first(backlog):
+    source = files("bucketflow_celery").joinpath("lua", "backlog.lua").read_text(encoding="utf-8")
+    described = re.findall(r"^--   (\w+) ", source, re.MULTILINE)
+    for name in ("park", "release", "settle", "purge", "view"):
+        keys, _, _ = backlog.calls[name]
+        shared = [key.decode().removeprefix("{twin}:park:").removeprefix("q:") for key in keys[: len(described)]]
+        assert shared[1:9] == described[1:9]
+        assert shared[0] == "{twin}:limits:version"
+        assert shared[9:] == ["worker:w" if name in ("release", "settle") else "worker:", "workers", "queues"]
+        assert described[9:] == ["owned", "workers", "queues"]
+        assert len(set(keys)) == len(keys)
+        assert header(name)["keys"].startswith("KEYS see backlog.lua")
+
+
+def test_park(backlog):
+    keys, args, reply = backlog.calls["park"]
+    fixed, each = parts(header("park")["argv"], "then for each task:")
+    assert len(keys) == 12 + len(LANES)
+    assert len(args) == words(fixed) + 2 * len(LANES) * words(each)
+    assert len(reply) == 2 * len(LANES)
+
+
+def test_release(backlog):
+    keys, args, reply = backlog.calls["release"]
+    said = header("release")
+    text, level = parts(said["argv"], "A level is:")
+    fixed, common, tenant, kind, lane = parts(
+        text, "; then how", "then for each tenant:", "and for each:", "and for each:"
+    )
+    expected = words(fixed) + 1 + len(COMMON) * words(level)
+    assert common == "many levels all tasks pass, and each"
+    for candidate in CANDIDATES:
+        expected += words(tenant) + (candidate.level is not None) * words(level)
+        for one in candidate.types:
+            expected += words(kind) + (one.level is not None) * words(level) + len(one.ranks) * words(lane)
+    assert len(args) == expected
+    assert len(keys) == 12 + len(COMMON) + len(OWN) + len(LANES)
+    version, wait, handed, following = reply
+    assert version == b""
+    assert wait == -1
+    each = said["returns"].partition("{for each task:")[2].partition("}")[0]
+    assert [len(one) for one in handed] == [words(each)] * 3
+    assert len(following) % 2 == 0
+
+
+def test_settle(backlog):
+    keys, args, reply = backlog.calls["settle"]
+    fixed, ended, confirmed, returned, refunds = parts(
+        header("settle")["argv"], "; how many have", "; how many the", "; how many go", "; then for each task whose"
+    )
+    each = parts(returned, "and for each:")[1]
+    refund, level = parts(refunds.partition(":")[2], "and for each:")
+    assert ended == "ended, and their uids"
+    assert confirmed == "broker has forgotten, and their uids"
+    path = len(COMMON) + len(OWN)
+    assert len(args) == words(fixed) + (1 + 1) + (1 + 2) + (1 + words(each)) + words(refund) + path * words(level)
+    assert len(keys) == 12 + 1 + path
+    assert words(header("settle")["returns"].partition(";")[0]) == len(reply) == 2
+
+
+def test_renew(backlog):
+    keys, args, reply = backlog.calls["renew"]
+    assert len(keys) == 1
+    assert len(args) == words(header("renew")["argv"]) == 2
+    assert reply == [0]
+
+
+def test_owned_and_queues_and_heads(backlog):
+    keys, args, reply = backlog.calls["owned"]
+    assert (len(keys), args, header("owned")["argv"]) == (1, [], "none")
+    assert [len(one) for one in reply] == [words(header("owned")["returns"].partition(":")[2])] * 3
+    keys, args, reply = backlog.calls["queues"]
+    assert (len(keys), args, header("queues")["argv"], reply) == (1, [], "none", [b"q"])
+    keys, args, reply = backlog.calls["heads"]
+    assert (len(keys), args, header("heads")["argv"]) == (2, [], "none")
+    assert len(reply) == 2
+
+
+def test_purge_and_view(backlog):
+    keys, args, reply = backlog.calls["purge"]
+    assert len(keys) == 12 + 1
+    assert len(args) == words(header("purge")["argv"])
+    assert reply == 2
+    keys, args, reply = backlog.calls["view"]
+    assert (len(keys), args, header("view")["argv"]) == (12, [], "none")
+    tenant, lane = parts(header("view")["returns"].partition("{for each tenant:")[2], "{for each lane:")
+    assert [len(one) for one in reply[1]] == [words(tenant) + 1] * 2
+    assert all(len(one) == words(lane) for _, _, lanes in reply[1] for one in lanes)
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if header(name)["errors"] == "none: nothing is written"])
+def test_the_server_agrees_that_nothing_is_written(redis_client, backlog, recorded, name):
+    calls, scripts = recorded[2].calls | backlog.calls, recorded[2].scripts | backlog.scripts
+    keys, args, _ = calls[name]
+    redis_client.execute_command("EVAL_RO", scripts[name].text, len(keys), *keys, *args)
+
+
+def test_the_server_knows_an_operation_by_the_name_we_computed(redis_client, backlog, recorded):
+    scripts = recorded[2].scripts | backlog.scripts
+    assert sorted(scripts) == OPERATIONS
+    for script in scripts.values():
+        assert redis_client.script_load(script.text) == script.sha
 
 
 def test_limits_that_are_taken_back_leave_nothing(redis_client):
     store = RedisStore(ScriptRunner(redis_client), "twin")
-    assert store.limits() == ("", None)
+    nothing = store.limits()
+    assert nothing == ("", None, frozenset())
     store.set_limits({"all": None})
-    assert store.limits()[1] == {"all": None}
+    assert store.limits().table == {"all": None}
     store.set_limits(None)
-    assert store.limits() == ("", None)
+    assert store.limits() == nothing
     assert not redis_client.keys()
 
 
-def test_every_key_has_one_hash_tag(recorded):
-    _, _, calls = recorded
-    for keys, _, _ in calls.values():
+def test_every_key_has_one_hash_tag(recorded, backlog):
+    for keys, _, _ in (recorded[2].calls | backlog.calls).values():
         assert all(key.startswith(b"{twin}:") for key in keys)
