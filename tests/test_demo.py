@@ -23,7 +23,8 @@ from bucketflow.windows import Start, worst_window
 from bucketflow_celery.demo import summary as summaries
 from bucketflow_celery.demo.envelope import envelope
 from bucketflow_celery.demo.ledger import Ledger
-from bucketflow_celery.demo.limits import QUEUE, label, path_of
+from bucketflow_celery.demo.limits import NOISY, QUEUE, QUIET, SIDES, label, path_of, queue_of
+from bucketflow_celery.demo.sides import compare, rival_orders
 from bucketflow_celery.demo.summary import summarise
 from bucketflow_celery.demo.utilisation import Change, utilisation
 from bucketflow_celery.demo.workload import DEFAULT, Order, WorkloadError, parse, read
@@ -181,6 +182,65 @@ def test_a_task_that_starts_twice_is_named():
     assert summarise(ledger).broken == ["1 tasks started more than once"]
 
 
+# --- the second act ---
+
+
+def played(order_of):
+    """Return a second act in which each queue starts a task every 50 ms, in the order that *order_of* gives them."""
+    ledger = Ledger(rival_orders())
+    for side in SIDES:
+        orders = [order for order in ledger.orders if order.task == side]
+        for number, order in enumerate(order_of(orders)):
+            ledger.sent[f"{side} {number}"] = (order.second, order)
+            ledger.starts[f"{side} {number}"] = [(number + 1) / 20]
+            ledger.deliveries[f"{side} {number}"] = 1
+    return ledger
+
+
+def first_come(orders):
+    return orders
+
+
+def in_turns(orders):
+    """Noisy's tasks of the first 1.5 s, then one of each tenant's, then what is left of noisy's."""
+    noisy, quiet = ([order for order in orders if order.tenant == tenant] for tenant in (NOISY, QUIET))
+    pairs = zip(noisy[30:], quiet, strict=False)
+    return [*noisy[:30], *(order for pair in pairs for order in pair), *noisy[30 + len(quiet) :]]
+
+
+def test_both_sides_are_sent_the_same_at_the_same_time_to_queues_of_their_own():
+    retry, park = ([(order.second, order.tenant) for order in rival_orders() if order.task == side] for side in SIDES)
+    assert retry == park
+    assert {tenant for _, tenant in retry} == {NOISY, QUIET}
+    assert [queue_of(side) for side in SIDES] == list(SIDES)
+    assert [[label(level) for level in path_of(QUIET, side)] for side in SIDES] == [["queue retry"], ["queue park"]]
+
+
+def test_a_quiet_tenant_is_done_late_behind_a_noisy_one_and_soon_with_its_fair_share():
+    late, soon = (compare(played(order_of))[1] for order_of in (first_come, in_turns))
+    assert late.done_after(QUIET) == pytest.approx(180 / 20 - 1.5)
+    assert soon.done_after(QUIET) == soon.fair == pytest.approx(2.0)
+    assert late.done_after(NOISY) == pytest.approx(160 / 20)
+    assert soon.deliveries == 1.0
+
+
+def test_only_park_promises_a_fair_share():
+    retry, park = compare(played(first_come))
+    assert retry.broken == []
+    assert park.broken == ["with park tenant quiet was done after 7.5 s, by its fair share after 2.0 s"]
+    assert compare(played(in_turns))[1].broken == []
+
+
+def test_a_tenant_that_lost_a_task_was_never_done():
+    ledger = played(in_turns)
+    for side in SIDES:
+        del ledger.starts[f"{side} 69"]  # the last of quiet's
+    retry, park = compare(ledger)
+    assert (retry.done(NOISY), retry.done(QUIET)) == ("after 9.0 s", "never")
+    assert park.broken == ["with park tenant quiet was done never, by its fair share after 2.0 s"]
+    assert summarise(ledger).broken == ["2 tasks were lost"]
+
+
 # --- the workload ---
 
 
@@ -293,10 +353,16 @@ def test_the_demo_obeys_the_limits_and_says_so(start_demo):
     demo = start_demo()
     text = assert_ended(demo, 0)
     assert "33 tasks" in text
-    assert "tasks lost: 0   started twice: 0" in text
     for name in ("queue demo", "tenant acme", "tenant brick", "tenant cedar", "task report"):
         assert name in text
     assert "sent 33/33" in text  # progress, where there is no terminal
+    assert "sent 360/360" in text
+    assert text.count("tasks lost: 0   started twice: 0") == 2
+    waits = re.search(r"quiet tenant is done after (\S+) s with retry and after (\S+) s with park", text)
+    retry, park = map(float, waits.groups())
+    assert park <= 3  # its fair share: 2 s
+    assert retry >= 5
+    assert re.search(r"deliveries +│ +1.00 │ +1.00 │", text)
     chart = demo.output / "throttle.png"
     assert str(chart) in text
     assert chart.read_bytes().startswith(b"\x89PNG")
@@ -311,13 +377,14 @@ def test_the_demo_uses_the_server_it_is_given_and_leaves_it_as_it_was(start_demo
 MOMENTS = {
     "while its server and workers start": lambda demo: len(demo.family()) >= 2,
     "while tasks run": lambda demo: re.search(r"started [1-9]", demo.text),
+    "while tasks are parked": lambda demo: re.search(r"park: noisy [1-9]", demo.text),
 }
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_demo_that_is_interrupted_leaves_no_process_behind(start_demo, moment, number):
-    demo = start_demo(HEADER + "0,brick,order,1\n" * 400)
+    demo = start_demo(SMALL if "parked" in moment else HEADER + "0,brick,order,1\n" * 400)
     wait_until(lambda: MOMENTS[moment](demo), timeout=30, pause=0.05)
     demo.process.send_signal(number)
     text = assert_ended(demo, 128 + number)

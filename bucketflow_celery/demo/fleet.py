@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import bucketflow_celery
-from bucketflow_celery.demo.limits import QUEUE
+from bucketflow_celery.demo.limits import QUEUE, SIDES
 from bucketflow_celery.demo.place import Place
 from bucketflow_celery.demo.processes import DemoError, Programs
 from bucketflow_celery.demo.records import Records
@@ -27,7 +27,7 @@ SLOTS = 4
 PATIENCE = 40.0
 
 
-def start_workers(place: Place, records: Records, programs: Programs) -> None:
+def start_workers(place: Place, programs: Programs) -> None:
     """
     Start the workers and wait until they are ready.
 
@@ -36,17 +36,20 @@ def start_workers(place: Place, records: Records, programs: Programs) -> None:
     """
     source = str(Path(bucketflow_celery.__file__).parent.parent)
     paths = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+    queues = ",".join((QUEUE, *SIDES))
     for number, name in enumerate(WORKERS, start=1):
         argv = [sys.executable, "-m", "celery", "-A", "bucketflow_celery.demo.tasks", "worker", "-P", "prefork"]
-        argv += ["-c", str(SLOTS), "-n", f"worker{number}@{place.namespace}", "-Q", QUEUE, "-l", "WARNING"]
+        argv += ["-c", str(SLOTS), "-n", f"worker{number}@{place.namespace}", "-Q", queues, "-l", "WARNING"]
         argv += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         programs.start(name, argv, {**place.environment(), "PYTHONPATH": paths})
+    records = Records(place)
     deadline = time.monotonic() + PATIENCE
     while records.workers < len(WORKERS):
         programs.check()
         if time.monotonic() > deadline:
             raise DemoError(f"the workers are not ready after {PATIENCE:g} s:\n{programs.tail(WORKERS[0])}")
         time.sleep(0.05)
+    records.close()
 
 
 class Watch(threading.Thread):

@@ -44,15 +44,16 @@ class Records:
         return int(self._client.get(self._ready) or 0)
 
     def read_into(self, ledger: Ledger) -> None:
-        """Enter into *ledger* what is new."""
+        """Enter into *ledger* what is new of the tasks it has sent."""
         reading: Any = self._client.pipeline(transaction=False)
         reading.lrange(self._starts, self._seen[0], -1).lrange(self._deliveries, self._seen[1], -1)
         starts, deliveries = reading.execute()
         self._seen = [self._seen[0] + len(starts), self._seen[1] + len(deliveries)]
         for line in starts:
             task_id, at = line.split()
-            ledger.starts.setdefault(task_id, []).append(float(at) - ledger.began)
-        ledger.deliveries.update(deliveries)
+            if task_id in ledger.sent:
+                ledger.starts.setdefault(task_id, []).append(float(at) - ledger.began)
+        ledger.deliveries.update(task_id for task_id in deliveries if task_id in ledger.sent)
 
     def close(self) -> None:
         """Close the connection."""

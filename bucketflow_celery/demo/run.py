@@ -8,6 +8,7 @@ from collections.abc import Callable
 from celery.utils import uuid
 
 from bucketflow_celery.demo.ledger import Ledger
+from bucketflow_celery.demo.limits import queue_of
 from bucketflow_celery.demo.records import Records
 from bucketflow_celery.demo.tasks import app
 
@@ -50,4 +51,5 @@ def _send_due(ledger: Ledger, now: float) -> None:
         task_id = uuid()
         # Entered before it is sent: it may start before this process goes on.
         ledger.sent[task_id] = (time.monotonic() - ledger.began, order)
-        app.tasks[order.task].apply_async((order.tenant, order.cost), task_id=task_id)
+        task = app.tasks[order.task]
+        task.apply_async((order.tenant, order.cost), task_id=task_id, queue=queue_of(order.task))

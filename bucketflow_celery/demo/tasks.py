@@ -1,4 +1,4 @@
-"""The app that the demo runs: two tasks, and the throttle in front of them."""
+"""The app that the demo runs: its tasks, and the throttle in front of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from celery import Celery, Task
 from celery.signals import task_received, worker_ready
 
 from bucketflow_celery import LevelView, Throttle, throttled_task
-from bucketflow_celery.demo.limits import LIMITS, QUEUE, TASKS
+from bucketflow_celery.demo.limits import LIMITS, QUEUE, TASKS, queue_of
 from bucketflow_celery.demo.place import Place
 from bucketflow_celery.demo.records import Records
 from bucketflow_celery.limits import Level
@@ -52,7 +52,7 @@ def peek(paths: Mapping[tuple[str, str], Sequence[Level]]) -> dict[str, LevelVie
     views: dict[str, LevelView] = {}
     for (tenant, task), path in paths.items():
         if any(level.key not in views for level in path):
-            views.update((view.level.key, view) for view in throttle.peek(QUEUE, task, tenant))
+            views.update((view.level.key, view) for view in throttle.peek(queue_of(task), task, tenant))
     return views
 
 
@@ -71,6 +71,18 @@ def order(self: Task, tenant: str, cost: float) -> None:  # noqa: ARG001 - the t
 @throttled_task(app=app, name="report", bind=True, tenant="tenant", cost="cost", rate=TASKS["report"])
 def report(self: Task, tenant: str, cost: float) -> None:  # noqa: ARG001 - the throttle reads them
     """Work for a tenant, with a limit of its own."""
+    _work(self)
+
+
+@throttled_task(app=app, name="retry", bind=True, tenant="tenant", cost="cost", on_limit="retry")
+def retry(self: Task, tenant: str, cost: float) -> None:  # noqa: ARG001 - the throttle reads them
+    """Work for a tenant; refused, wait in a worker or with the broker."""
+    _work(self)
+
+
+@throttled_task(app=app, name="park", bind=True, tenant="tenant", cost="cost", on_limit="park")
+def park(self: Task, tenant: str, cost: float) -> None:  # noqa: ARG001 - the throttle reads them
+    """Work for a tenant; refused, wait in Redis."""
     _work(self)
 
 
