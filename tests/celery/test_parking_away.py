@@ -1,0 +1,163 @@
+"""The servers of parked tasks go away and come back: what is parked, running or held is still there."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import pytest
+from processes import HOST, free_port, wait_until
+from records import JITTER, excess
+from servers import RabbitServer, RedisServer
+
+RATE, CAPACITY = 40, 2
+LIMIT = {"queues": {"*": {"rate": f"{RATE}/s", "capacity": CAPACITY}}}
+KEPT = ("--appendonly", "yes", "--appendfsync", "always")
+
+
+@pytest.fixture
+def kept_redis(tmp_path):
+    """Yield a Redis of the test's own that keeps everything on disk."""
+    with RedisServer.start(tmp_path / "kept", args=KEPT) as server:
+        yield server
+
+
+@pytest.fixture
+def parking(fleet, kept_redis):
+    """Yield a fleet that parks in a Redis of its own; the broker lives on another, which stays."""
+    fleet.configure(
+        bucketflow_on_limit="park",
+        bucketflow_url=kept_redis.url,
+        bucketflow_timeout=0.3,
+        bucketflow_lease=2,
+        limits=LIMIT,
+    )
+    return fleet
+
+
+def ran(fleet, results, twice=()):
+    sent = {result.id for result in results}
+    wait_until(lambda: {start["id"] for start in fleet.records.of("starts")} >= sent, timeout=20)
+    time.sleep(0.3)
+    starts = Counter(start["id"] for start in fleet.records.of("starts"))
+    assert set(starts) == sent
+    assert {one for one, times in starts.items() if times > 1} <= set(twice)
+    wait_until(lambda: fleet.parked() == 0)
+
+
+def kill(store):
+    store.kill()
+    return store.restart
+
+
+def hang(store):
+    store.pause()
+    return store.resume
+
+
+@pytest.mark.parametrize("outage", [kill, hang])
+def test_what_is_parked_waits_until_its_redis_is_back(parking, kept_redis, outage):
+    workers = parking.start(2, "prefork")
+    sent = parking.send("work", times=60)
+    parking.records.wait("starts", 10)
+    end_of_outage = outage(kept_redis)
+    wait_until(lambda: all("parked tasks wait" in worker.log for worker in workers))
+    before = parking.records.count("starts")
+    sent += parking.send("work", times=10)
+    time.sleep(1.5)
+    assert parking.records.count("starts") == before
+    back = time.time()
+
+    end_of_outage()
+
+    ran(parking, sent)
+    assert excess([start for start in parking.records.of("starts") if start["at"] > back], CAPACITY, RATE) <= JITTER
+
+
+def test_what_runs_while_redis_is_away_for_longer_than_a_lease_runs_once(parking, kept_redis):
+    parking.throttle().pause(queue="celery")
+    parking.start(2, "prefork")
+    sent = parking.send("late", "long", 5, times=2) + parking.send("work", "short", 1, times=2)
+    parking.wait_parked(4)
+    parking.throttle().resume(queue="celery")
+    parking.records.wait("starts", 4)
+
+    kept_redis.kill()
+    time.sleep(3)
+    kept_redis.restart()
+
+    assert [result.get(timeout=10) for result in sent] == ["long", "long", "short", "short"]
+    time.sleep(1)
+    ran(parking, sent)
+
+
+@pytest.mark.parametrize(
+    ("illness", "cure"),
+    [
+        (("maxmemory", 1), ("maxmemory", 0)),
+        (("min-replicas-to-write", 1), ("min-replicas-to-write", 0)),
+    ],
+    ids=["out of memory", "not enough replicas"],
+)
+def test_what_cannot_be_stored_is_held_and_not_lost(parking, kept_redis, illness, cure):
+    parking.start(2, "prefork")
+    sent = parking.send("work", times=30)
+    parking.records.wait("starts", 5)
+    with kept_redis.client() as store:
+        store.config_set(*illness)
+        sent += parking.send("work", "ill", times=30)
+        time.sleep(2)
+        store.config_set(*cure)
+
+    ran(parking, sent)
+
+
+def test_a_redis_that_becomes_read_only_loses_nothing(parking, kept_redis):
+    parking.start(2, "prefork")
+    sent = parking.send("work", times=30)
+    parking.records.wait("starts", 5)
+    with kept_redis.client() as store:
+        store.execute_command("REPLICAOF", HOST, free_port())  # of nobody
+        sent += parking.send("work", "ill", times=30)
+        time.sleep(2)
+        store.execute_command("REPLICAOF", "NO", "ONE")
+
+    ran(parking, sent)
+
+
+def test_a_redis_without_memory_hands_out_what_it_has(parking, kept_redis):
+    parking.throttle().pause(queue="celery")
+    parking.worker("prefork")
+    sent = parking.send("work", times=20)
+    parking.wait_parked(20)
+    parking.throttle().resume(queue="celery")
+    with kept_redis.client() as store:
+        store.config_set("maxmemory", 1)
+
+        ran(parking, sent)
+
+
+@pytest.mark.parametrize("vendor", ["redis", "rabbitmq"])
+def test_a_broker_that_restarts_loses_neither_the_parked_nor_the_running(fleet, tmp_path, vendor):
+    directory = tmp_path / "broker"
+    server = RabbitServer.start(directory) if vendor == "rabbitmq" else RedisServer.start(directory, args=KEPT)
+    with server as broker:
+        fleet.configure(bucketflow_on_limit="park", broker_url=broker.url, bucketflow_lease=2, limits=LIMIT)
+        fleet.throttle().pause(queue="celery")
+        fleet.worker("prefork", concurrency=3)
+        long = fleet.send("work", "long", 5) + fleet.send("late", "long", 5)
+        fleet.wait_parked(2)
+        fleet.throttle().resume(queue="celery")
+        fleet.records.wait("starts", 2)
+        fleet.throttle().pause(queue="celery")
+        sent = fleet.send("work", times=20)
+        fleet.wait_parked(20)
+
+        broker.restart()
+        fleet.throttle().resume(queue="celery")
+
+        wait_until(lambda: fleet.records.count("starts") >= 22, timeout=20)
+        assert [result.get(timeout=15) for result in long] == ["long", "long"]
+        ran(fleet, sent + long)
+        again = fleet.send("work", "again", times=10)
+        ran(fleet, sent + long + again)

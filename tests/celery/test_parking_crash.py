@@ -1,0 +1,303 @@
+"""Workers die at the worst moments: nothing parked is lost, and nothing runs twice that had not started there."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from uuid import uuid4
+
+import pytest
+from processes import wait_until
+from records import JITTER, excess
+
+RATE, CAPACITY = 40, 2
+LIMIT = {"queues": {"*": {"rate": f"{RATE}/s", "capacity": CAPACITY}}}
+
+#: Dies, by the worst of deaths, before or after it takes a step, when it is armed.
+DYING = """
+    import os, signal
+    from workloads import app, records
+    from bucketflow_celery import parking, room
+
+    step = {step}
+
+    def dying(self, *args, **kwargs):
+        matters = {matters}
+        if not {after} and matters and records.delete("armed"):
+            os.kill(os.getpid(), signal.{signal})
+        result = step(self, *args, **kwargs)
+        if {after} and matters and records.delete("armed"):
+            os.kill(os.getpid(), signal.{signal})
+        return result
+
+    {step} = dying
+"""
+
+
+@pytest.fixture
+def parking(fleet):
+    """Yield a fleet whose dead workers are missed after a second."""
+    fleet.configure(bucketflow_on_limit="park", bucketflow_lease=1, limits=LIMIT)
+    return fleet
+
+
+def dying(fleet, step, *, after=False, matters="True", number="SIGKILL"):
+    """Start a worker that dies at *step*, once it is armed."""
+    return fleet.worker(
+        "prefork", app=fleet.module("dying", DYING.format(step=step, after=after, matters=matters, signal=number))
+    )
+
+
+def arm(fleet):
+    fleet.records.client.set("armed", 1)
+
+
+def wait_all_acknowledged(fleet):
+    """Return once the broker has nothing left."""
+    with fleet.server.client() as broker:
+        wait_until(lambda: not broker.exists("celery", "unacked"))
+
+
+def ran(fleet, results, twice=(), queue="celery"):
+    """Assert that all of *results* have run, and none of them twice that is not in *twice*; nothing is left."""
+    sent = {result.id for result in results}
+    wait_until(lambda: {start["id"] for start in fleet.records.of("starts")} >= sent, timeout=15)
+    fleet.wait_parked(0, queue)
+    time.sleep(0.3)
+    starts = Counter(start["id"] for start in fleet.records.of("starts"))
+    assert set(starts) == sent
+    again = {one for one, times in starts.items() if times > 1}
+    assert again <= set(twice)
+    assert set(starts.values()) <= {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("step", "after"),
+    [
+        ("room.Room._park", False),
+        ("room.Room._on_parked", False),
+        ("parking.Parking.parked", True),
+        ("room.Room._on_parked", True),
+    ],
+    ids=["before it is stored", "stored, not acknowledged", "the first acknowledged", "all acknowledged"],
+)
+def test_killed_while_it_parks(parking, rabbit_server, step, after):
+    # Not on Redis: there kombu itself loses what it has fetched and not read when it dies.
+    queue = f"celery.{uuid4().hex[:8]}"
+    parking.configure(broker_url=rabbit_server.url, task_default_queue=queue)
+    worker = dying(parking, step, after=after, matters="self._parking if isinstance(self, room.Room) else True")
+    arm(parking)
+    sent = parking.send("work", times=30)
+    assert worker.wait_end() == -signal.SIGKILL
+    before = parking.records.of("starts")
+    parking.worker("prefork")
+
+    ran(parking, sent, twice=[start["id"] for start in before], queue=queue)
+    assert excess(parking.records.of("starts"), CAPACITY, RATE) <= JITTER
+
+
+def test_a_message_that_comes_again_after_its_task_has_run_is_parked_no_more(parking):
+    parking.configure(broker_transport_options={"visibility_timeout": 3})
+    worker = dying(parking, "room.Room._on_parked")
+    parking.throttle().pause(queue="celery")
+    arm(parking)
+    [sent] = parking.send("work")
+    assert worker.wait_end() == -signal.SIGKILL
+    parking.throttle().resume(queue="celery")
+    first = parking.worker()
+    ran(parking, [sent])
+    first.terminate()
+    first.wait_end()
+
+    time.sleep(3)
+    parking.worker()
+    wait_all_acknowledged(parking)
+
+    assert parking.records.deliveries()[sent.id] == 2
+    ran(parking, [sent])
+
+
+@pytest.mark.parametrize(
+    ("step", "after", "matters"),
+    [
+        ("room.Room._ask_for", True, "args[0].known and args[1] > 0"),
+        ("room.Room._on_answer", False, "getattr(args[2][1], 'handed', ())"),
+        ("parking.Parking.receive", True, "True"),
+        ("room.Room._on_released", True, "args[2].handed"),
+    ],
+    ids=["answer on the way", "answer not read", "received, not started", "started"],
+)
+def test_killed_while_it_is_handed_tasks(parking, step, after, matters):
+    worker = dying(parking, step, after=after, matters=matters)
+    sent = parking.send("work", times=40)
+    wait_all_acknowledged(parking)
+    arm(parking)
+    assert worker.wait_end() == -signal.SIGKILL
+    died = time.time()
+    survivor = parking.worker("prefork")
+
+    started = [start["id"] for start in parking.records.of("starts") if start["node"] == "w0"]
+    ran(parking, sent, twice=started[-4:])  # whose end it could tell nobody any more
+    starts = parking.records.of("starts")
+    assert excess(starts, CAPACITY, RATE) <= JITTER
+    assert starts[-1]["at"] - died < 6
+    assert "is dead, " in survivor.log
+
+
+def test_killed_in_the_middle_of_a_task_only_what_is_acknowledged_late_runs_again(parking):
+    parking.throttle().pause(queue="celery")
+    worker = parking.worker("prefork")
+    [early] = parking.send("work", "early", 2)
+    [late] = parking.send("late", "late", 2)
+    parking.wait_parked(2)
+    parking.throttle().resume(queue="celery")
+    parking.records.wait("starts", 2)
+    time.sleep(0.3)  # it has told that the early one has ended
+    worker.kill()
+    parking.worker("prefork")
+
+    assert late.get(timeout=10) == "late"
+
+    starts = Counter(start["id"] for start in parking.records.of("starts"))
+    assert starts == {early.id: 1, late.id: 2}
+    assert parking.parked() == 0
+
+
+@pytest.mark.parametrize("requeue", [True, False])
+def test_a_lost_child_of_a_late_task_means_what_it_means_with_the_broker(parking, requeue):
+    parking.module(
+        "fragile",
+        f"""
+        import os, signal
+        from workloads import app, record
+
+        @app.task(name="workloads.fragile", bind=True, acks_late=True, reject_on_worker_lost={requeue})
+        def fragile(self):
+            if not self.request.delivery_info["redelivered"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return "survived"
+        """,
+    )
+    parking.throttle().pause(queue="celery")
+    parking.worker("prefork", app="fragile")
+    [result] = parking.send("fragile")
+    parking.wait_parked(1)
+
+    parking.throttle().resume(queue="celery")
+
+    outcome = result.get(timeout=10, propagate=False)
+    assert outcome == "survived" if requeue else type(outcome).__name__ == "WorkerLostError"
+    assert len(parking.records.starts(1, id=result.id)) == (2 if requeue else 1)
+    assert parking.parked() == 0
+
+
+def test_a_task_that_runs_longer_than_the_lease_runs_once(parking):
+    parking.throttle().pause(queue="celery")
+    parking.start(2, "prefork", concurrency=1)
+    sent = parking.send("late", "long", 3, times=2)
+    parking.wait_parked(2)
+
+    parking.throttle().resume(queue="celery")
+
+    assert [result.get(timeout=10) for result in sent] == ["long", "long"]
+    ran(parking, sent)
+
+
+def test_a_worker_that_was_stopped_beyond_its_lease_starts_nothing_that_others_have(parking):
+    stopped = dying(parking, "room.Room._on_answer", matters="getattr(args[2][1], 'handed', ())", number="SIGSTOP")
+    sent = parking.send("work", times=100)
+    parking.records.wait("starts", 8)
+    arm(parking)
+    wait_until(lambda: not parking.records.client.exists("armed"))
+    stopped.process.pause()
+    others = parking.worker("prefork")
+    others.wait_log("is dead, ")
+    parking.records.starts(10, node="w1")
+
+    stopped.process.resume()
+
+    ran(parking, sent)
+    stopped.wait_log("was taken for dead")
+    again = parking.send("work", "again", times=30)
+    starts = parking.records.starts(30, args=["again"])
+    assert {start["node"] for start in starts} == {"w0", "w1"}  # it has a lease again
+    ran(parking, sent + again)
+
+
+def test_all_workers_stopped_beyond_their_lease_go_on(parking):
+    workers = parking.start(2, "prefork")
+    sent = parking.send("work", times=60)
+    parking.records.wait("starts", 10)
+    for worker in workers:
+        worker.process.pause()
+    time.sleep(1.5)
+    stopped = [start["id"] for start in parking.records.of("starts")]
+
+    for worker in workers:
+        worker.process.resume()
+
+    ran(parking, sent, twice=stopped[-4:])
+    assert excess(parking.records.of("starts"), CAPACITY, RATE) <= JITTER
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_warm_shutdown_leaves_the_backlog_to_others_at_once(parking, pool):
+    parking.configure(bucketflow_lease=30)
+    first = parking.worker(pool)
+    running = parking.send("late", "long", 2, times=2)
+    parking.records.wait("starts", 2)
+    sent = parking.send("work", times=20)
+    parking.wait_parked(20)
+    parking.worker(pool)
+
+    first.terminate()
+
+    starts = parking.records.starts(20, args=[], timeout=5)
+    assert {start["node"] for start in starts} == {"w1"}
+    assert [result.get(timeout=5) for result in running] == ["long", "long"]
+    assert first.wait_end() == 0
+    ran(parking, sent + running)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["cold", "soft"])
+def test_a_cold_or_soft_shutdown_gives_back_at_once_what_is_acknowledged_late(parking, soft):
+    parking.configure(bucketflow_lease=30, worker_soft_shutdown_timeout=1 if soft else 0)
+    parking.throttle().pause(queue="celery")
+    first = parking.worker("prefork")
+    [late] = parking.send("late", "late", 3)
+    [early] = parking.send("work", "early", 3)
+    parking.wait_parked(2)
+    parking.throttle().resume(queue="celery")
+    parking.records.wait("starts", 2)
+    sent = parking.send("work", times=10)
+    parking.wait_parked(10)
+    time.sleep(0.3)
+
+    first.signal(signal.SIGQUIT)
+    first.wait_end(10)
+    ended = time.time()
+    parking.worker("prefork")
+
+    [again] = [start for start in parking.records.starts(2, id=late.id) if start["node"] == "w1"]
+    assert again["at"] - ended < 3  # its lease would have lasted ten times as long
+    assert late.get(timeout=10) == "late"
+    ran(parking, [late, early, *sent], twice=[late.id])
+    assert len(parking.records.starts(1, id=early.id)) == 1
+
+
+def test_a_restart_of_the_fleet_goes_on_with_the_backlog(parking):
+    parking.configure(bucketflow_lease=30)
+    workers = parking.start(2, "prefork")
+    sent = parking.send("work", times=60)
+    parking.records.wait("starts", 10)
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        assert worker.wait_end() == 0
+    assert parking.parked() > 0
+
+    parking.start(2, "prefork")
+
+    ran(parking, sent)
+    assert excess(parking.records.of("starts"), CAPACITY, RATE) <= JITTER
