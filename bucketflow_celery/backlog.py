@@ -456,19 +456,17 @@ class Backlog:
             return None, ready_at is not None and self._call(ready_at, now)
         if round_.unknown:
             return 0, False
-        comes_at = self._turn(ready_at, round_.gap, now)
-        if comes_at is None:
+        self.called_at = (
+            0  # whoever was called has come, and has left nothing: for what is parked next it is called again
+        )
+        if ready_at is None:
             return None, False
+        comes_at = self._turn(ready_at, round_.gap, now)
         self.turns[request.worker] = comes_at
         return max(0, math.ceil(comes_at - now)), False
 
-    def _turn(self, ready_at: float | None, gap: float, now: int) -> float | None:
+    def _turn(self, ready_at: float, gap: float, now: int) -> float:
         """Return when a worker comes again that has free slots: after those who come before it, as many at a time."""
-        quiet = self.called_at + QUIET
-        if self._is_quiet(now) and (ready_at is None or quiet < ready_at) and self._coming(quiet, now) < PER_TURN:
-            return quiet  # until then nobody else is called
-        if ready_at is None:
-            return None
         ahead = len(self.turns) // PER_TURN
         if gap == 0 and ahead:
             later = _in_order(self.asleep)
@@ -476,17 +474,14 @@ class Backlog:
         return ready_at + ahead * gap
 
     def _call(self, ready_at: float, now: int) -> bool:
-        if self._is_quiet(now) or self._coming(ready_at, now):
+        if 0 <= now - self.called_at < QUIET or self._coming(ready_at, now):
             return False
         self.called_at = now
         return True
 
-    def _is_quiet(self, now: int) -> bool:
-        return 0 <= now - self.called_at < QUIET
-
-    def _coming(self, ready_at: float, now: int) -> int:
-        """Return how many workers come in time for what can be handed out at *ready_at*."""
-        return sum(now - NO_SHOW <= turn <= max(ready_at, now) + TOLERANCE for turn in self.turns.values())
+    def _coming(self, ready_at: float, now: int) -> bool:
+        """Return whether a worker comes in time for what can be handed out at *ready_at*."""
+        return any(now - NO_SHOW <= turn <= max(ready_at, now) + TOLERANCE for turn in self.turns.values())
 
     def _next(self, count: int) -> tuple[Known, ...]:
         names = [name for name, _ in _in_order(self.ready)[: count + SPARE]]

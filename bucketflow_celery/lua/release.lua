@@ -231,17 +231,6 @@ if not ready_at then
   local first = sleeper(0)
   ready_at = first and later and math.min(first, later) or first or later
 end
-local function turn()
-  local quiet, until_ = is_quiet(time)
-  if quiet and (not ready_at or until_ < ready_at) and coming(until_, time) < PER_TURN then
-    return until_ -- before that nobody else is called
-  end
-  local ahead = ready_at and math.floor(redis.call('ZCARD', TURNS) / PER_TURN)
-  if ready_at and gap == 0 and ahead > 0 then
-    return math.max(ready_at, sleeper(ahead) or time + SECOND)
-  end
-  return ready_at and ready_at + ahead * gap
-end
 local wait = -1
 if admitted >= free then
   if ready_at then
@@ -250,10 +239,16 @@ if admitted >= free then
 elseif unknown then
   wait = 0
 else
-  local at = turn()
-  if at then
-    redis.call('ZADD', TURNS, at, worker)
-    wait = math.max(0, math.ceil(at - time))
+  -- Whoever was called has come, and has left nothing: for what is parked next it is called again.
+  redis.call('HDEL', META, 'called_at')
+  if ready_at then
+    local ahead = math.floor(redis.call('ZCARD', TURNS) / PER_TURN)
+    local turn = ready_at + ahead * gap
+    if gap == 0 and ahead > 0 then
+      turn = math.max(ready_at, sleeper(ahead) or time + SECOND)
+    end
+    redis.call('ZADD', TURNS, turn, worker)
+    wait = math.max(0, math.ceil(turn - time))
   end
 end
 
