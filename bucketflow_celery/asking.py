@@ -24,7 +24,7 @@ class Asker(Protocol):
         """Put *asks*, length >= 0, in one round trip; call *done* with the outcome, later or before this returns."""
 
     def close(self) -> None:
-        """Forget what is in flight, and close what is open."""
+        """Forget what is in flight."""
 
 
 class Book(Protocol):
@@ -34,6 +34,27 @@ class Book(Protocol):
 
     def renew(self) -> None:
         """Read the limits again. Raises ``StoreUnavailable``."""
+
+
+class _Edition:
+    """The limits that those who ask were resolved under. Others renew the book, too: the waiting room, or a user."""
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        self.version = book.version
+
+    def is_old(self) -> bool:
+        """Return whether the book was renewed; from here on what it says now counts."""
+        was, self.version = self.version, self._book.version
+        return was != self.version
+
+    def check(self, version: str, answers: Sequence[Answer] | None) -> Sequence[Answer] | None:
+        """Return *answers*; renew the book if there are none because *version* is in force. May raise."""
+        if answers is None:
+            if version != self._book.version:
+                self._book.renew()
+            self.version = self._book.version
+        return answers
 
 
 class DirectAsker:
@@ -47,19 +68,20 @@ class DirectAsker:
 
     def __init__(self, store: Store, book: Book) -> None:
         self._store = store
-        self._book = book
+        self._edition = _Edition(book)
 
     def ask(self, asks: Sequence[Ask], done: Callable[[Outcome], None]) -> None:
         """See :class:`Asker`."""
+        outcome: Outcome = None
         try:
-            outcome: Outcome = _checked(self._book, *self._store.admit(asks, self._book.version))
+            if not self._edition.is_old():
+                outcome = self._edition.check(*self._store.admit(asks, self._edition.version))
         except StoreUnavailable as error:
             outcome = error
         done(outcome)
 
     def close(self) -> None:
         """See :class:`Asker`."""
-        self._store.close()
 
 
 class HubAsker:
@@ -74,11 +96,14 @@ class HubAsker:
 
     def __init__(self, store: RedisStore, book: Book, runner: HubRunner) -> None:
         self._store = store
-        self._book = book
+        self._edition = _Edition(book)
         self._runner = runner
 
     def ask(self, asks: Sequence[Ask], done: Callable[[Outcome], None]) -> None:
         """See :class:`Asker`."""
+        if self._edition.is_old():
+            done(None)
+            return
 
         def on_reply(reply: Any) -> None:
             outcome: Outcome
@@ -88,15 +113,14 @@ class HubAsker:
                 outcome = error
             done(outcome)
 
-        self._runner.run(*self._store.question(asks, self._book.version), on_reply)
+        self._runner.run(*self._store.question(asks, self._edition.version), on_reply)
 
     def close(self) -> None:
         """See :class:`Asker`."""
         self._runner.close()
-        self._store.close()
 
     def _read(self, asks: Sequence[Ask], reply: Any) -> Outcome:
-        return _checked(self._book, *self._store.read(asks, self._book.version, reply))
+        return self._edition.check(*self._store.read(asks, self._edition.version, reply))
 
 
 def begin_now(call: Call[Any], done: Callable[[Any], None]) -> None:
@@ -125,9 +149,3 @@ def asker_for(store: Store, book: Book, hub: Any, timeout: float) -> Asker:
     if hub is not None and isinstance(store, RedisStore):
         return HubAsker(store, book, HubRunner(store.runner, hub, timeout))
     return DirectAsker(store, book)
-
-
-def _checked(book: Book, version: str, answers: Sequence[Answer] | None) -> Sequence[Answer] | None:
-    if answers is None and version != book.version:
-        book.renew()
-    return answers
