@@ -35,9 +35,10 @@ class Lease:
         seconds: Within which the tasks of a dead worker go to another.
         on_call: Called from the thread with the name of a queue in which there is something to do.
         is_known: Whether the worker knows that it was handed a task, by its uid.
+        clock: Tells seconds; never steps.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its seams, each given by name
         self,
         store: BacklogStore,
         node: str,
@@ -45,14 +46,17 @@ class Lease:
         *,
         on_call: Callable[[str], None],
         is_known: Callable[[bytes], bool],
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._store = store
         self._node = node
         self._seconds = seconds
         self._on_call = on_call
         self._is_known = is_known
+        self._clock = clock
         self._until = 0.0
         self._next_renewal = 0.0
+        self._is_away = False
         self._orphans: dict[bytes, float] = {}
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -66,7 +70,7 @@ class Lease:
 
     def holds(self) -> bool:
         """Return whether nobody can have taken this worker for dead."""
-        return monotonic() < self._until
+        return self._clock() < self._until
 
     def leave(self) -> None:
         """Stop, and give back at once what the worker still has."""
@@ -85,7 +89,7 @@ class Lease:
                 with self._store.listen() as calls:
                     self._on_call(EVERY_QUEUE)  # those before it was listening
                     while not self._stopped.is_set():
-                        call = calls.get(max(0.001, min(1.0, self._next_renewal - monotonic())))
+                        call = calls.get(max(0.001, min(1.0, self._next_renewal - self._clock())))
                         if call is not None:
                             self._on_call(call)
                         self._renew_if_due()
@@ -93,14 +97,17 @@ class Lease:
                 logger.debug("the backlogs cannot be reached: %s", error)
                 self._stopped.wait(_AGAIN)
             except Exception:  # whatever it was, without a lease the worker's tasks would run twice
-                logger.exception("the lease on parked tasks goes on after")
+                if not self._stopped.is_set():  # else its connection was closed
+                    logger.exception("the lease on parked tasks goes on after")
                 self._stopped.wait(_AGAIN)
 
     def _renew_if_due(self) -> None:
-        now = monotonic()
+        now = self._clock()
         if now < self._next_renewal or self._stopped.is_set():
             return
+        was_away, self._is_away = self._is_away or 0 < self._until <= now, True
         was_known, dead = self._store.renew(self.worker, self._seconds * _HOLD).run()
+        self._is_away = False
         if not was_known and self._until:
             logger.warning("%s was taken for dead, its parked tasks went to others", self.worker)
             self._until = 0.0
@@ -110,7 +117,8 @@ class Lease:
         self._next_renewal = now + self._seconds * _RENEW
         self._give_back_orphans(now)
         for worker in dead:
-            if worker != self.worker:
+            # If this one could not renew its lease in time, the others could not either: they get the time to do so.
+            if worker != self.worker and not was_away:
                 logger.warning("%s is dead, %d parked task(s) go to others", worker, reclaim(self._store, worker))
 
     def _give_back_orphans(self, now: float) -> None:
