@@ -160,7 +160,8 @@ class Gate:
     def _round(self) -> None:
         self._land()
         self._room.land()
-        self._room_first = not self._room_first  # when slots are scarce, fresh tasks and parked ones take turns
+        if self._free() > 0:  # when slots are scarce, fresh tasks and parked ones take turns
+            self._room_first = not self._room_first
         if self._room_first:
             self._room.work(self._free)
         self._sweep()
@@ -189,8 +190,9 @@ class Gate:
                 self._when_free()
             if len(self._lines):
                 wake_at = min(ready_at if ready_at > now else self._next_sweep, self._next_sweep)
-            if self._inbox and self._inbox[0].passage.parks:
-                wake_at = min(wake_at, self._inbox[0].arrived + NO_SLOT)
+            first = next((entry for entry in self._inbox if _is_worth_parking(entry)), None)
+            if first is not None:
+                wake_at = min(wake_at, max(first.arrived + NO_SLOT, self._outage.until))
         room_at = self._room.wake_at()
         if room_at is not None and room_at <= now:
             self._when_free()
@@ -211,24 +213,37 @@ class Gate:
         batch: list[tuple[Entry, Line | None]] = []
         if self._outage.until <= now:
             for line in self._lines.ready(now):
-                batch += [(entry, line) for entry in line.take_ready(now, most - len(batch))]
+                taken = line.take_ready(now, most - len(batch))
+                if line.level is None:
+                    self._inbox.extendleft(reversed(taken))
+                else:
+                    batch += [(entry, line) for entry in taken]
         if not batch and not self._inbox:
             return None
         while self._inbox and len(batch) < min(most, self._free()):
             entry = self._inbox.popleft()
-            if entry.passage.paused is not None:
-                self._pause(entry)
-            elif not entry.passage.path:
-                self._handling.start(entry)
-            elif entry.passage.parks and self._room.blocks(entry):
-                self._park(entry)
-            elif self._outage.until > now:
-                self._without_store(entry, self._lines.of(STORE, None))
-            elif not entry.passage.parks and (blocked := self._lines.blocking(entry.passage.path)) is not None:
-                self._handling.join(entry, blocked)
-            else:
+            if self._must_ask(entry, now):
                 batch.append((entry, None))
         return batch
+
+    def _must_ask(self, entry: Entry, now: float) -> bool:
+        """Return whether the store decides about *entry*; if not, that is done."""
+        passage = entry.passage
+        if passage.parks and self._room.may_have(entry):
+            self._park(entry)
+        elif passage.paused is not None:
+            self._pause(entry)
+        elif not passage.path:
+            self._handling.start(entry)
+        elif self._outage.until > now:
+            self._without_store(entry, self._lines.of(STORE, None))
+        elif passage.parks and self._room.blocks(entry):
+            self._park(entry)
+        elif not passage.parks and (blocked := self._lines.blocking(passage.path)) is not None:
+            self._handling.join(entry, blocked)
+        else:
+            return True
+        return False
 
     def _park(self, entry: Entry) -> None:
         self._handling.waited(entry)
@@ -243,17 +258,16 @@ class Gate:
 
     def _park_those_without_a_slot(self) -> None:
         """Park who has waited for a slot, so that another worker can start it, and who would be parked in any case."""
-        if self._flight is not None:
+        now = self._host.monotonic()
+        if self._flight is not None or self._outage.until > now:
             return
-        before = self._host.monotonic() - NO_SLOT
+        before = now - NO_SLOT
         waiting = deque(entry for entry in self._inbox if not self._is_parked_at_once(entry, before))
         if len(waiting) < len(self._inbox):
             self._inbox = waiting
 
     def _is_parked_at_once(self, entry: Entry, before: float) -> bool:
-        if not entry.passage.parks or not (entry.passage.path or entry.passage.paused):
-            return False
-        if entry.arrived >= before and not self._room.blocks(entry):
+        if not _is_worth_parking(entry) or (entry.arrived >= before and not self._room.blocks(entry)):
             return False
         self._park(entry)
         return True
@@ -323,7 +337,7 @@ class Gate:
                     self._handling.start(entry)
                     continue
                 if entry.passage.parks:
-                    self._refuse_and_park(entry, ask, answer)
+                    self._refuse_and_park(entry, ask, answer, dry)
                     continue
                 self._places.settle(entry, answer)
                 line = self._line_for(entry, origin, ask, answer, dry)
@@ -340,11 +354,14 @@ class Gate:
             for ask in left:
                 self._lines.wake(ask)
 
-    def _refuse_and_park(self, entry: Entry, ask: Ask, answer: Answer) -> None:
-        if answer.binding is None or not self._handling.is_refused(
-            entry, ask.path[answer.binding], answer.wait / SECOND
-        ):
-            self._park(entry)
+    def _refuse_and_park(self, entry: Entry, ask: Ask, answer: Answer, dry: dict[str, Line]) -> None:
+        if answer.binding is not None:
+            level = ask.path[answer.binding]
+            if not level.returns:
+                dry[level.key] = self._lines.of(level.key, level)
+            if self._handling.is_refused(entry, level, answer.wait / SECOND):
+                return
+        self._park(entry)
 
     def _line_for(
         self, entry: Entry, origin: Line | None, ask: Ask, answer: Answer, dry: dict[str, Line]
@@ -398,6 +415,7 @@ class Gate:
         except BucketflowError as error:
             self._handling.give_up(entry, error)
             return False
+        entry.ready_at = 0.0
         return True
 
     def _sweep(self) -> None:
@@ -407,3 +425,9 @@ class Gate:
         self._next_sweep = now + SWEEP
         old = {entry for entry in self._lines if now - entry.arrived > self._max_hold}
         self._lines.remove({entry for entry in old if self._handling.give_back(entry)})
+
+
+def _is_worth_parking(entry: Entry) -> bool:
+    """Return whether it may be parked, and there is something that could keep it from starting."""
+    passage = entry.passage
+    return passage.parks and (bool(passage.path) or passage.paused is not None)

@@ -10,7 +10,7 @@ from typing import Any
 from kombu import Message
 from kombu.utils.json import dumps, loads
 
-__all__ = ["BROKERS_OWN", "is_complete", "is_fresh", "pack", "rank_of", "uid_of", "unpack"]
+__all__ = ["BROKERS_OWN", "is_complete", "is_fresh", "is_redelivered", "pack", "rank_of", "uid_of", "unpack"]
 
 #: What a broker adds to the headers on the way, different with each delivery. Sent back to RabbitMQ, x-death makes it
 #: drop the message as running in circles.
@@ -52,6 +52,11 @@ def uid_of(message: Any, salt: bytes = b"") -> bytes:
 def is_fresh(message: Any) -> bool:
     """Return whether its broker says that *message* is delivered for the first time: then it is parked nowhere."""
     return message.delivery_info.get("redelivered") is False
+
+
+def is_redelivered(message: Any) -> bool:
+    """Return whether its broker says that *message* was delivered before: then it may be parked."""
+    return bool(message.delivery_info.get("redelivered"))
 
 
 def rank_of(message: Any, *, highest_first: bool) -> int:

@@ -68,6 +68,10 @@ class Parking:
         """See :class:`~bucketflow_celery.room_host.RoomHost`."""
         return parcel.is_fresh(entry.request.message)
 
+    def is_redelivered(self, entry: Entry) -> bool:
+        """See :class:`~bucketflow_celery.room_host.RoomHost`."""
+        return parcel.is_redelivered(entry.request.message)
+
     def parcel(self, entry: Entry, *, again: bool) -> Parcel | None:
         """See :class:`~bucketflow_celery.room_host.RoomHost`."""
         request, passage = entry.request, entry.passage
@@ -81,7 +85,7 @@ class Parking:
                 parcel.pack(message, since=entry.since),
                 passage.cost,
                 _patience(entry),
-                redelivered=bool(message.delivery_info.get("redelivered")),
+                redelivered=parcel.is_redelivered(message),
             )
         except TypeError as error:
             logger.warning("%s stays in the worker, its headers cannot be parked: %s", request.id, error)

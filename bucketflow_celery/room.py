@@ -42,8 +42,8 @@ LOOK = 5.0
 FRESH, REMEMBERED = 1.0, 10_000
 #: Seconds before a message is offered again to a backlog that was full.
 FULL_PAUSE = 1.0
-#: Seconds before a worker asks again that had no lease: it is about to be renewed.
-LEASE_PAUSE = 0.1
+#: Seconds before a worker asks again that had no lease, which is about to be renewed, or could start nothing.
+PAUSE = 0.1
 
 
 @dataclass(slots=True)
@@ -116,7 +116,7 @@ class Room:
         self._confirming = Confirming()
         self._parking: defaultdict[str, deque[Entry]] = defaultdict(deque)
         self._being_parked: list[Entry] = []
-        self._twins: set[Entry] = set()
+        self._offered: dict[Entry, Parcel] = {}  # if the store knows one of these, it is from here
         self._blocked: dict[tuple[str, str], float] = {}
         self._parked_last = False
         self._closed = False
@@ -136,6 +136,10 @@ class Room:
         """Return whether its tenant is known to have tasks parked, so that *entry* need not ask."""
         at = self._blocked.get((entry.queue, entry.passage.tenant or ""), -inf)
         return at > self._host.monotonic() - FRESH
+
+    def may_have(self, entry: Entry) -> bool:
+        """Return whether *entry* may have been parked before it came, and even have run: only parking it can tell."""
+        return self._host.is_redelivered(entry)
 
     def add(self, entry: Entry) -> None:
         """Park *entry*."""
@@ -208,14 +212,15 @@ class Room:
     def _settle(self) -> bool:
         self._settlements.extend(self._holdings.settlements())
         now = self._host.monotonic()
-        if self._settlements:
-            queue, settlement = self._settlements.popleft()
-        elif (due := self._confirming.due(now)) is not None:
-            queue, settlement = due, Settlement(self._tenure.worker)
-        else:
-            return False
+        if not self._settlements:
+            due = self._confirming.due(now)
+            if due is None:
+                return False
+            self._settlements.append((due, Settlement(self._tenure.worker)))
+        queue, settlement = self._settlements[0]
 
         def land(outcome: Any) -> None:
+            self._settlements.popleft()  # not earlier: what is under way when the room closes is told again
             self._holdings.told(queue, settlement, heard=not isinstance(outcome, StoreUnavailable))
 
         confirmed = self._confirming.take(queue, now)
@@ -243,28 +248,39 @@ class Room:
         return False
 
     def _parcel(self, entry: Entry) -> Parcel | None:
+        if entry in self._offered:
+            return self._offered[entry]
         if self._host.is_gone(entry):
             self._desk.leave(entry)
             return None
-        parcel = self._host.parcel(entry, again=entry in self._twins)
+        parcel = self._host.parcel(entry, again=False)
         if parcel is None:
-            self._desk.keep(entry, FULL_PAUSE)
+            entry.passage = replace(entry.passage, on_limit="hold")
+            self._desk.keep(entry, 0.0)
         return parcel
 
     def _on_parked(self, queue: str, batch: list[tuple[Entry, Parcel]], outcome: Any) -> None:
         self._being_parked = []
         if isinstance(outcome, StoreUnavailable):
-            for entry, _ in batch:
-                self._desk.keep(entry, self._outage.pause)
+            # They may be stored, and are the store's then: from here on nobody may start them, nor send them elsewhere.
+            self._offered.update(batch)
+            self._parking[queue].extendleft(entry for entry, _ in reversed(batch))
             return
         for (entry, parcel), position in zip(batch, outcome, strict=True):
+            was_offered = self._offered.pop(entry, None) is not None
             if position == FULL:
                 self._desk.keep(entry, FULL_PAUSE)
-            elif position == KNOWN and self._host.is_fresh(entry) and entry not in self._twins:
-                self._twins.add(entry)  # not delivered twice, but published twice
-                self._parking[queue].append(entry)
+            elif position == KNOWN and not was_offered and self._host.is_fresh(entry):
+                self._park_twin(queue, entry)
             else:
                 self._on_stored(queue, entry, parcel, position)
+
+    def _park_twin(self, queue: str, entry: Entry) -> None:
+        """Park a message that looks like one that is parked, and was not delivered twice but published twice."""
+        parcel = self._host.parcel(entry, again=True)
+        if parcel is not None:
+            self._offered[entry] = parcel
+        self._parking[queue].append(entry)
 
     def _on_stored(self, queue: str, entry: Entry, parcel: Parcel, position: int) -> None:
         now = self._host.monotonic()
@@ -273,7 +289,6 @@ class Room:
             self._remember(queue, parcel.lane.tenant, now)
         if position == 1 and queue in self._queues:
             self._queues[queue].ask_at = now
-        self._twins.discard(entry)
         self._desk.leave(entry)
         self._host.parked(entry, position)
         self._confirming.add(queue, parcel.uid, now)
@@ -315,7 +330,7 @@ class Room:
             queue.ask_at = now
             self._renew_book(version)
         elif released == LOST:
-            queue.ask_at = now + LEASE_PAUSE
+            queue.ask_at = now + PAUSE
         else:
             self._on_released(queue, request, released, now)
 
@@ -337,18 +352,18 @@ class Room:
             self._remember(queue.name, known.tenant, now)
         ends = [self._holdings.take(request.worker, handed) for handed in released.handed]
         for handed, on_end in zip(released.handed, ends, strict=True):
-            self._receive(request, handed, on_end)
+            self._receive(queue, request, handed, on_end)
 
-    def _receive(self, request: Request, handed: Handed, on_end: Callable[[bool], None]) -> None:
+    def _receive(self, queue: _Queue, request: Request, handed: Handed, on_end: Callable[[bool], None]) -> None:
         if not self._tenure.holds() or request.worker != self._tenure.worker:
-            self._give_back(request, handed)  # another may have it by now; if none has, it goes back unharmed
+            self._give_back(queue, request, handed)  # another may have it by now; if none has, it goes back unharmed
             return
         self._stats.handed += 1
         try:
             entry = self._host.receive(handed, on_end)
         except Exception:
             logger.exception("a parked task of %s goes back, it could not be received", handed.owned.lane.task)
-            self._give_back(request, handed)
+            self._give_back(queue, request, handed)
             return
         if entry is None:
             on_end(False)  # noqa: FBT003 - it does not go back
@@ -356,11 +371,13 @@ class Room:
             self._host.give_up(entry)
         elif self._host.is_gone(entry):
             self._refund(request, handed)
+            queue.ask_at = self._host.monotonic()  # its tokens are there for another
         else:
             self._stats.admitted += 1
             self._host.start(entry)
 
-    def _give_back(self, request: Request, handed: Handed) -> None:
+    def _give_back(self, queue: _Queue, request: Request, handed: Handed) -> None:
+        queue.ask_at = self._host.monotonic() + PAUSE  # at once it would be handed the same again
         self._holdings.give_back(handed.owned.item.uid)
         self._refund(request, handed)
 
@@ -380,7 +397,7 @@ class NoRoom:
         """See :class:`Room`."""
         raise NotImplementedError(entry)
 
-    add = blocks
+    add = may_have = blocks
 
     def wake_at(self) -> float | None:
         """See :class:`Room`."""

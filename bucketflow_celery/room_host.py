@@ -27,6 +27,9 @@ class RoomHost(Protocol):
     def is_fresh(self, entry: Entry) -> bool:
         """Return whether the broker says that it delivers *entry* for the first time."""
 
+    def is_redelivered(self, entry: Entry) -> bool:
+        """Return whether the broker says that it has delivered *entry* before."""
+
     def parked(self, entry: Entry, position: int) -> None:
         """Acknowledge a message that is stored, at *position* of its lane; 0: it was before."""
 

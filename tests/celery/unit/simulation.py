@@ -3,7 +3,7 @@ A fleet in one thread: real gates, a real (in-memory) store, and a pool, a broke
 
 Events happen in the order of a fake clock, so the same workload always plays the same way, and an hour of it takes a
 moment. The broker is as unkind as brokers are: what comes back is late by up to ``lateness``, goes to any worker, and
-carries its ticket as JSON.
+carries its ticket as JSON. What is parked, and a worker's lease on it, is in ``simulated_parking.py``.
 """
 
 from __future__ import annotations
@@ -13,18 +13,26 @@ import itertools
 import json
 import math
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+from simulated_parking import Connection, Parking
 
 from bucketflow.errors import StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow.testing import FakeClock
+from bucketflow_celery.asking import DirectAsker
+from bucketflow_celery.book import Book
 from bucketflow_celery.gate import Gate, Patience
 from bucketflow_celery.limits import LimitTable, check_cost
 from bucketflow_celery.lines import Passage
 from bucketflow_celery.outage import Outage
+from bucketflow_celery.settings import Settings
 from bucketflow_celery.stats import Stats
 from bucketflow_celery.testing import MemoryStore
-from bucketflow_celery.ticket import Ticket
+from bucketflow_celery.ticket import NO_TICKET, Ticket
 
 START = 1000.0
 EPOCH = 1_700_000_000.0
@@ -43,12 +51,18 @@ class Job:
     max_wait: float | None = None
     on_limit: str = "retry"
     revoked_at: float | None = None
+    acks_late: bool = False  # once it was parked
+    rank: int = 0
+    message: str | None = None  # what tells it from others; None: that it is this one
     starts: list[float] = field(default_factory=list)
     path: tuple = ()
     errors: list[Exception] = field(default_factory=list)
     gone: int = 0
     deliveries: int = 0
     returns: int = 0
+    parked: int = 0
+    handed: int = 0
+    excused: int = 0  # how often its worker died after it was handed out
 
     @property
     def outcomes(self):
@@ -57,10 +71,13 @@ class Job:
 
 @dataclass(eq=False)
 class Request:
-    """One delivery."""
+    """One delivery, by the broker or, with what is to be told of its end, from the backlog."""
 
     job: Job
-    ticket: Ticket
+    ticket: Ticket = NO_TICKET
+    message: str = ""
+    redelivered: bool = False
+    on_end: Callable[[bool], None] | None = None
     settled: bool = False  # acknowledged or rejected
 
 
@@ -76,6 +93,10 @@ class Fleet:
         store_down, broker_down: Intervals, in seconds from the start, in which the store or the publishing fails.
         lost_replies: Whether a failing store has done what it was asked before it fails.
         latency: Seconds that an answer of the store takes to come back; 0: it is there at once.
+        parks: Whether the workers have waiting rooms.
+        queues: Those that the workers consume, beside those that jobs are sent to.
+        tells_redelivery: Whether the broker says of each delivery whether it is the first, as RabbitMQ does.
+        backlog_limit, lease: See :class:`bucketflow_celery.settings.Settings`.
     """
 
     def __init__(  # noqa: PLR0913
@@ -93,20 +114,25 @@ class Fleet:
         broker_down=(),
         lost_replies=False,
         latency=0.0,
+        parks=False,
+        queues=("q",),
+        tells_redelivery=True,
+        backlog_limit=1_000_000,
+        lease=30.0,
     ):
         self.clock = FakeClock(START)
         self.store = MemoryStore(self.clock)
-        self.configured = limits
         self.lateness, self.lost_replies = lateness, lost_replies
         self.store_down, self.broker_down = store_down, broker_down
-        self.latency = latency
+        self.latency, self.parks, self.tells_redelivery = latency, parks, tells_redelivery
+        self.settings = Settings(limits=parsed(limits), backlog_limit=backlog_limit, lease=lease)
         self.jobs = []
-        self.queues = {}
+        self.queues = {queue: deque() for queue in queues}
         self.events = []
         self.order = itertools.count()
-        self.number_of_returns = itertools.count()
+        self.number_of_returns, self.number_of_messages, self.coin = (itertools.count() for _ in range(3))
         self.options = {"on_store_error": on_store_error, "max_hold": max_hold, "max_countdown": max_countdown}
-        self.workers = [Worker(self, slots, prefetch) for _ in range(workers)]
+        self.workers = [Worker(self, f"w{number}", slots, prefetch) for number in range(workers)]
 
     # Time
 
@@ -141,6 +167,13 @@ class Fleet:
     def _within(intervals, now):
         return any(start <= now < end for start, end in intervals)
 
+    def run_out(self, until=4000.0):
+        """Play on until all tasks have ended, and a little longer."""
+        self.run(60)
+        while self.now < until and (self.lost() or any(worker.busy for worker in self.workers)):
+            self.run(self.now + 5)
+        self.run(self.now + 20)
+
     def restart(self, worker, at, away):
         """Shut *worker* down softly at *at*, and have it back *away* seconds later."""
 
@@ -156,8 +189,11 @@ class Fleet:
 
     def send(self, job):
         self.jobs.append(job)
-        self.at(job.at, lambda: self.publish(Request(job, Ticket())))
+        self.at(job.at, lambda: self.publish(Request(job, message=job.message or self.new_message())))
         return job
+
+    def new_message(self):
+        return f"message {next(self.number_of_messages)}"
 
     def publish(self, request):
         self.queues.setdefault(request.job.queue, deque()).append(request)
@@ -168,9 +204,9 @@ class Fleet:
         found = True
         while found:
             found = False
-            for queue in self.queues.values():
+            for name, queue in self.queues.items():
                 for worker in sorted(self.workers, key=lambda worker: worker.unacknowledged - len(worker.widened)):
-                    if queue and worker.has_room():
+                    if queue and worker.has_room(name):
                         worker.receive(queue.popleft())
                         found = True
                         break
@@ -178,45 +214,34 @@ class Fleet:
     def publish_later(self, job, countdown, ticket):
         if self._within(self.broker_down, self.now):
             return False
-        request = Request(job, Ticket.read(json.loads(json.dumps(ticket.write()))))
+        request = Request(job, Ticket.read(json.loads(json.dumps(ticket.write()))), self.new_message())
         number = next(self.number_of_returns)
         self.after(countdown + self.lateness(number), lambda: self.come_back(request, number))
         return True
 
     def come_back(self, request, number):
-        alive = [worker for worker in self.workers if worker.gate is not None]
+        alive = [worker for worker in self.workers if worker.is_up()]
         if alive:
             alive[number % len(alive)].receive(request)
         else:
             self.publish(request)
 
+    def deliver_again(self, requests):
+        """Deliver what was not acknowledged on a connection that is lost."""
+        for request in requests:
+            request.settled = True
+            copy = replace(request, redelivered=True, settled=False)
+            self.after(0.01, lambda copy=copy: self.publish(copy))
+
     # The store
 
-    def ask(self, worker, asks, done):
-        """Do as the askers of a worker do: answer at once, or later."""
-        worker.calls.append(self.now)
-        outcome = self._outcome(worker, asks)
-        if self.latency:
-            self.after(self.latency, lambda: done(outcome))
-        else:
-            done(outcome)
-
-    def _outcome(self, worker, asks):
+    def reach(self, run):
+        """Do what a worker asks of the store, or fail as its connection does."""
         if self._within(self.store_down, self.now):
             if self.lost_replies:
-                self.store.admit(asks, worker.version)
-            return StoreUnavailable("memory", "down")
-        version, answers = self.store.admit(asks, worker.version)
-        if answers is None and version != worker.version:
-            worker.version, raw, _ = self.store.limits()
-            worker.table = self.table(raw)
-        return answers
-
-    def table(self, raw=None):
-        mistakes = []
-        table = LimitTable.parse(self.configured if raw is None else raw, mistakes)
-        assert not mistakes, mistakes
-        return table
+                run()
+            raise StoreUnavailable("memory", "down")
+        return run()
 
     # What it came to
 
@@ -243,66 +268,191 @@ class Fleet:
         return [job for job in self.jobs if job.outcomes > 1]
 
 
+def parsed(raw):
+    """Return the table of limits that a user writes like that."""
+    mistakes = []
+    table = LimitTable.parse(raw, mistakes)
+    assert not mistakes, mistakes
+    return table
+
+
 class Worker:
     """One worker: implements :class:`bucketflow_celery.host.Host`, and keeps the gate to its promises."""
 
-    def __init__(self, fleet, slots, prefetch):
-        self.fleet, self.slots, self.prefetch = fleet, slots, prefetch
-        self.version, self.table = "", fleet.table()
-        self.stats = Stats()
+    def __init__(self, fleet, name, slots, prefetch):
+        self.fleet, self.name, self.slots, self.prefetch = fleet, name, slots, prefetch
+        self.tasks = dict.fromkeys("fgh")  # those it can run
         self.calls, self.timers, self.rounds = [], Counter(), Counter()
-        self.busy, self.unacknowledged = 0, 0
-        self.held, self.widened = {}, set()
-        self.waiting_for_slot = None
-        self.timer = None
-        self.gate = None
+        self._be_born()
         self.open()
 
+    def _be_born(self):
+        self.life, self.frozen_until = object(), 0.0
+        self.stats = Stats()
+        self.store = Connection(self)
+        self.book = Book(SimpleNamespace(tasks=self.tasks), lambda: self.fleet.settings, lambda: self.store)
+        self.busy, self.unacked = 0, {}
+        self.held, self.widened, self.full = {}, set(), set()
+        self.waiting_for_slot = self.timer = self.gate = self.parking = None
+
     def open(self):
+        """Be connected to the broker."""
+        with suppress(StoreUnavailable):
+            self.book.renew()
+        options = self.fleet.options
+        self.asker = DirectAsker(self.store, self.book)
         self.gate = Gate(
             self,
-            ask=lambda asks, done: self.fleet.ask(self, asks, done),
+            ask=self.ask,
             resolve=self.resolve,
-            outage=Outage(self.fleet.options["on_store_error"]),
-            patience=Patience(self.fleet.options["max_hold"], self.fleet.options["max_countdown"]),
+            outage=Outage(options["on_store_error"]),
+            patience=Patience(options["max_hold"], options["max_countdown"]),
             stats=self.stats,
         )
+        if self.fleet.parks:
+            self.parking = self.parking or Parking(self)
+            self.parking.open(self.gate)
 
     def close(self):
-        """Shut down softly: what waits goes back to the broker."""
-        entries = self.gate.close()
+        """Shut down softly: what waits goes back to the broker, what was handed to it to the others."""
+        waiting = self._disconnect()
+        for entry in waiting:
+            request = entry.request
+            self.acknowledge(request)
+            self.fleet.publish(replace(request, redelivered=True, settled=False))
+        assert self.unacknowledged == 0
+        self._leave_when_idle()
+
+    def lose_connection(self, forgotten=0.0):
+        """Connect anew: the broker delivers again what it has not heard of, also in the last *forgotten* seconds."""
+        if self.gate is None:
+            return
+        self._disconnect()
+        unheard = [] if self.parking is None else self.parking.unheard(self.fleet.now - forgotten)
+        self.fleet.deliver_again([*self.unacked, *unheard])
+        self.unacked = {}
+        self.open()
+        self.fleet.deliver()
+
+    def die(self, away):
+        """Be killed, and be back *away* seconds later."""
+        if self.parking is not None:
+            self.parking.die()
+        self.fleet.deliver_again(self.unacked)
+        self._be_born()
+
+        def back():
+            if self.gate is None:
+                self.open()
+                self.fleet.deliver()
+
+        self.fleet.after(away, back)
+
+    def freeze(self, seconds):
+        """Do nothing at all for so many seconds."""
+        if self.gate is None:
+            return
+        self.frozen_until = self.fleet.now + seconds
+        self.fleet.at(self.frozen_until, self.fleet.deliver)
+        if self.parking is not None:
+            self.parking.excuse()
+
+    def is_up(self):
+        return self.gate is not None and not self.is_frozen()
+
+    def is_frozen(self):
+        return self.fleet.now < self.frozen_until - 1 / SECOND
+
+    def _disconnect(self):
+        waiting = self.gate.close()
+        if self.parking is not None:
+            waiting += self.parking.close()
         self.gate, self.timer, self.waiting_for_slot = None, None, None
-        for entry in entries:
+        for entry in waiting:
             if entry in self.held:
                 self.unhold(entry)
-            self.acknowledge(entry.request)
-            self.fleet.publish(Request(entry.request.job, entry.request.ticket))
         assert not self.held
-        assert self.unacknowledged == 0
+        return waiting
 
-    def has_room(self):
-        return self.gate is not None and self.unacknowledged - len(self.widened) < self.prefetch
+    def _leave_when_idle(self):
+        if self.gate is None and self.parking is not None and not self.busy:
+            self.parking.leave()
+            self.parking = None
+
+    @property
+    def unacknowledged(self):
+        return len(self.unacked)
+
+    def has_room(self, queue):
+        return self.is_up() and queue not in self.full and self.unacknowledged - len(self.widened) < self.prefetch
 
     def receive(self, request):
         request.job.deliveries += 1
-        self.unacknowledged += 1
+        self.unacked[request] = None
         self.gate.enter(request, request.job.queue, request.ticket)
+
+    def handed(self, job, redelivered, on_end):
+        return Request(job, redelivered=redelivered, on_end=on_end)
+
+    def ask(self, asks, done):
+        """Do as the askers of a worker do: answer at once, or later."""
+        if not self.fleet.latency:
+            self.asker.ask(asks, done)
+            return
+
+        self.at_a_distance(lambda tell: self.asker.ask(asks, tell), done)
+
+    def at_a_distance(self, call, done):
+        """Make a call that takes its time to get there, even if this process is dead by then; so does the reply."""
+        life, gate, way = self.life, self.gate, self.fleet.latency / 2
+
+        def reach():
+            if self.gate is not gate and next(self.fleet.coin) % 2:
+                return  # it was lost with the connection
+            call(lambda outcome: self.later(way, lambda: done(outcome), life))
+
+        self.fleet.after(way, reach)
+
+    def count_call(self):
+        self.calls.append(self.fleet.now)
+        assert len(self.calls) < 2000 or self.calls[-2000] < self.fleet.now, "asks for ever in one instant"
+
+    def path(self, job):
+        return self.book.limits.path(job.queue, job.tenant, job.name) if job.cost else ()
 
     def resolve(self, request, queue):
         job = request.job
-        path = self.table.path(queue, job.tenant, job.name) if job.cost else ()
+        path = self.path(job)
         check_cost(path, job.cost)
-        return Passage(path, job.cost, job.max_wait, job.on_limit, job.tenant)
+        paused = self.book.limits.pause(queue, job.tenant, job.name)
+        return Passage(path, job.cost, job.max_wait, job.on_limit, job.tenant, paused)
 
     def acknowledge(self, request):
         assert not request.settled, "one delivery was settled twice"
         request.settled = True
-        self.unacknowledged -= 1
+        if request.on_end is not None:
+            request.on_end(False)  # noqa: FBT003 - it does not go back
+            return
+        del self.unacked[request]
         if any(self.fleet.queues.values()):
             self.fleet.after(0, self.fleet.deliver)
 
     def gone(self, job):
         return job.revoked_at is not None and self.fleet.now >= job.revoked_at
+
+    def later(self, seconds, callback, life=None):
+        """Call *callback* in *seconds*, unless this process is dead by then; when it is frozen, afterwards."""
+        life = life or self.life
+
+        def run():
+            if self.life is not life:
+                return
+            if self.is_frozen():
+                self.fleet.at(self.frozen_until, run)
+            else:
+                callback()
+
+        self.fleet.after(seconds, run)
 
     # Host
 
@@ -311,14 +461,16 @@ class Worker:
 
     def when_free(self, callback):
         if self.free() > 0:
-            self.fleet.after(0, self.counted(callback))
+            self.later(0, self.counted(callback))
         else:
             self.waiting_for_slot = callback
 
     def start(self, entry):
-        job = entry.request.job
+        request, job = entry.request, entry.request.job
         assert entry not in self.held
-        self.acknowledge(entry.request)
+        is_late = request.on_end is not None and job.acks_late
+        if not is_late or self.gone(job):
+            self.acknowledge(request)
         if self.gone(job):
             job.gone += 1
             return
@@ -326,13 +478,16 @@ class Worker:
         job.path = entry.passage.path
         job.starts.append(self.fleet.now)
         self.busy += 1
-        self.fleet.after(job.duration, self.finished)
+        self.later(job.duration, lambda: self.finished(request if is_late else None))
 
-    def finished(self):
+    def finished(self, request):
         self.busy -= 1
+        if request is not None:
+            self.acknowledge(request)
         callback, self.waiting_for_slot = self.waiting_for_slot, None
         if callback is not None:
             self.counted(callback)()
+        self._leave_when_idle()
 
     def is_gone(self, entry):
         gone = self.gone(entry.request.job)
@@ -351,8 +506,9 @@ class Worker:
         return True
 
     def give_back(self, entry):
-        self.acknowledge(entry.request)
-        self.fleet.after(0, lambda: self.fleet.publish(Request(entry.request.job, entry.request.ticket)))
+        request = entry.request
+        self.acknowledge(request)
+        self.fleet.deliver_again([request])
         return True
 
     def fail(self, request, error):
@@ -362,13 +518,24 @@ class Worker:
     def hold(self, entry, level):
         assert entry not in self.held, "held twice"
         self.held[entry] = level
-        if level is None or level.name != "all":
+        if (level is None and len(self.fleet.queues) > 1) or (level is not None and level.name != "all"):
             self.widened.add(entry)
-            self.fleet.after(0, self.fleet.deliver)
+            self.later(0, self.fleet.deliver)
+        self._fill_or_drain(entry.queue)
 
     def unhold(self, entry):
         del self.held[entry]
         self.widened.discard(entry)
+        self._fill_or_drain(entry.queue)
+
+    def _fill_or_drain(self, queue):
+        """Consume no queue that fills a window of its own with what the store cannot take, until half has gone."""
+        held = sum(entry.queue == queue and level is None for entry, level in self.held.items())
+        if held >= self.prefetch:
+            self.full.add(queue)
+        elif held <= self.prefetch // 2 and queue in self.full:
+            self.full.discard(queue)
+            self.later(0, self.fleet.deliver)
 
     def refused(self, entry, level, wait):
         assert level in entry.passage.path
@@ -380,15 +547,14 @@ class Worker:
         if self.timer is not None and self.timer[0] <= at:
             return
         mine = self.timer = (at, callback)
-        gate = self.gate
         self.timers[int(self.fleet.now)] += 1
 
         def ring():
-            if self.timer is mine and self.gate is gate:
+            if self.timer is mine:
                 self.timer = None
                 self.counted(callback)()
 
-        self.fleet.after(seconds, ring)
+        self.later(seconds, ring)
 
     def monotonic(self):
         return self.fleet.clock.now() / SECOND

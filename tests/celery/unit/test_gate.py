@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulation import Fleet, Job
+from strategies import outages, restarts, tables, workloads
 
 from bucketflow.errors import CostExceedsCapacity
 from bucketflow.testing import worst_excess
@@ -276,49 +277,6 @@ def test_a_soft_shutdown_leaves_everything_that_waits_to_the_broker():
 
 # Any workload
 
-limits = st.builds(
-    Limit,
-    st.sampled_from([1, 1, 2, 5, 10]),
-    st.sampled_from([0.5, 1, 2, 5, 20, 50]),
-    st.sampled_from([False] * 4 + [True]),
-)
-tables = st.fixed_dictionaries(
-    {},
-    optional={
-        "all": limits,
-        "queues": st.dictionaries(st.sampled_from("qr"), limits),
-        "tenants": st.dictionaries(st.sampled_from(["a", "b", "*"]), st.one_of(st.none(), limits, limits)),
-        "tasks": st.dictionaries(st.sampled_from("fg"), limits),
-    },
-)
-outages = st.lists(st.tuples(st.floats(0, 20), st.floats(0, 15)).map(lambda pair: (pair[0], sum(pair))), max_size=2)
-restarts = st.lists(st.tuples(st.integers(0, 2), st.floats(0, 30)), max_size=2)
-
-
-@st.composite
-def workloads(draw):
-    chance = draw(st.randoms(use_true_random=False))
-    burst, longest = draw(st.booleans()), draw(st.sampled_from([0, 0.05, 2]))
-    costs = draw(st.sampled_from([[1.0], [1.0, 1.0, 3.0, 0.5, 0.0, 100.0]]))
-    waits = draw(st.sampled_from([[None], [None, 0.5, 5.0, 20.0]]))
-    modes = draw(st.sampled_from([["retry"], ["retry", "hold"]]))
-    revoking = draw(st.sampled_from([0, 0.3]))
-    return [
-        Job(
-            at=0.0 if burst else chance.uniform(0, 20),
-            queue=chance.choice("qqrs"),
-            tenant=chance.choice([None, "a", "a", "b", "c"]),
-            name=chance.choice("fg"),
-            cost=chance.choice(costs),
-            duration=chance.uniform(0, longest),
-            max_wait=chance.choice(waits),
-            on_limit=chance.choice(modes),
-            revoked_at=chance.uniform(0, 30) if chance.random() < revoking else None,
-        )
-        for _ in range(draw(st.sampled_from([5, 20, 100, 150])))
-    ]
-
-
 options = st.fixed_dictionaries(
     {
         "workers": st.integers(1, 3),
@@ -337,7 +295,7 @@ changes = st.one_of(st.just([]), st.lists(st.tuples(st.floats(0, 30), st.one_of(
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(tables, workloads(), options, st.sampled_from([0, 0.003, 0.2]), changes, restarts)
+@given(tables, workloads(["retry"], ["retry", "hold"]), options, st.sampled_from([0, 0.003, 0.2]), changes, restarts)
 def test_whatever_happens_every_task_runs_once_or_ends_for_a_reason(  # noqa: PLR0913, PLR0917
     limits, jobs, options, lateness, changes, restarts
 ):
