@@ -19,7 +19,7 @@ from bucketflow.core import FULL, take, wait_for
 from bucketflow.limit import SECOND, Limit
 from bucketflow_celery.limits import Level
 
-__all__ = ["EMPTY", "FOREVER", "LATE", "PATIENCE", "Answer", "Ask", "LevelState", "admit", "leave"]
+__all__ = ["EMPTY", "FOREVER", "LATE", "PATIENCE", "Answer", "Ask", "LevelState", "admit", "current_state", "leave"]
 
 #: µs after which a promised place is lost: who comes later than that joins the line again.
 LATE = 60 * SECOND
@@ -151,11 +151,12 @@ def _admit_one(ask: Ask, states: MutableMapping[str, LevelState], now: int) -> A
     dues = [0 if due < now - LATE else due for due in ask.dues]
     waits, current = [], []
     for index, level in enumerate(ask.path):
-        state = states.get(level.key, EMPTY).under(level.limit, now)
+        state = current_state(level, states, now)
         if dues[index] > max(now, state.line_at):  # behind the end of the line is no place: it was promised elsewhere
             dues[index] = 0
         turn = _next_place(level, state, ask.cost)
-        if turn > now and state.full_at + PATIENCE <= now:
+        is_over = turn > now or (state.line_at and state.line_at + PATIENCE <= now)
+        if is_over and state.full_at + PATIENCE <= now:
             state, turn = replace(state, line_at=0.0), 0.0
             states[level.key] = state
         current.append(state)
@@ -172,6 +173,19 @@ def _admit_one(ask: Ask, states: MutableMapping[str, LevelState], now: int) -> A
         if _book(ask.path, binding, waits, dues, due):
             states[ask.path[binding].key] = replace(current[binding], line_at=float(due))
     return Answer(admitted=False, binding=binding, wait=wait, dues=tuple(dues))
+
+
+def current_state(level: Level, states: MutableMapping[str, LevelState], now: int) -> LevelState:
+    """
+    Return the state of *level* under its limit.
+
+    If that is another than before it is stored at once: reckoned from what was with each question, it would never fill.
+    """
+    known = states.get(level.key, EMPTY)
+    state = known.under(level.limit, now)
+    if state is not known and known is not EMPTY:
+        states[level.key] = state
+    return state
 
 
 def _book(path: tuple[Level, ...], binding: int, waits: list[int], dues: list[int], due: int) -> bool:

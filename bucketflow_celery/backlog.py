@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from bucketflow.core import refund, take, wait_for
 from bucketflow.limit import SECOND, Limit
-from bucketflow_celery.admission import EMPTY, LevelState
+from bucketflow_celery.admission import EMPTY, LevelState, current_state
 from bucketflow_celery.limits import Level
 
 __all__ = [
@@ -602,7 +602,7 @@ class _Round:
         return wait_for(level.limit, self._state(level).full_at, self._now, cost)
 
     def _state(self, level: Level) -> LevelState:
-        return self._states.get(level.key, EMPTY).under(level.limit, self._now)
+        return current_state(level, self._states, self._now)
 
 
 def give_back(path: Sequence[Level], cost: float, states: MutableMapping[str, LevelState], now: int) -> None:

@@ -61,7 +61,7 @@ class SemaphoreSlots:
         self._controller.semaphore.acquire(self._controller._process_task, request)  # noqa: SLF001
 
     def forget(self) -> None:
-        """See :class:`Slots`. Celery has cleared the semaphore, and with it the slots of the tasks that go on running."""
+        """See :class:`Slots`. Celery has cleared the semaphore, and so the slots of tasks that go on running."""
         self._asked = False
         for _ in state.active_requests:
             self._controller.semaphore.acquire(lambda: None)

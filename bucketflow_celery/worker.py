@@ -88,9 +88,10 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._asker.close()
 
     def shutdown(self, _consumer: Any) -> None:
-        """Give back the parked tasks that this worker still has. The pool has ended."""
+        """Give back the parked tasks that this worker still has, and close the store. The pool has ended."""
         if self._keeper is not None:
             self._keeper.leave()
+        self._throttle.close()
 
     def register_with_event_loop(self, _consumer: Any, hub: Any) -> None:
         """Let the pool's threads wake the loop."""

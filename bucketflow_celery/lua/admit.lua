@@ -18,7 +18,7 @@ if version ~= ARGV[1] then
 end
 
 local time = now()
-local limits, full_at, line_at, changed, dry = {}, {}, {}, {}, {}
+local limits, full_at, line_at, reckoned, changed, dry = {}, {}, {}, {}, {}, {}
 
 local reply = { version }
 local function answer(status, binding, wait, path)
@@ -34,11 +34,13 @@ local function admit_one(path, cost, patience)
   local waits, wait = {}, 0
   for i, level in ipairs(path) do
     local key = level.key
+    changed[key] = changed[key] or reckoned[key]
     if level.due < time - LATE or level.due > math.max(time, line_at[key]) then
       level.due = 0
     end
     local turn = line_at[key] > 0 and line_at[key] + cost * SECOND / level.fill_rate or 0
-    if turn > time and full_at[key] + PATIENCE <= time then
+    local is_over = turn > time or (line_at[key] > 0 and line_at[key] + PATIENCE <= time)
+    if is_over and full_at[key] + PATIENCE <= time then
       line_at[key], turn = 0, 0
       changed[key] = true
     end
@@ -103,7 +105,7 @@ while at <= #ARGV do
     is_dry = is_dry or dry[key]
     if not limits[key] then
       limits[key] = path[i]
-      full_at[key], line_at[key] = under(path[i], stored[key], time)
+      full_at[key], line_at[key], reckoned[key] = under(path[i], stored[key], time)
     end
     at = at + 5
   end

@@ -3,13 +3,15 @@
 local PATIENCE = 2 * SECOND
 
 -- A level is the string of four little-endian doubles: full_at and line_at in µs, and the limit both were reckoned under.
--- Under another limit what was taken stays taken, up to an empty bucket, and what was promised stays promised.
+-- Under another limit what was taken stays taken, up to an empty bucket, and what was promised stays promised; then the third
+-- result is true, and it must be stored: reckoned again and again from what was, a bucket would never fill.
 local function under(limit, packed, now)
   local full_at, line_at, capacity, fill_rate = FULL, 0, 0, 0
   if packed and #packed == 32 then -- what somebody else wrote there counts as nothing
     full_at, line_at, capacity, fill_rate = struct.unpack('<dddd', packed)
   end
-  if capacity ~= limit.capacity or fill_rate ~= limit.fill_rate then
+  local is_other = capacity ~= limit.capacity or fill_rate ~= limit.fill_rate
+  if is_other then
     local scale = fill_rate / limit.fill_rate
     if full_at > now then
       full_at = now + math.min((full_at - now) * scale, span(limit))
@@ -18,7 +20,7 @@ local function under(limit, packed, now)
       line_at = now + (line_at - now) * scale
     end
   end
-  return full_at, line_at
+  return full_at, line_at, (is_other and capacity > 0) or nil
 end
 
 local function pack(limit, full_at, line_at)

@@ -62,7 +62,7 @@ local function wait_at(level, cost)
   local key = level.key
   if not limits[key] then
     limits[key] = level
-    full_at[key], line_at[key] = under(level, redis.call('GET', KEYS[key]), time)
+    full_at[key], line_at[key], changed[key] = under(level, redis.call('GET', KEYS[key]), time)
   end
   return wait_for(level, full_at[key], time, cost)
 end

@@ -403,3 +403,15 @@ def test_under_new_limits_a_line_of_as_many_tasks_takes_as_long_as_they_take_now
     slow, fast = Level("tenant", "t", Limit(1, 1)), Level("tenant", "t", Limit(1, 100))
     admit([ask(slow)] * 91, states, NOW)
     assert admit([ask(fast)], states, NOW)[0].wait == pytest.approx(0.91 * SECOND, abs=1)
+
+
+def test_under_a_faster_limit_an_empty_bucket_fills_however_often_it_is_asked():
+    slow, fast = (Level("queue", "q:q", Limit(5, rate)) for rate in (1 / 3600, 50))
+    states, now = {}, 10**12
+    assert all(answer.admitted for answer in admit([Ask((slow,), 1, (0,))] * 5, states, now))
+    admitted = 0
+    for _ in range(200):  # a second of questions by those who are promised no place
+        now += 5_000
+        (answer,) = admit([Ask((fast,), 1, (0,), -1)], states, now)
+        admitted += answer.admitted
+    assert admitted in (49, 50)
