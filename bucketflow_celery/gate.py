@@ -261,7 +261,7 @@ class Gate:
         now = self._host.monotonic()
         if self._flight is not None or self._outage.until > now:
             return
-        before = now - NO_SLOT
+        before = now - NO_SLOT if self._free() <= 0 else -inf
         waiting = deque(entry for entry in self._inbox if not self._is_parked_at_once(entry, before))
         if len(waiting) < len(self._inbox):
             self._inbox = waiting

@@ -9,7 +9,7 @@ or when a slot of its own gets free.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -116,8 +116,9 @@ class Room:
         self._confirming = Confirming()
         self._parking: defaultdict[str, deque[Entry]] = defaultdict(deque)
         self._being_parked: list[Entry] = []
+        self._on_the_way: Counter[tuple[str, str | None]] = Counter()
         self._offered: dict[Entry, Parcel] = {}  # if the store knows one of these, it is from here
-        self._blocked: dict[tuple[str, str], float] = {}
+        self._blocked: dict[tuple[str, str | None], float] = {}
         self._parked_last = False
         self._closed = False
         self.reserved = 0
@@ -134,8 +135,8 @@ class Room:
 
     def blocks(self, entry: Entry) -> bool:
         """Return whether its tenant is known to have tasks parked, so that *entry* need not ask."""
-        at = self._blocked.get((entry.queue, entry.passage.tenant or ""), -inf)
-        return at > self._host.monotonic() - FRESH
+        key = entry.queue, entry.passage.tenant
+        return key in self._on_the_way or self._blocked.get(key, -inf) > self._host.monotonic() - FRESH
 
     def may_have(self, entry: Entry) -> bool:
         """Return whether *entry* may have been parked before it came, and even have run: only parking it can tell."""
@@ -144,6 +145,7 @@ class Room:
     def add(self, entry: Entry) -> None:
         """Park *entry*."""
         self._parking[entry.queue].append(entry)
+        self._on_the_way[entry.queue, entry.passage.tenant] += 1
 
     def wake_at(self) -> float | None:
         """Return when to ask next, in seconds of the monotonic clock; ``None`` while a call is on its way."""
@@ -269,7 +271,7 @@ class Room:
         for (entry, parcel), position in zip(batch, outcome, strict=True):
             was_offered = self._offered.pop(entry, None) is not None
             if position == FULL:
-                self._desk.keep(entry, FULL_PAUSE)
+                self._keep(entry)
             elif position == KNOWN and not was_offered and self._host.is_fresh(entry):
                 self._park_twin(queue, entry)
             else:
@@ -282,6 +284,16 @@ class Room:
             self._offered[entry] = parcel
         self._parking[queue].append(entry)
 
+    def _keep(self, entry: Entry) -> None:
+        self._off_the_way(entry)
+        self._desk.keep(entry, FULL_PAUSE)
+
+    def _off_the_way(self, entry: Entry) -> None:
+        key = entry.queue, entry.passage.tenant
+        self._on_the_way[key] -= 1
+        if not self._on_the_way[key]:
+            del self._on_the_way[key]
+
     def _on_stored(self, queue: str, entry: Entry, parcel: Parcel, position: int) -> None:
         now = self._host.monotonic()
         if position != KNOWN:
@@ -289,6 +301,7 @@ class Room:
             self._remember(queue, parcel.lane.tenant, now)
         if position == 1 and queue in self._queues:
             self._queues[queue].ask_at = now
+        self._off_the_way(entry)
         self._desk.leave(entry)
         self._host.parked(entry, position)
         self._confirming.add(queue, parcel.uid, now)
@@ -296,7 +309,7 @@ class Room:
     def _remember(self, queue: str, tenant: str, now: float) -> None:
         if len(self._blocked) >= REMEMBERED:
             self._blocked.clear()
-        self._blocked[queue, tenant] = now
+        self._blocked[queue, tenant or None] = now
 
     # What is handed out
 

@@ -7,7 +7,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Wakeup"]
+from celery.utils.timer2 import Timer as ThreadedTimer
+
+from bucketflow_celery.alarm import Alarm
+
+__all__ = ["Wakeup", "timer_of"]
 
 
 class Wakeup:
@@ -19,11 +23,11 @@ class Wakeup:
     (gevent, eventlet, brokers that cannot be polled) the timer does it.
 
     Args:
-        consumer: Celery's ``Consumer``.
+        timer: See :func:`timer_of`.
     """
 
-    def __init__(self, consumer: Any) -> None:
-        self._timer = consumer.timer
+    def __init__(self, timer: Any) -> None:
+        self._timer = timer
         self._callbacks: deque[Callable[[], None]] = deque()
         self._pair: tuple[socket.socket, socket.socket] | None = None
 
@@ -51,3 +55,8 @@ class Wakeup:
             self._pair[0].recv(4096)
         while self._callbacks:
             self._callbacks.popleft()()
+
+
+def timer_of(consumer: Any) -> Any:
+    """Return what calls back at a time in a worker: has ``call_after(seconds, callback)`` and ``cancel(entry)``."""
+    return Alarm() if isinstance(consumer.timer, ThreadedTimer) else consumer.timer

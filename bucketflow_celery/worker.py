@@ -19,7 +19,7 @@ from bucketflow_celery.republish import Republisher
 from bucketflow_celery.room_keeper import RoomKeeper
 from bucketflow_celery.slots import slots_of
 from bucketflow_celery.ticket import HEADER, Ticket
-from bucketflow_celery.wakeup import Wakeup
+from bucketflow_celery.wakeup import Wakeup, timer_of
 from bucketflow_celery.window import Window
 from bucketflow_celery.worker_host import WorkerHost
 
@@ -41,7 +41,8 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
         self._throttle = consumer.app.bucketflow
-        self._wakeup = Wakeup(consumer)
+        self._timer = timer_of(consumer)
+        self._wakeup = Wakeup(self._timer)
         self._slots = slots_of(consumer.controller, self._wakeup.call_soon)
         self._gate: Gate | None = None
         self._host: WorkerHost | None = None
@@ -56,7 +57,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         settings = self._throttle.settings
         quorum, _ = detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)
         republisher = Republisher(consumer.app, delayed=quorum)
-        self._host = WorkerHost(consumer, self._slots, Window(consumer), republisher)
+        self._host = WorkerHost(consumer, self._slots, Window(consumer), republisher, self._timer)
         self._asker = asker_for(self._throttle.store, self._throttle.book, consumer.hub, settings.timeout)
         self._learn_limits()
         self._gate = Gate(

@@ -35,12 +35,16 @@ class WorkerHost:
         slots: The slots of its pool.
         window: Its prefetch window.
         republisher: Publishes copies.
+        timer: Calls back: see :func:`bucketflow_celery.wakeup.timer_of`.
     """
 
-    def __init__(self, consumer: Any, slots: Slots, window: Window, republisher: Republisher) -> None:
+    def __init__(
+        self, consumer: Any, slots: Slots, window: Window, republisher: Republisher, timer: Any
+    ) -> None:
         self._consumer = consumer
         self._slots = slots
         self._republisher = republisher
+        self._timer = timer
         self._timer_entry: Any = None
         self._wake_at = float("inf")
         self.hold = window.hold
@@ -133,7 +137,7 @@ class WorkerHost:
             callback()
 
         self._wake_at = at
-        self._timer_entry = self._consumer.timer.call_after(seconds, wake)
+        self._timer_entry = self._timer.call_after(seconds, wake)
 
     def close(self, entries: Sequence[Entry], *, connected: bool) -> None:
         """
@@ -171,4 +175,4 @@ class WorkerHost:
     def _cancel_timer(self) -> None:
         entry, self._timer_entry, self._wake_at = self._timer_entry, None, float("inf")
         if entry is not None:
-            self._consumer.timer.cancel(entry)
+            self._timer.cancel(entry)

@@ -230,9 +230,6 @@ def test_an_idle_worker_is_called_for_what_another_has_no_slot_for(parking):
     assert set(parking.records.deliveries().values()) == {1}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a release forgets what it reckoned under new limits: an empty bucket stays empty"
-)
 def test_new_limits_speed_a_backlog_up_and_slow_it_down_at_once(parking):
     parking.configure(limits={"queues": {"*": {"rate": "1/h", "capacity": 5}}})
     parking.start(2)

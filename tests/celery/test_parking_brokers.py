@@ -107,13 +107,7 @@ def shop(pool):
     return app, throttle, sell, started
 
 
-OVERTAKES = "a fresh task overtakes one of its tenant that is on its way to the backlog"
-LATE = "without an event loop Celery's timer sleeps on for up to 2 s, whatever has come meanwhile"
-
-
-@pytest.mark.parametrize(
-    "pool", [pytest.param("threads", marks=pytest.mark.xfail(strict=True, reason=OVERTAKES)), "solo"]
-)
+@pytest.mark.parametrize("pool", ["threads", "solo"])
 def test_parking_without_any_server(pool):
     app, throttle, sell, started = shop(pool)
 
@@ -128,7 +122,6 @@ def test_parking_without_any_server(pool):
     assert throttle.stats()["parked"] == throttle.stats()["handed"] >= 10
 
 
-@pytest.mark.xfail(strict=True, reason=LATE)
 def test_parked_tasks_start_in_time_without_an_event_loop():
     app, _, sell, started = shop("punctual")
 

@@ -17,6 +17,6 @@ class ExpiredWhileTheResultBackendIsAway:
 
 def test_a_revoked_task_whose_end_cannot_be_stored_stops_nobody_else_and_does_not_run(caplog):
     slots = SimpleNamespace(free=None, when_free=None)
-    host = WorkerHost(None, slots, SimpleNamespace(hold=None, unhold=None), None)
+    host = WorkerHost(None, slots, SimpleNamespace(hold=None, unhold=None), None, None)
     assert host.is_gone(Entry(ExpiredWhileTheResultBackendIsAway(), "q", Passage(()), 0.0))
     assert "the end of 42 could not be stored" in caplog.text
