@@ -33,12 +33,27 @@ local function pack_item(item)
   return struct.pack('<Bddd', item.redelivered, item.since, item.cost, item.deadline) .. item.uid
 end
 
-local records, touched = {}, {}
+-- What is read of tenants and changed: save() writes it, all at once, for every command costs as much as a task.
+local records, touched, grown = {}, {}, 0
+
+local function read_records(names)
+  local unread = {}
+  for _, name in ipairs(names) do
+    if records[name] == nil then
+      unread[#unread + 1] = name
+    end
+  end
+  if #unread > 0 then
+    local found = redis.call('HMGET', TENANTS, unpack(unread))
+    for i, name in ipairs(unread) do
+      records[name] = found[i] and cmsgpack.unpack(found[i]) or false
+    end
+  end
+end
 
 local function record_of(name)
   if records[name] == nil then
-    local packed = redis.call('HGET', TENANTS, name)
-    records[name] = packed and cmsgpack.unpack(packed) or false
+    read_records({ name })
   end
   return records[name]
 end
@@ -98,7 +113,7 @@ local function enter(key, lane, item, front)
   local length = redis.call(front and 'LPUSH' or 'RPUSH', key, pack_item(item))
   kind.lanes[lane.rank] = length
   tenant.cost = tenant.cost + item.cost
-  redis.call('HINCRBY', META, 'count', 1)
+  grown = grown + 1
   return length
 end
 
@@ -106,7 +121,7 @@ end
 local function shrink(name, tenant, task, rank, by)
   local lanes = tenant.types[task].lanes
   lanes[rank] = lanes[rank] - by
-  redis.call('HINCRBY', META, 'count', -by)
+  grown = grown - by
   if lanes[rank] <= 0 then
     lanes[rank] = nil
   end
@@ -122,13 +137,25 @@ local function shrink(name, tenant, task, rank, by)
   end
 end
 
-local function save_records()
+local function save()
+  local there = {}
   for name in pairs(touched) do
     if records[name] then
-      redis.call('HSET', TENANTS, name, cmsgpack.pack(records[name]))
+      there[#there + 1] = name
+      there[#there + 1] = cmsgpack.pack(records[name])
+      if #there == 1000 then -- unpack() fails beyond some thousands
+        redis.call('HSET', TENANTS, unpack(there))
+        there = {}
+      end
     else
       redis.call('HDEL', TENANTS, name)
     end
+  end
+  if #there > 0 then
+    redis.call('HSET', TENANTS, unpack(there))
+  end
+  if grown ~= 0 then
+    redis.call('HINCRBY', META, 'count', grown)
   end
 end
 

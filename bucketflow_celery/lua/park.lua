@@ -32,7 +32,7 @@ for at = 6, #ARGV, 9 do
   end
 end
 if stored > 0 then
-  save_records()
+  save()
   redis.call('SADD', QUEUES, ARGV[1])
   redis.call('ZREMRANGEBYSCORE', UNCONFIRMED, '-inf', time - memory)
   redis.call('PEXPIRE', UNCONFIRMED, memory / 1000)

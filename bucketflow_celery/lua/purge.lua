@@ -16,6 +16,6 @@ for _, packed in ipairs(forgotten) do
   tenant.cost = tenant.cost - item.cost
 end
 shrink(name, tenant, task, rank, #forgotten > 0 and #forgotten or kind.lanes[rank])
-save_records()
+save()
 tidy(ARGV[1])
 return #forgotten

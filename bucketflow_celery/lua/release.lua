@@ -85,7 +85,8 @@ for _, name in ipairs(redis.call('ZRANGEBYSCORE', ASLEEP, '-inf', time, 'LIMIT',
   rouse(name, record_of(name), virtual)
 end
 
-local handed, admitted, skipped, unknown, ready_at, later, gap = {}, 0, 0, false, nil, nil, 0
+local handed, uids, owned = {}, {}, {}
+local admitted, skipped, unknown, ready_at, later, gap = 0, 0, false, nil, nil, 0
 
 local function stop_unknown()
   unknown, ready_at = true, time
@@ -96,10 +97,11 @@ local function hand(name, tenant, task, rank, key, is_admitted)
   local item = item_of(packed)
   tenant.cost = tenant.cost - item.cost
   shrink(name, tenant, task, rank, 1)
-  redis.call('HSET', OWNED, item.uid, cmsgpack.pack({ queue, name, task, rank, packed }))
+  uids[#uids + 1] = item.uid
+  owned[#owned + 1] = item.uid
+  owned[#owned + 1] = cmsgpack.pack({ queue, name, task, rank, packed })
   handed[#handed + 1] = {
     item.uid, is_admitted, name, task, rank, item.redelivered, item.since, exact(item.cost), item.deadline,
-    redis.call('HGET', MESSAGES, item.uid),
   }
 end
 
@@ -215,7 +217,13 @@ for key in pairs(changed) do
   local ttl = math.max(1, lifetime(full_at[key], line_at[key], time))
   redis.call('SET', KEYS[key], pack(limits[key], full_at[key], line_at[key]), 'PX', ttl)
 end
-save_records()
+if #handed > 0 then
+  redis.call('HSET', OWNED, unpack(owned))
+  for i, message in ipairs(redis.call('HMGET', MESSAGES, unpack(uids))) do
+    handed[i][10] = message
+  end
+end
+save()
 if tidy(queue) then
   redis.call('HSET', META, 'virtual', virtual, 'version', version)
   redis.call('ZREMRANGEBYSCORE', RESTING, '-inf', virtual)
@@ -255,6 +263,7 @@ end
 -- Who may be next.
 local following = {}
 local function tell(names)
+  read_records(names)
   for _, name in ipairs(names) do
     local types, tenant = {}, record_of(name)
     for _, task in ipairs(turns_of(tenant)) do

@@ -51,7 +51,7 @@ for _ = 1, number() do
   end
 end
 if returned > 0 then
-  save_records()
+  save()
   redis.call('SADD', QUEUES, queue)
   call(time, time, channel, queue)
 end

@@ -22,8 +22,8 @@ OPERATIONS = sorted(
     if path.name.endswith(".lua") and (name := path.name.removesuffix(".lua")) not in PRELUDES
 )
 #: Commands that write nothing, and functions of the preludes that do.
-READS = "GET|MGET|TIME|HGET|HGETALL|HEXISTS|EXISTS|SMEMBERS|LINDEX|ZRANGE|ZRANGEBYSCORE|ZSCORE|ZCARD|ZCOUNT"
-WRITERS = "announce|enter|rouse|save_records|tidy"
+READS = "GET|MGET|TIME|HGET|HMGET|HGETALL|HEXISTS|EXISTS|SMEMBERS|LINDEX|ZRANGE|ZRANGEBYSCORE|ZSCORE|ZCARD|ZCOUNT"
+WRITERS = "announce|enter|rouse|save|tidy"
 FIELDS = re.compile(
     r"(?P<name>\w+): (?P<what>.+?)\n"
     r"(?P<keys>KEYS.+?)\n"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from backlog_twins import OurTime, at_our_time, message_of, parcel, uid_of
 from servers import RedisCluster, RedisServer
 
 from bucketflow import StoreUnavailable
 from bucketflow.redis_calls import ScriptRunner
+from bucketflow_celery.admission import Ask
 from bucketflow_celery.backlog import FULL, MEMORY, Candidate, Lane, Parcel, Request, Settlement, TaskType
 from bucketflow_celery.backlogs import DEAD
 from bucketflow_celery.lease import reclaim
@@ -102,6 +106,23 @@ def test_a_lane_that_somebody_deleted_is_passed_over(store, redis_client):
     both = Candidate("acme", (TaskType("mail", (0, 5)),))
     assert handed(backlogs, ask(free=2, candidates=(both,))) == [uid_of(2)]
     assert backlogs.queues() == []
+
+
+def test_a_worker_that_had_very_many_gives_all_of_them_back(store):
+    backlogs, count = store.backlogs, 6000
+    backlogs.renew("w", 10).run()
+    backlogs.park(
+        "q", [parcel(number, Lane(f"tenant {number}", "mail")) for number in range(count)], count, busy=False
+    ).run()
+    known, uids = (), []
+    while len(uids) < count:
+        candidates = [Candidate(one.tenant, (TaskType("mail", (0,)),)) for one in known]
+        _, released = backlogs.release("q", ask(free=64, common=(), candidates=candidates), "").run()
+        uids, known = uids + [one.owned.item.uid for one in released.handed], released.next
+    backlogs.renew("w", 0).run()
+    assert reclaim(backlogs, "w") == count
+    view = backlogs.view("q")
+    assert len(view.costs) == sum(lane.count for lane in view.lanes) == count
 
 
 # Pause, resume
@@ -241,6 +262,23 @@ def test_a_cluster_runs_every_operation(cluster):
     with cluster.client() as client:
         for number in range(6):
             everything(RedisStore(ScriptRunner(client), f"name space {number}"))
+
+
+def test_a_user_with_the_rights_that_the_guide_names_can_do_everything(fresh_redis):
+    guide = (Path(__file__).parents[3] / "docs" / "guide.md").read_text(encoding="utf-8")
+    rights = guide.partition("**A user for Redis.**")[2].partition("\n- ")[0]
+    commands = [f"+{command.lower()}" for command in re.findall(r"`([A-Z]+)`", rights)]
+    with fresh_redis.client() as client:
+        user = ("worker", "on", ">secret", "~{bucketflow}:*", "resetchannels", "&{bucketflow}:calls", "-@all")
+        client.execute_command("ACL SETUSER", *user, *commands)
+    with fresh_redis.client(username="worker", password="secret") as worker:
+        store = RedisStore(ScriptRunner(worker), "bucketflow")
+        level = Level("all", "all", Limit(1, 1))
+        assert [answer.admitted for answer in store.admit([Ask((level,), 1, (0,))] * 2, "")[1]] == [True, False]
+        with store.backlogs.listen() as calls:
+            calls.get(0.1)
+            everything(store)
+            assert calls.get(5.0) == ""
 
 
 def test_every_key_an_operation_touches_is_declared(redis_client):
