@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Holdings:
         self._tasks: dict[bytes, _Task] = {}
         self._ends: deque[tuple[bytes, bool]] = deque()
         self._untold: dict[tuple[str, str], _Untold] = {}
+        self._lock = threading.Lock()  # between two connections to the broker the pool's threads tell of ends
 
     def has(self, uid: bytes) -> bool:
         """Return whether the task *uid* was handed to this worker, and the store was not told yet that it has ended."""
@@ -66,22 +68,25 @@ class Holdings:
     def give_back(self, uid: bytes) -> None:
         """Let a task go back that has not started."""
         task = self._tasks[uid]
-        self._untold_of(task).returned.append((uid, task.lane, False))
+        with self._lock:
+            self._untold_of(task).returned.append((uid, task.lane, False))
 
     def refund(self, uid: bytes, path: tuple[Level, ...], cost: float) -> None:
         """Let the tokens go back that were taken for a task that has not started."""
-        self._untold_of(self._tasks[uid]).refunds.append((path, cost))
+        with self._lock:
+            self._untold_of(self._tasks[uid]).refunds.append((path, cost))
 
     def settlements(self) -> list[tuple[str, Settlement]]:
         """Return what is to be told, by queue; call :meth:`told` with each."""
-        while self._ends:
-            uid, back = self._ends.popleft()
-            task = self._tasks.get(uid)
-            if task is not None and back:
-                self._untold_of(task).returned.append((uid, task.lane, True))
-            elif task is not None:
-                self._untold_of(task).ended.append(uid)
-        untold, self._untold = self._untold, {}
+        with self._lock:
+            while self._ends:
+                uid, back = self._ends.popleft()
+                task = self._tasks.get(uid)
+                if task is not None and back:
+                    self._untold_of(task).returned.append((uid, task.lane, True))
+                elif task is not None:
+                    self._untold_of(task).ended.append(uid)
+            untold, self._untold = self._untold, {}
         return [
             (queue, Settlement(worker, tuple(one.ended), (), tuple(one.returned), tuple(one.refunds)))
             for (queue, worker), one in untold.items()
@@ -98,9 +103,10 @@ class Holdings:
             for uid in (*settlement.ended, *(uid for uid, _, _ in settlement.returned)):
                 self._tasks.pop(uid, None)
             return
-        untold = self._untold.setdefault((queue, settlement.worker), _Untold())
-        untold.ended[:0] = settlement.ended
-        untold.returned[:0] = settlement.returned
+        with self._lock:
+            untold = self._untold.setdefault((queue, settlement.worker), _Untold())
+            untold.ended[:0] = settlement.ended
+            untold.returned[:0] = settlement.returned
 
     def _untold_of(self, task: _Task) -> _Untold:
         return self._untold.setdefault((task.queue, task.worker), _Untold())

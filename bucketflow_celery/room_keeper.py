@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from typing import Any
 
 from bucketflow.errors import StoreUnavailable
@@ -41,7 +40,6 @@ class RoomKeeper:
             on_call=self._on_call,
             is_known=self._holdings.has,
         )
-        self._telling = threading.Lock()
         self._runner: HubRunner | None = None
         self._room: Room | None = None
 
@@ -94,12 +92,11 @@ class RoomKeeper:
 
     def _tell(self) -> None:
         """Tell the store what has ended, without the worker's loop."""
-        with self._telling:
-            for queue, settlement in self._holdings.settlements():
-                try:
-                    self._store.backlogs.settle(queue, settlement).run()
-                except StoreUnavailable as error:
-                    logger.warning("the end of parked tasks is told later: %s", error)
-                    self._holdings.told(queue, settlement, heard=False)
-                else:
-                    self._holdings.told(queue, settlement, heard=True)
+        for queue, settlement in self._holdings.settlements():
+            try:
+                self._store.backlogs.settle(queue, settlement).run()
+            except StoreUnavailable as error:
+                logger.warning("the end of parked tasks is told later: %s", error)
+                self._holdings.told(queue, settlement, heard=False)
+            else:
+                self._holdings.told(queue, settlement, heard=True)
