@@ -40,7 +40,7 @@ def uid_of(message: Any, salt: bytes = b"") -> bytes:
         salt: Tells apart two messages that are the same in all that.
 
     Raises:
-        TypeError: Its headers cannot be written as JSON.
+        TypeError, ValueError: It cannot be written as JSON.
     """
     tag = message.properties.get("delivery_tag")
     if isinstance(tag, str) and len(tag) == _UUID_LENGTH:
@@ -83,7 +83,7 @@ def pack(message: Any, **facts: Any) -> bytes:
         facts: What else is to be kept: plain JSON.
 
     Raises:
-        TypeError: Its headers or properties cannot be written as JSON.
+        TypeError, ValueError: It cannot be written as JSON.
     """
     is_text = not isinstance(message.body, bytes)
     head = {
@@ -130,7 +130,7 @@ def unpack(packed: bytes, *, accept: Any, redelivered: bool) -> tuple[Message, M
         if head["compression"] is not None:
             message.headers["compression"] = head["compression"]  # not before: it would be unpacked a second time
         return message, head["facts"]
-    except (struct.error, KeyError, TypeError) as error:
+    except (struct.error, AttributeError, LookupError, TypeError) as error:
         raise ValueError(f"{packed[:80]!r} is no parked message: {error!r}") from error
 
 

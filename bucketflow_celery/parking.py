@@ -87,8 +87,8 @@ class Parking:
                 _patience(entry),
                 redelivered=parcel.is_redelivered(message),
             )
-        except TypeError as error:
-            logger.warning("%s stays in the worker, its headers cannot be parked: %s", request.id, error)
+        except (TypeError, ValueError) as error:
+            logger.warning("%s stays in the worker, it cannot be parked: %s", request.id, error)
             return None
 
     def parked(self, entry: Entry, position: int) -> None:
