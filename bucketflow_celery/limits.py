@@ -223,8 +223,7 @@ def _parse_all(specs: Mapping[Any, LimitSpec], entry: str, mistakes: list[Config
     limits: dict[str, Limit | None] = {}
     for name, spec in specs.items():
         try:
-            if not isinstance(name, str) or not name:
-                raise ConfigError(f"{entry}: name", name, "a text of at least one character")
+            _check_name(entry, name)
             limits[name] = parse_limit(f"{entry}[{name!r}]", spec)
         except ConfigError as mistake:
             mistakes.append(mistake)
@@ -238,14 +237,17 @@ def _parse_weights(raw: Any, mistakes: list[ConfigError]) -> dict[str, float]:
         return {}
     weights = {}
     for name, weight in raw.items():
-        entry = f"limits['weights'][{name!r}]"
         try:
-            if not isinstance(name, str) or not name:
-                raise ConfigError(f"{entry}: name", name, "a text of at least one character")
-            weights[name] = check_number(entry, weight, "a number above 0", above=True)
+            _check_name("limits['weights']", name)
+            weights[name] = check_number(f"limits['weights'][{name!r}]", weight, "a number above 0", above=True)
         except ConfigError as mistake:
             mistakes.append(mistake)
     return weights
+
+
+def _check_name(entry: str, name: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{entry}: name", name, "a text of at least one character")
 
 
 def pause_name(level: LevelName, name: str = "") -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import bucketflow
 from bucketflow import ConfigError, CostExceedsCapacity
-from bucketflow_celery.limits import Level, Limit, LimitTable, check_cost, parse_limit
+from bucketflow_celery.limits import Level, Limit, LimitTable, check_cost, parse_limit, pause_name
 
 ONE = Limit(1, 1)
 TEN = Limit(10, 10)
@@ -123,12 +123,95 @@ def test_a_star_is_the_default_of_a_level_and_none_lifts_it():
 
 def test_a_table_survives_the_trip_through_the_store():
     read = table(
-        all="1/m", queues={"*": {"rate": "10/s", "shared": True}, "q": None}, tasks={"f": Limit(3, 0.1)}, tenants={}
+        all="1/m",
+        queues={"*": {"rate": "10/s", "shared": True}, "q": None},
+        tasks={"f": Limit(3, 0.1)},
+        tenants={},
+        weights={"acme": 3, "*": 0.5},
     )
     mistakes = []
     again = LimitTable.parse(json.loads(json.dumps(read.dump())), mistakes)
     assert not mistakes
-    assert (again.top, again.levels) == (read.top, read.levels)
+    assert (again.top, again.levels, again.weights) == (read.top, read.levels, read.weights)
+
+
+# Weights
+
+
+@pytest.mark.parametrize(
+    ("weights", "tenant", "weight"),
+    [
+        ({}, "acme", 1),
+        ({"acme": 3}, "acme", 3),
+        ({"acme": 3}, "other", 1),
+        ({"*": 2, "acme": 3}, "other", 2),
+        ({"*": 2, "acme": 3}, "acme", 3),
+        ({"*": 2}, "", 2),
+        ({"a": 1e-6}, "a", 1e-6),
+    ],
+)
+def test_the_weight_of_a_tenant(weights, tenant, weight):
+    assert table(weights=weights).weight(tenant) == weight
+
+
+BAD_WEIGHTS = [
+    # weights, the entry that is named
+    ({"acme": 0}, "limits['weights']['acme']"),
+    ({"acme": -1}, "limits['weights']['acme']"),
+    ({"acme": "3"}, "limits['weights']['acme']"),
+    ({"acme": True}, "limits['weights']['acme']"),
+    ({"acme": None}, "limits['weights']['acme']"),
+    ({"acme": float("nan")}, "limits['weights']['acme']"),
+    ({"acme": float("inf")}, "limits['weights']['acme']"),
+    ({"": 1}, "limits['weights']: name"),
+    ({3: 1}, "limits['weights']: name"),
+    ([1], "limits['weights']"),
+    (3, "limits['weights']"),
+]
+
+
+@pytest.mark.parametrize(("weights", "entry"), BAD_WEIGHTS)
+def test_a_mistake_in_a_weight_names_its_entry_and_the_rest_is_read(weights, entry):
+    mistakes = []
+    read = LimitTable.parse({"all": "1/s", "weights": weights}, mistakes)
+    assert [mistake.entry for mistake in mistakes] == [entry]
+    assert (read.top, read.weight("acme")) == (ONE, 1)
+
+
+# Pauses
+
+PAUSED = [
+    # paused, the level at which a task f of tenant a in queue q is
+    ([], None),
+    (["all:"], "all"),
+    (["queue:q"], "queue"),
+    (["queue:r"], None),
+    (["tenant:a"], "tenant"),
+    (["tenant:b", "tenant:"], None),
+    (["task:f"], "task"),
+    (["task:f", "tenant:a"], "tenant"),
+    (["task:f", "all:", "queue:q"], "all"),
+    (["all:q", "q", ""], None),
+]
+
+
+@pytest.mark.parametrize(("paused", "level"), PAUSED)
+def test_the_level_at_which_a_task_is_paused_is_the_first_from_the_root(paused, level):
+    assert LimitTable(paused=frozenset(paused)).pause("q", "a", "f") == level
+
+
+def test_who_has_no_tenant_is_not_paused_with_one():
+    paused = LimitTable(paused=frozenset([pause_name("tenant", "a")]))
+    assert paused.pause("q", None, "f") is None
+
+
+@given(st.text(), st.text())
+def test_no_name_can_spell_another_pause(one, other):
+    names = [
+        pause_name("all"),
+        *(pause_name(level, name) for level in ("queue", "tenant", "task") for name in {one, other}),
+    ]
+    assert len(set(names)) == len(names)
 
 
 # The path
