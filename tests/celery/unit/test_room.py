@@ -501,6 +501,65 @@ def test_nobody_is_busy_for_nothing(latency):
         assert max(worker.rounds.values(), default=0) <= 500
 
 
+@LATENCIES
+def test_a_worker_that_can_start_nothing_it_is_handed_does_not_ask_all_the_time(latency):
+    fleet = fleet_of({"queues": {"q": "100/s"}}, [parked() for _ in range(200)], latency=latency)
+    parking = fleet.workers[0].parking
+    receive = parking.receive
+
+    def fail(*args):
+        if fleet.now < 5:
+            raise OSError("odd")
+        return receive(*args)
+
+    parking.receive = fail
+    fleet.run(5)
+    assert sum(1 < at < 5 for at in fleet.workers[0].calls) <= 4 * 60
+    fleet.run_out()
+    assert_all_ran_once(fleet)
+    assert_no_window_over(fleet)
+    assert_at_rest(fleet)
+
+
+@LATENCIES
+def test_a_worker_without_a_lease_starts_nothing_and_does_not_ask_all_the_time(latency):
+    fleet = fleet_of({"queues": {"q": Limit(20, 100)}}, [parked() for _ in range(200)], latency=latency, prefetch=200)
+    lease = fleet.workers[0].parking.lease
+    fleet.at(0.5, lambda: setattr(lease, "holds", lambda: fleet.now > 5))
+    fleet.run(5)
+    assert not [at for at, job in fleet.starts() if at > 0.51 and job.handed]
+    assert sum(1 < at < 5 for at in fleet.workers[0].calls) <= 4 * 60
+    fleet.run_out()
+    assert_all_ran_once(fleet)
+    assert_no_window_over(fleet)
+
+
+@LATENCIES
+@pytest.mark.parametrize("mode", ["hold", "park"])
+def test_tasks_that_nothing_limits_wait_for_a_slot_without_waking_anybody(mode, latency):
+    jobs = [Job(duration=10, on_limit=mode) for _ in range(20)]
+    fleet = play({"queues": {"other": "1/s"}}, jobs, latency=latency)
+    assert_all_ran_once(fleet)
+    assert max(fleet.workers[0].rounds.values()) <= 30
+
+
+@LATENCIES
+def test_tasks_of_every_kind_share_a_queue(latency):
+    jobs = [parked(on_limit=("park", "hold", "retry")[number % 3]) for number in range(150)]
+    fleet = play({"queues": {"q": Limit(1, 20)}}, jobs, latency=latency, prefetch=100)
+    assert_all_ran_once(fleet)
+    assert_no_window_over(fleet)
+
+
+def test_what_cannot_be_parked_is_held():
+    fleet = fleet_of({"queues": {"q": Limit(1, 10)}}, [parked() for _ in range(40)])
+    fleet.workers[0].parking.parcel = lambda _entry, **_options: None
+    fleet.run_out()
+    assert_all_ran_once(fleet)
+    assert not any(job.parked for job in fleet.jobs)
+    assert last_start(fleet) <= 39 / 10 / 0.98 + 0.5
+
+
 # Anything at all
 
 EVENTS = st.lists(
