@@ -18,7 +18,9 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from bucketflow.clock import Clock
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission import LevelState
-from bucketflow_celery.backlog import Backlog, Lane, Owned, Parcel, Released, Request, Settlement, give_back
+from bucketflow_celery.backlog import Backlog, give_back
+from bucketflow_celery.parked import Lane, Owned, Parcel, Released, Request, Settlement
+from bucketflow_celery.release import release
 
 __all__ = [
     "DEAD",
@@ -66,7 +68,7 @@ class Reply(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class OwnedView:
-    """A task that was handed to a worker, without its message: see :class:`~bucketflow_celery.backlog.Owned`."""
+    """A task that was handed to a worker, without its message: see :class:`~bucketflow_celery.parked.Owned`."""
 
     uid: bytes
     queue: str
@@ -120,7 +122,7 @@ class BacklogStore(Protocol):
 
     def release(self, queue: str, request: Request, version: str) -> Call[tuple[str, Released | str | None]]:
         """
-        See :meth:`bucketflow_celery.backlog.Backlog.release`.
+        See :meth:`bucketflow_celery.release.release`.
 
         Returns:
             The version of the limits now in force; and the answer, or ``None`` if *version* is another one, or
@@ -200,18 +202,19 @@ class MemoryBacklogs:
     def release(self, queue: str, request: Request, version: str) -> Reply[tuple[str, Released | str | None]]:
         """See :class:`BacklogStore`."""
 
-        def release() -> tuple[str, Released | str | None]:
+        def hand_out() -> tuple[str, Released | str | None]:
             with self._lock:
                 if version != self._version():
                     return self._version(), None
                 if self._workers.get(request.worker, -1) < 0:
                     return version, LOST
                 backlog, owned = self._of(queue), self._owned[request.worker]
-                released, call = backlog.release(request, owned, self._states, self._clock.now(), version)
+                now = self._clock.now()
+                released, call = release(backlog, request, owned, self._states, now, version=version)
                 self._call(queue, call)
                 return version, released
 
-        return Reply(release)
+        return Reply(hand_out)
 
     def settle(self, queue: str, settlement: Settlement) -> Reply[int]:
         """See :class:`BacklogStore`."""

@@ -10,10 +10,10 @@ from typing import Any
 from celery import Celery
 
 from bucketflow.errors import BucketflowError, ConfigError
-from bucketflow_celery.backlog import Candidate, Known, TaskType
 from bucketflow_celery.errors import ConfigErrors
 from bucketflow_celery.limits import Level, LimitTable, check_cost
 from bucketflow_celery.lines import Passage
+from bucketflow_celery.parked import Candidate, Known, TaskType
 from bucketflow_celery.rules import cost_of
 from bucketflow_celery.settings import Settings
 from bucketflow_celery.store import Store

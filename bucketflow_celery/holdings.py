@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bucketflow_celery.backlog import Handed, Lane, Settlement
 from bucketflow_celery.limits import Level
+from bucketflow_celery.parked import Handed, Lane, Settlement
 
 __all__ = ["Holdings"]
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 
 from bucketflow.errors import StoreUnavailable
-from bucketflow_celery.backlog import Settlement
 from bucketflow_celery.backlogs import EVERY_QUEUE, BacklogStore, OwnedView
+from bucketflow_celery.parked import Settlement
 
 __all__ = ["Lease", "reclaim"]
 

@@ -18,9 +18,9 @@ from kombu.exceptions import ContentDisallowed
 from bucketflow.errors import BucketflowError
 from bucketflow.limit import SECOND
 from bucketflow_celery import parcel
-from bucketflow_celery.backlog import Handed, Lane, Parcel
 from bucketflow_celery.errors import ThrottleTimeout
 from bucketflow_celery.lines import Entry, Passage
+from bucketflow_celery.parked import Handed, Lane, Parcel
 from bucketflow_celery.worker_host import WorkerHost
 
 __all__ = ["PARKED", "Parking", "can_be_parked"]

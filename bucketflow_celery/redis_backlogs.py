@@ -10,9 +10,10 @@ from typing import Any, Generic, TypeVar
 from bucketflow.limit import SECOND
 from bucketflow.redis_calls import ScriptRunner, Subscription
 from bucketflow.scripts import Script, exact, load_script
-from bucketflow_celery.backlog import MEMORY, Handed, Item, Known, Lane, Owned, Parcel, Released, Request, Settlement
+from bucketflow_celery.backlog import MEMORY
 from bucketflow_celery.backlogs import LOST, BacklogView, LaneView, Listener, OwnedView
 from bucketflow_celery.limits import Level, quoted
+from bucketflow_celery.parked import Handed, Item, Known, Lane, Owned, Parcel, Released, Request, Settlement
 
 __all__ = ["RedisBacklogs", "RedisCall"]
 

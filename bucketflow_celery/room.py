@@ -18,12 +18,12 @@ from typing import Any, TypeAlias
 
 from bucketflow.errors import StoreUnavailable
 from bucketflow.limit import SECOND
-from bucketflow_celery.backlog import FULL, KNOWN, Handed, Known, Parcel, Released, Request, Settlement
 from bucketflow_celery.backlogs import EVERY_QUEUE, LOST, BacklogStore, Call
 from bucketflow_celery.confirming import Confirming
 from bucketflow_celery.holdings import Holdings
 from bucketflow_celery.lines import Entry
 from bucketflow_celery.outage import Outage
+from bucketflow_celery.parked import FULL, KNOWN, Handed, Known, Parcel, Released, Request, Settlement
 from bucketflow_celery.room_host import Book, Desk, RoomHost, Tenure
 from bucketflow_celery.stats import Stats
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from bucketflow_celery.backlog import Candidate, Handed, Known, Parcel
 from bucketflow_celery.limits import Level
 from bucketflow_celery.lines import Entry
+from bucketflow_celery.parked import Candidate, Handed, Known, Parcel
 
 __all__ = ["Book", "Desk", "RoomHost", "Tenure"]
 

@@ -38,9 +38,7 @@ class WorkerHost:
         timer: Calls back: see :func:`bucketflow_celery.wakeup.timer_of`.
     """
 
-    def __init__(
-        self, consumer: Any, slots: Slots, window: Window, republisher: Republisher, timer: Any
-    ) -> None:
+    def __init__(self, consumer: Any, slots: Slots, window: Window, republisher: Republisher, timer: Any) -> None:
         self._consumer = consumer
         self._slots = slots
         self._republisher = republisher

@@ -170,7 +170,7 @@ def test_the_guide_names_every_right_a_redis_user_needs(url, redis_client, tmp_p
             "throttle.peek('emails', 'shop.refund')\n"
             "throttle.pause(queue='emails')\n"
             "throttle.resume(queue='emails')\n"
-            "from bucketflow_celery.backlog import *\n"
+            "from bucketflow_celery.parked import *\n"
             "backlogs, version, lane = store.backlogs, store.limits().version, Lane('acme', 'shop.refund')\n"
             "backlogs.renew('w', 9).run()\n"
             "with backlogs.listen() as calls:\n"

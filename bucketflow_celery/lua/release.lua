@@ -1,4 +1,4 @@
--- release: hand out the tasks whose turn it is and take their tokens; mirrors Backlog.release in backlog.py.
+-- release: hand out the tasks whose turn it is and take their tokens; mirrors release.py.
 -- KEYS     see backlog.lua, then levels and lanes
 -- ARGV     version the caller knows, queue, channel, worker, free slots; then how many levels all tasks pass, and each;
 --          then for each tenant: name, weight, 1 and its level or 0, how many types, and for each:

@@ -15,10 +15,10 @@ from bucketflow.redis_calls import ScriptRunner
 from bucketflow.scripts import Script
 from bucketflow.testing import FakeClock, worst_excess
 from bucketflow_celery.admission import PATIENCE, Ask
-from bucketflow_celery.backlog import FULL, KNOWN, Candidate, Lane, Parcel, Request, Settlement, TaskType
 from bucketflow_celery.backlogs import EVERY_QUEUE, LOST
 from bucketflow_celery.lease import reclaim
 from bucketflow_celery.limits import LimitTable
+from bucketflow_celery.parked import FULL, KNOWN, Candidate, Lane, Parcel, Request, Settlement, TaskType
 from bucketflow_celery.store import RedisStore
 from bucketflow_celery.testing import MemoryStore
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from bucketflow.scripts import Script, load_script
-from bucketflow_celery.backlog import Item, Lane
+from bucketflow_celery.parked import Item, Lane
 
 _VIEW = load_script("bucketflow_celery", "view", "backlog").text
 _CORE = Script.compose("core", "").text

@@ -12,25 +12,10 @@ from hypothesis import strategies as st
 
 from bucketflow.testing import worst_excess
 from bucketflow_celery.admission import EMPTY, Ask, admit
-from bucketflow_celery.backlog import (
-    FULL,
-    KNOWN,
-    MOST,
-    NO_SHOW,
-    PAUSE,
-    QUIET,
-    SPARE,
-    TOLERANCE,
-    Backlog,
-    Candidate,
-    Lane,
-    Owned,
-    Parcel,
-    Request,
-    TaskType,
-    give_back,
-)
+from bucketflow_celery.backlog import NO_SHOW, QUIET, TOLERANCE, Backlog, give_back
 from bucketflow_celery.limits import Level, Limit
+from bucketflow_celery.parked import FULL, KNOWN, Candidate, Lane, Owned, Parcel, Request, TaskType
+from bucketflow_celery.release import MOST, PAUSE, SPARE, release
 
 SECOND = 1_000_000
 NOW = 1_000 * SECOND
@@ -92,8 +77,8 @@ class Play:
 
     def ask(self, worker="w", free=1):
         """Ask once."""
-        released, call = self.backlog.release(
-            self.request(worker, free), self.owned, self.states, self.now, self.version
+        released, call = release(
+            self.backlog, self.request(worker, free), self.owned, self.states, self.now, version=self.version
         )
         self.called += call
         self.known[worker], self.wait = released.next, released.wait

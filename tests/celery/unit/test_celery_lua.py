@@ -10,8 +10,8 @@ import pytest
 
 from bucketflow.redis_calls import ScriptRunner
 from bucketflow_celery.admission import Ask
-from bucketflow_celery.backlog import Candidate, Lane, Parcel, Request, Settlement, TaskType
 from bucketflow_celery.limits import Level, Limit
+from bucketflow_celery.parked import Candidate, Lane, Parcel, Request, Settlement, TaskType
 from bucketflow_celery.store import RedisStore
 
 #: Put in front of operations.

@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from bucketflow_celery.backlog import Handed, Item, Lane, Owned, Settlement
 from bucketflow_celery.confirming import LONG, MANY, SURE, Confirming
 from bucketflow_celery.holdings import Holdings
 from bucketflow_celery.limits import Level, Limit
+from bucketflow_celery.parked import Handed, Item, Lane, Owned, Settlement
 
 LANE = Lane("a", "f", 3)
 ENDED = False

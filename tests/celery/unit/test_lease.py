@@ -9,8 +9,8 @@ import pytest
 
 from bucketflow import StoreUnavailable
 from bucketflow.testing import FakeClock
-from bucketflow_celery.backlog import Candidate, Lane, Parcel, Request, TaskType
 from bucketflow_celery.lease import Lease, reclaim
+from bucketflow_celery.parked import Candidate, Lane, Parcel, Request, TaskType
 from bucketflow_celery.testing import MemoryStore
 
 SECONDS = 20.0  # renewed every 5 s, for 14 s

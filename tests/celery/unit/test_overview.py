@@ -6,10 +6,10 @@ from math import inf
 
 import pytest
 
-from bucketflow_celery.backlog import Lane
 from bucketflow_celery.backlogs import BacklogView, LaneView
 from bucketflow_celery.limits import Limit, LimitTable
 from bucketflow_celery.overview import overview
+from bucketflow_celery.parked import Lane
 
 NOW = 100_000_000
 

@@ -12,10 +12,11 @@ from servers import RedisCluster, RedisServer
 from bucketflow import StoreUnavailable
 from bucketflow.redis_calls import ScriptRunner
 from bucketflow_celery.admission import Ask
-from bucketflow_celery.backlog import FULL, MEMORY, Candidate, Lane, Parcel, Request, Settlement, TaskType
+from bucketflow_celery.backlog import MEMORY
 from bucketflow_celery.backlogs import DEAD
 from bucketflow_celery.lease import reclaim
 from bucketflow_celery.limits import Level, Limit, pause_name
+from bucketflow_celery.parked import FULL, Candidate, Lane, Parcel, Request, Settlement, TaskType
 from bucketflow_celery.store import RedisStore
 
 LANE = Lane("acme", "mail")
