@@ -26,8 +26,8 @@ from fleet import Fleet, wait_until
 from measuring import Row, Run, limit, report, utilisation, worst_excess
 
 from bucketflow_celery import Throttle
-from bucketflow_celery.backlog import Known, Owned, Released, Request, Settlement
 from bucketflow_celery.limits import Level, Limit
+from bucketflow_celery.parked import Known, Owned, Released, Request, Settlement
 
 LOG = Path(os.environ["BENCH_LOG"]).resolve() if "BENCH_LOG" in os.environ else None
 QUEUE = "celery"
