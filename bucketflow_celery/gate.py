@@ -290,7 +290,7 @@ class Gate:
     def _look(self) -> None:
         """Ask nothing, to hear of new limits, where no task has been asked for of late: none may be limited yet."""
         now = self._host.monotonic()
-        is_due = self._room.must_look or now - self._asked_at >= LOOK
+        is_due = self._room.must_look or now - max(self._asked_at, self._room.looked_at) >= LOOK
         if self._flight is None and self._outage.until <= now and is_due:
             self._fly([], [])
 

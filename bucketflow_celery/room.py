@@ -123,6 +123,7 @@ class Room:
         self._closed = False
         self.reserved = 0
         self.must_look = False
+        self.looked_at = -inf
 
     def call(self, queue: str) -> None:
         """Take note that there is something to do in *queue*. Any thread may call."""
@@ -253,10 +254,12 @@ class Room:
         if entry in self._offered:
             return self._offered[entry]
         if self._host.is_gone(entry):
+            self._off_the_way(entry)
             self._desk.leave(entry)
             return None
         parcel = self._host.parcel(entry, again=False)
         if parcel is None:
+            self._off_the_way(entry)
             entry.passage = replace(entry.passage, on_limit="hold")
             self._desk.keep(entry, 0.0)
         return parcel
@@ -339,7 +342,9 @@ class Room:
             queue.ask_at = now
             return
         version, released = outcome
+        self.looked_at = now
         if released is None:
+            self.must_look = True
             queue.ask_at = now
             self._renew_book(version)
         elif released == LOST:
@@ -405,6 +410,7 @@ class NoRoom:
 
     reserved = 0
     must_look = False
+    looked_at = -inf
 
     def blocks(self, entry: Entry) -> bool:
         """See :class:`Room`."""

@@ -301,6 +301,19 @@ def test_the_revoked_never_start_and_spend_no_tokens(latency):
     assert_at_rest(fleet)
 
 
+@pytest.mark.parametrize("fate", ["revoked", "unparkable"])
+def test_one_that_is_not_parked_in_the_end_keeps_no_fresh_task_of_its_tenant_from_starting(fate):
+    busy = [Job(duration=5) for _ in range(4)]
+    waiting, fresh = parked(at=1, queue="r"), parked(at=20, queue="r")
+    fleet = fleet_of({"queues": {"r": "10/s"}}, [*busy, waiting, fresh])
+    if fate == "revoked":
+        waiting.revoked_at = 1.05
+    else:
+        fleet.workers[0].parking.parcel = lambda _entry, **_options: None
+    fleet.run_out()
+    assert (fresh.starts, fresh.parked) == ([20], 0)
+
+
 # When something is away
 
 
@@ -482,7 +495,7 @@ def test_a_connection_lost_while_an_end_is_told_leaves_nothing_behind(acks_late,
 # What it costs
 
 
-@pytest.mark.parametrize("queues", [["q"], ["q", "r"]])
+@pytest.mark.parametrize("queues", ["q", "qr", "qrs"])
 def test_an_idle_fleet_of_a_hundred_costs_less_than_a_hundred_calls_a_second(queues):
     fleet = fleet_of({"queues": {"*": "10/s"}}, workers=100, queues=queues)
     fleet.run(100)
