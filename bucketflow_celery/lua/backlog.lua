@@ -33,7 +33,7 @@ local function pack_item(item)
   return struct.pack('<Bddd', item.redelivered, item.since, item.cost, item.deadline) .. item.uid
 end
 
--- What is read of tenants and changed: save() writes it, all at once, for every command costs as much as a task.
+-- What is read of tenants and changed: save() writes it, all at once.
 local records, touched, grown = {}, {}, 0
 
 local function read_records(names)
