@@ -198,14 +198,14 @@ class Backlog:
 
     def must_call(self, ready_at: float, now: int) -> bool:
         """Return whether to call a worker because none comes in time for *ready_at*, and take note of the call."""
-        if 0 <= now - self.called_at < QUIET or self._coming(ready_at, now):
+        if 0 <= now - self.called_at < QUIET or self.coming(ready_at, now):
             return False
         self.called_at = now
         return True
 
-    def _coming(self, ready_at: float, now: int) -> bool:
-        """Return whether a worker comes in time for what can be handed out at *ready_at*."""
-        return any(now - NO_SHOW <= turn <= max(ready_at, now) + TOLERANCE for turn in self.turns.values())
+    def coming(self, ready_at: float, now: int) -> int:
+        """Return how many workers come in time for what can be handed out at *ready_at*."""
+        return sum(now - NO_SHOW <= turn <= max(ready_at, now) + TOLERANCE for turn in self.turns.values())
 
     def known(self, name: str) -> Known:
         """Return the task types of the tenant *name*, in the order of their turns, and the ranks of their lanes."""

@@ -99,6 +99,8 @@ def _arrange(backlog: Backlog, request: Request, round_: _Round, now: int) -> tu
 
 def _turn(backlog: Backlog, ready_at: float, gap: float, now: int) -> float:
     """Return when a worker comes again that has free slots: after those who come before it, as many at a time."""
+    if backlog.coming(ready_at, now) < PER_TURN:
+        return ready_at
     ahead = len(backlog.turns) // PER_TURN
     if gap == 0 and ahead:
         later = in_order(backlog.asleep)

@@ -169,13 +169,18 @@ local function tidy(queue)
   return false
 end
 
+-- How many workers come in time for what can be handed out at ready_at.
+local function coming(ready_at, time)
+  return redis.call('ZCOUNT', TURNS, time - NO_SHOW, math.max(ready_at, time) + TOLERANCE)
+end
+
 -- Call a worker for what can be handed out at ready_at, unless one comes in time or has been called a moment ago.
 local function call(ready_at, time, channel, queue)
   local called_at = tonumber(redis.call('HGET', META, 'called_at') or 0)
   if time - called_at < QUIET and time >= called_at then
     return
   end
-  if redis.call('ZCOUNT', TURNS, time - NO_SHOW, math.max(ready_at, time) + TOLERANCE) == 0 then
+  if coming(ready_at, time) == 0 then
     redis.call('HSET', META, 'called_at', time)
     redis.call('PUBLISH', channel, queue)
   end

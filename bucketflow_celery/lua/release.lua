@@ -250,7 +250,10 @@ else
   -- Whoever was called has come, and has left nothing: for what is parked next it is called again.
   redis.call('HDEL', META, 'called_at')
   if ready_at then
-    local ahead = math.floor(redis.call('ZCARD', TURNS) / PER_TURN)
+    local ahead = 0
+    if coming(ready_at, time) >= PER_TURN then
+      ahead = math.floor(redis.call('ZCARD', TURNS) / PER_TURN)
+    end
     local turn = ready_at + ahead * gap
     if gap == 0 and ahead > 0 then
       turn = math.max(ready_at, sleeper(ahead) or time + SECOND)

@@ -70,7 +70,7 @@ def last_start(fleet, **facts):
 # Promises, one workload each
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
 @pytest.mark.parametrize(
     ("capacity", "fill_rate", "latency"), [(1, 20, 0), (5, 20, 0), (5, 20, 0.002), (20, 200, 0), (20, 200, 0.002)]
 )
