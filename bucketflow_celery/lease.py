@@ -58,6 +58,7 @@ class Lease:
         self._next_renewal = 0.0
         self._is_away = False
         self._orphans: dict[bytes, float] = {}
+        self._renewing = threading.Lock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self.worker = self._new_name()
@@ -77,8 +78,9 @@ class Lease:
         self._stopped.set()
         self._until = 0.0
         try:
-            self._store.renew(self.worker, 0).run()
-            reclaim(self._store, self.worker)
+            with self._renewing:
+                self._store.renew(self.worker, 0).run()
+                reclaim(self._store, self.worker)
         except StoreUnavailable as error:
             logger.warning("what this worker was handed goes to others when its lease has ended: %s", error)
 
@@ -102,9 +104,12 @@ class Lease:
                 self._stopped.wait(_AGAIN)
 
     def _renew_if_due(self) -> None:
-        now = self._clock()
-        if now < self._next_renewal or self._stopped.is_set():
-            return
+        with self._renewing:
+            now = self._clock()
+            if now >= self._next_renewal and not self._stopped.is_set():
+                self._renew(now)
+
+    def _renew(self, now: float) -> None:
         was_away, self._is_away = self._is_away or 0 < self._until <= now, True
         was_known, dead = self._store.renew(self.worker, self._seconds * _HOLD).run()
         self._is_away = False

@@ -29,6 +29,8 @@ LevelName: TypeAlias = Literal["all", "queue", "tenant", "task"]
 #: The entry of the table that holds each level below ``all``.
 _SECTIONS = {"queue": "queues", "tenant": "tenants", "task": "tasks"}
 _SPEC = 'a rate such as "100/s", a Limit(capacity, fill_rate), None, or {"rate": ..., "capacity": ..., "shared": ...}'
+#: Of weights: beyond it the tags of the others would not move any more.
+_HEAVIEST = 1000.0
 _FIELDS = {"rate", "capacity", "fill_rate", "shared"}
 
 
@@ -233,13 +235,16 @@ def _parse_all(specs: Mapping[Any, LimitSpec], entry: str, mistakes: list[Config
 
 def _parse_weights(raw: Any, mistakes: list[ConfigError]) -> dict[str, float]:
     if not isinstance(raw, Mapping):
-        mistakes.append(ConfigError("limits['weights']", raw, "a mapping of tenants to numbers above 0"))
+        mistakes.append(ConfigError("limits['weights']", raw, "a mapping of tenants to numbers"))
         return {}
     weights = {}
     for name, weight in raw.items():
         try:
             _check_name("limits['weights']", name)
-            weights[name] = check_number(f"limits['weights'][{name!r}]", weight, "a number above 0", above=True)
+            entry, expected = f"limits['weights'][{name!r}]", "a number from 0.001 to 1000"
+            weights[name] = check_number(entry, weight, expected, minimum=0.001)
+            if weights[name] > _HEAVIEST:
+                raise ConfigError(entry, weight, expected)
         except ConfigError as mistake:
             mistakes.append(mistake)
     return weights

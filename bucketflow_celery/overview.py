@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -72,9 +72,9 @@ def overview(queue: str, view: BacklogView, table: LimitTable, task_limits: Mapp
         cost, count = view.costs[tenant], sum(lane.count for lane in lanes)
         # By its fair share at first; and all is done when the last has had its tokens.
         drain = min(total, cost * weight / table.weight(tenant)) / rate
-        for lane in lanes:
-            path = table.path(queue, tenant or None, lane.lane.task, task_limits.get(lane.lane.task))
-            drain = max(drain, cost / _rate(path, "tenant"), cost * lane.count / count / _rate(path, "task"))
+        for task, tasks in _by_task(lanes).items():
+            path = table.path(queue, tenant or None, task, task_limits.get(task))
+            drain = max(drain, cost / _rate(path, "tenant"), cost * tasks / count / _rate(path, "task"))
         if all(table.pause(queue, tenant or None, lane.lane.task) for lane in lanes):
             drain = inf
         tenants[tenant] = TenantBacklog(tenant, count, _oldest(lanes, view.now), drain)
@@ -85,6 +85,13 @@ def overview(queue: str, view: BacklogView, table: LimitTable, task_limits: Mapp
         max((tenant.drain for tenant in tenants.values()), default=0.0),
         tenants,
     )
+
+
+def _by_task(lanes: Sequence[LaneView]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for lane in lanes:
+        counts[lane.lane.task] += lane.count
+    return counts
 
 
 def _rate(path: Sequence[Level], *names: LevelName) -> float:

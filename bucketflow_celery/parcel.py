@@ -29,14 +29,15 @@ def is_complete(message: Any) -> bool:
     return "task" in message.headers and "id" in message.headers
 
 
-def uid_of(message: Any, salt: bytes = b"") -> bytes:
+def uid_of(message: Any, queue: str, salt: bytes = b"") -> bytes:
     """
-    Return what identifies *message*, whoever it is delivered to, and however often.
+    Return what identifies *message* in *queue*, whoever it is delivered to, and however often.
 
     The tag that kombu gives a message when it is published, where it does; else all that is the publisher's.
 
     Args:
         message: As it was delivered.
+        queue: Where from: a message that was routed to two queues is two tasks.
         salt: Tells apart two messages that are the same in all that.
 
     Raises:
@@ -44,9 +45,9 @@ def uid_of(message: Any, salt: bytes = b"") -> bytes:
     """
     tag = message.properties.get("delivery_tag")
     if isinstance(tag, str) and len(tag) == _UUID_LENGTH:
-        return _digest(tag.encode())
+        return _digest(queue.encode(), tag.encode())
     body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
-    return _digest(dumps(_headers(message), sort_keys=True).encode(), body, salt)
+    return _digest(queue.encode(), dumps(_headers(message), sort_keys=True).encode(), body, salt)
 
 
 def is_fresh(message: Any) -> bool:

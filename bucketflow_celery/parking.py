@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from math import inf
 from typing import Any
 
+from celery import states
 from celery.exceptions import InvalidTaskError
 from celery.utils.imports import symbol_by_name
 from celery.worker.request import create_request_cls
@@ -35,8 +36,10 @@ _UNREADABLE = (ValueError, KeyError, ContentDisallowed, InvalidTaskError)
 
 
 def can_be_parked(host: WorkerHost | None, request: Any, queue: str) -> bool:
-    """Return whether the message of *request* can wait outside of its *queue*."""
-    return host is not None and parcel.is_complete(request.message) and not host.is_broadcast(queue)
+    """Return whether the message of *request* can wait outside of its *queue*, and come back to it."""
+    if host is None or not parcel.is_complete(request.message):
+        return False
+    return host.is_from(request, queue) and not host.is_broadcast(queue)
 
 
 class Parking:
@@ -78,7 +81,7 @@ class Parking:
         message = request.message
         try:
             return Parcel(
-                parcel.uid_of(message, os.urandom(8) if again else b""),
+                parcel.uid_of(message, entry.queue, os.urandom(8) if again else b""),
                 Lane(
                     passage.tenant or "", request.task.name, parcel.rank_of(message, highest_first=self._highest_first)
                 ),
@@ -126,10 +129,28 @@ class Parking:
         waited = 0.0 if entry.since is None else self._host.time() - entry.since
         if passage.max_wait is None or (request.expires is not None and waited < passage.max_wait):
             # The store's clock is a little ahead of this worker's.
-            request._announce_revoked("expired", False, None, True)  # noqa: FBT003, SLF001 - Celery's own way to say so
+            self._expire(request)
             return
         level = passage.path[-1].name if passage.path else "queue"
         self._host.fail(request, ThrottleTimeout(level, waited, passage.max_wait))
+
+    def _expire(self, request: Any) -> None:
+        try:
+            # Celery's own way to say so.
+            request._announce_revoked("expired", False, None, True)  # noqa: FBT003, SLF001
+        except Exception:
+            logger.exception("the end of %s could not be stored", request.id)
+
+    def is_settled(self, entry: Entry) -> bool:
+        """See :class:`~bucketflow_celery.room_host.RoomHost`."""
+        return bool(entry.request.acknowledged)
+
+    def lacks_slots(self, more: bool) -> None:  # noqa: FBT001
+        """See :class:`~bucketflow_celery.room_host.RoomHost`."""
+        autoscaler = getattr(self._consumer.controller, "autoscaler", None)
+        # It counts what the worker has received, which is never more than it has slots: what is parked waits elsewhere.
+        if more and autoscaler is not None and autoscaler.processes < autoscaler.max_concurrency:
+            autoscaler.scale_up(1)
 
     def _request(self, message: Any, on_end: Callable[[bool], None]) -> Any:
         # Not through the task's strategy: that would tell of its receipt a second time, and wait for its ETA again.
@@ -137,13 +158,15 @@ class Parking:
         task = consumer.app.tasks[message.headers["task"]]
         request_class = self._classes.get(task.name)
         if request_class is None:
-            request_class = self._classes[task.name] = create_request_cls(
-                symbol_by_name(task.Request),
-                task,
-                consumer.pool,
-                consumer.hostname,
-                consumer.event_dispatcher,
-                app=consumer.app,
+            request_class = self._classes[task.name] = _returning(
+                create_request_cls(
+                    symbol_by_name(task.Request),
+                    task,
+                    consumer.pool,
+                    consumer.hostname,
+                    consumer.event_dispatcher,
+                    app=consumer.app,
+                )
             )
 
         def on_ack(_logger: Any, _errors: Any) -> None:
@@ -174,10 +197,25 @@ class Parking:
         rate = min((level.limit.fill_rate for level in passage.path), default=inf)
         facts = {"position": position, "expected_start": self._host.time() + position * passage.cost / rate}
         try:
-            # Celery's own way to write what a worker knows and a task does not.
+            # Another worker may have had it in the meantime. Celery's own way to write what a task does not.
+            if request.task.backend.get_state(request.id) != states.PENDING:
+                return
             request.task.backend.store_result(request.id, facts, PARKED, request=request._context)  # noqa: SLF001
         except Exception:
             logger.exception("that %s is parked could not be stored", request.id)
+
+
+def _returning(request_class: Any) -> Any:
+    """Return *request_class* for tasks that no broker delivers again when Celery cancels them."""
+
+    class ParkedRequest(request_class):  # type: ignore[misc]
+        def on_failure(self, *args: Any, **options: Any) -> Any:
+            result = super().on_failure(*args, **options)
+            if self._already_cancelled and not self.acknowledged:
+                self.reject(requeue=True)
+            return result
+
+    return ParkedRequest
 
 
 def _patience(entry: Entry) -> int:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["ROUTE", "queue_of"]
+__all__ = ["ROUTE", "queue_of", "queues_of"]
 
 #: A message that RabbitMQ has delayed for us comes back under this routing key, followed by its queue's name.
 ROUTE = "bucketflow."
@@ -15,8 +15,16 @@ _DELAYED = re.compile(r"(?:[01]\.)+" + re.escape(ROUTE))
 
 
 def queue_of(delivery_info: Mapping[str, Any], tags: Mapping[str, str], queues: Mapping[str, Any]) -> str:
+    """Return the name of the queue a message most likely came from; arguments as in :func:`queues_of`."""
+    found = queues_of(delivery_info, tags, queues)
+    return found[0] if found else delivery_info.get("routing_key") or ""
+
+
+def queues_of(delivery_info: Mapping[str, Any], tags: Mapping[str, str], queues: Mapping[str, Any]) -> list[str]:
     """
-    Return the name of the queue a message came from.
+    Return the names of the queues a message may have come from.
+
+    One, where the broker tells it or only one of those that this worker consumes fits; none, where none does.
 
     Args:
         delivery_info: Of the message: consumer tag where the broker tells it, exchange and routing key.
@@ -25,17 +33,23 @@ def queue_of(delivery_info: Mapping[str, Any], tags: Mapping[str, str], queues: 
     """
     name = tags.get(delivery_info.get("consumer_tag", ""))
     if name is not None:
-        return name
+        return [name]
     key = delivery_info.get("routing_key") or ""
     delayed = _DELAYED.match(key)
     if delayed is not None:
-        return key[delayed.end() :]
+        return [key[delayed.end() :]]
     exchange = delivery_info.get("exchange") or ""
-    if exchange:
-        for name, queue in queues.items():
-            if queue.exchange.name == exchange and _routes(queue.exchange.type, queue.routing_key, key):
-                return name
-    return key
+    if not exchange:
+        return [key] if key in queues else []
+    return [name for name, queue in queues.items() if _feeds(exchange, key, queue)]
+
+
+def _feeds(exchange: str, key: str, queue: Any) -> bool:
+    bindings = [(queue.exchange, queue.routing_key), *((one.exchange, one.routing_key) for one in queue.bindings or ())]
+    return any(
+        source is not None and source.name == exchange and _routes(source.type, pattern or "", key)
+        for source, pattern in bindings
+    )
 
 
 def _routes(exchange_type: str, pattern: str, key: str) -> bool:

@@ -87,9 +87,8 @@ def _arrange(backlog: Backlog, request: Request, round_: _Round, now: int) -> tu
         return None, ready_at is not None and backlog.must_call(ready_at, now)
     if round_.unknown:
         return 0, False
-    backlog.called_at = (
-        0  # whoever was called has come, and has left nothing: for what is parked next it is called again
-    )
+    # Whoever was called has come, and has left nothing: for what is parked next it is called again.
+    backlog.called_at = 0
     if ready_at is None:
         return None, False
     comes_at = _turn(backlog, ready_at, round_.gap, now)

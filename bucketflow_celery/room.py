@@ -34,16 +34,18 @@ logger = logging.getLogger(__name__)
 #: Makes a call, and tells its reply or ``StoreUnavailable`` to its second argument, later or before it returns.
 Begin: TypeAlias = "Callable[[Call[Any], Callable[[Any], None]], None]"
 
-#: Most messages parked, and about the most bytes, in one call.
+#: Most messages parked, and about the most bytes, or tasks asked for, in one call.
 MOST, MOST_BYTES = 64, 1 << 20
 #: Seconds after which a worker asks that was neither told to nor called: a call may have been missed.
 LOOK = 5.0
+#: Seconds after which an answer is not to be acted on: the lease gives back what nobody seems to have.
+STALE = 4.0
 #: Seconds for which a tenant is taken to have a backlog since the store last said so, and most tenants remembered.
 FRESH, REMEMBERED = 1.0, 10_000
 #: Seconds before a message is offered again to a backlog that was full.
 FULL_PAUSE = 1.0
 #: Seconds before a worker asks again that had no lease, which is about to be renewed, or could start nothing.
-PAUSE = 0.1
+PAUSE = 0.25
 
 
 @dataclass(slots=True)
@@ -56,9 +58,8 @@ class _Queue:
     has_turn: bool = False
     known: tuple[Known, ...] = ()
 
-    @property
-    def due_at(self) -> float:
-        return min(self.ask_at, self.asked_at + LOOK)
+    def due_at(self, look: float) -> float:
+        return min(self.ask_at, self.asked_at + look)
 
 
 @dataclass(slots=True)
@@ -152,7 +153,7 @@ class Room:
         """Return when to ask next, in seconds of the monotonic clock; ``None`` while a call is on its way."""
         if self._flight is not None or self._closed:
             return None
-        return max(self._outage.until, min((queue.due_at for queue in self._queues.values()), default=inf))
+        return max(self._outage.until, min((queue.due_at(self._look) for queue in self._queues.values()), default=inf))
 
     def close(self) -> list[Entry]:
         """Stop, and return the entries that are not known to be stored: the caller leaves them to the broker."""
@@ -181,6 +182,10 @@ class Room:
         elif self._outage.recovered():
             logger.warning("the store of the parked tasks answers again")
         flight.land(flight.outcome)
+
+    @property
+    def _look(self) -> float:
+        return LOOK * max(1.0, len(self._queues) / 2)  # many queues are not looked at more often, all in all
 
     def _fly(self, call: Call[Any], land: Callable[[Any], None]) -> None:
         self._stats.round_trips += 1
@@ -320,7 +325,7 @@ class Room:
         now = self._host.monotonic()
         for queue in self._queues.values():
             # Who cannot come when its turn has come says so, and another is called.
-            if queue.due_at <= now and (free > 0 or (queue.has_turn and queue.ask_at <= now)):
+            if queue.due_at(self._look) <= now and (free > 0 or (queue.has_turn and queue.ask_at <= now)):
                 self._parked_last = False
                 self._queues[queue.name] = self._queues.pop(queue.name)  # the others come first next time
                 self._ask_for(queue, max(0, free))
@@ -328,6 +333,7 @@ class Room:
         return False
 
     def _ask_for(self, queue: _Queue, free: int) -> None:
+        free = min(free, MOST)
         candidates = tuple(self._book.candidate(queue.name, known) for known in queue.known)
         request = Request(self._tenure.worker, free, self._book.common(queue.name), candidates)
         queue.asked_at, queue.ask_at, queue.has_turn = self._host.monotonic(), inf, False
@@ -362,37 +368,46 @@ class Room:
     def _on_released(self, queue: _Queue, request: Request, released: Released, now: float) -> None:
         queue.known = released.next
         if released.wait is not None:
-            queue.ask_at = now + released.wait / SECOND
+            queue.ask_at = min(queue.ask_at, now + released.wait / SECOND)  # it may have been called meanwhile
             queue.has_turn = released.wait > 0
         elif sum(handed.admitted for handed in released.handed) >= request.free:
             queue.ask_at = now  # as soon as a slot is free
+            self._host.lacks_slots(bool(released.next))
         for known in released.next:
             self._remember(queue.name, known.tenant, now)
         ends = [self._holdings.take(request.worker, handed) for handed in released.handed]
         for handed, on_end in zip(released.handed, ends, strict=True):
-            self._receive(queue, request, handed, on_end)
+            try:
+                is_over = self._is_mine(queue, request, now) and self._receive(queue, request, handed, on_end)
+            except Exception:  # the others of this answer are still to start
+                logger.exception("a parked task of %s goes back, it could not be received", handed.owned.lane.task)
+                is_over = False
+            if not is_over:
+                self._give_back(queue, request, handed)
 
-    def _receive(self, queue: _Queue, request: Request, handed: Handed, on_end: Callable[[bool], None]) -> None:
-        if not self._tenure.holds() or request.worker != self._tenure.worker:
-            self._give_back(queue, request, handed)  # another may have it by now; if none has, it goes back unharmed
-            return
+    def _is_mine(self, queue: _Queue, request: Request, now: float) -> bool:
+        """Return whether what was handed out can have become nobody else's meanwhile; else it goes back, unharmed."""
+        return self._tenure.holds() and request.worker == self._tenure.worker and now - queue.asked_at < STALE
+
+    def _receive(self, queue: _Queue, request: Request, handed: Handed, on_end: Callable[[bool], None]) -> bool:
+        """Start a task, or end it; return ``False`` if neither could be done."""
         self._stats.handed += 1
-        try:
-            entry = self._host.receive(handed, on_end)
-        except Exception:
-            logger.exception("a parked task of %s goes back, it could not be received", handed.owned.lane.task)
-            self._give_back(queue, request, handed)
-            return
+        entry = self._host.receive(handed, on_end)
         if entry is None:
             on_end(False)  # noqa: FBT003 - it does not go back
-        elif not handed.admitted:
+            return True
+        if not handed.admitted:
             self._host.give_up(entry)
-        elif self._host.is_gone(entry):
+            return self._host.is_settled(entry)
+        if self._host.is_gone(entry):
+            if not self._host.is_settled(entry):
+                return False
             self._refund(request, handed)
             queue.ask_at = self._host.monotonic()  # its tokens are there for another
-        else:
-            self._stats.admitted += 1
-            self._host.start(entry)
+            return True
+        self._stats.admitted += 1
+        self._host.start(entry)
+        return True
 
     def _give_back(self, queue: _Queue, request: Request, handed: Handed) -> None:
         queue.ask_at = self._host.monotonic() + PAUSE  # at once it would be handed the same again

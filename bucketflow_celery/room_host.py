@@ -52,6 +52,12 @@ class RoomHost(Protocol):
     def give_up(self, entry: Entry) -> None:
         """End a task whose time is over, or that can never start; its result tells which."""
 
+    def is_settled(self, entry: Entry) -> bool:
+        """Return whether a task that is gone or was given up has ended; else its end could not be stored."""
+
+    def lacks_slots(self, more: bool) -> None:  # noqa: FBT001 - one fact
+        """Take note that all free slots are used now, and whether *more* tasks are parked."""
+
     def queues(self) -> Sequence[str]:
         """Return the queues this worker consumes."""
 

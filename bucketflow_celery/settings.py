@@ -38,7 +38,7 @@ class Settings:
 
     Attributes:
         url: Where the buckets live: any URL that ``redis.Redis.from_url`` takes.
-        limits: The table of limits: ``all``, ``queues``, ``tenants``, ``tasks``.
+        limits: The table of limits: ``all``, ``queues``, ``tenants``, ``tasks``, and ``weights``.
         on_limit: ``"retry"``: a task refused by its tenant's or its own limit goes back to the broker until its
             turn comes. ``"hold"``: it stays in the worker, as it does when ``all`` or its queue refuses. ``"park"``:
             whatever refuses it, it waits in Redis, and is handed to a worker when its turn has come.

@@ -64,8 +64,9 @@ class Throttle:
         url: Where the buckets live, such as ``"redis://localhost/1"``.
         client: A client of redis-py instead of *url*: plain, Sentinel's or a cluster's.
         store: Any other store instead, such as :class:`bucketflow_celery.testing.MemoryStore`.
-        limits: The table of limits: ``all``, ``queues``, ``tenants``, ``tasks``. Each limit is ``"100/s"``,
-            ``"5/m"``, ``"1000/h"``, ``"5000/d"`` or ``Limit(capacity, fill_rate)``; ``"*"`` is a level's default.
+        limits: The table of limits: ``all``, ``queues``, ``tenants``, ``tasks``, and ``weights``. Each limit is
+            ``"100/s"``, ``"5/m"``, ``"1000/h"``, ``"5000/d"`` or ``Limit(capacity, fill_rate)``; ``"*"`` is a level's
+            default.
         on_limit: What becomes of a task that its tenant's or its own limit refuses: ``"retry"`` or ``"hold"``; with
             ``"park"`` whatever refuses it, it waits in Redis.
         on_store_error: What becomes of tasks while Redis is away: ``"hold"``, ``"admit"`` or ``"refuse"``.

@@ -13,7 +13,7 @@ from celery.worker import state
 from bucketflow.errors import BucketflowError
 from bucketflow_celery.limits import Level
 from bucketflow_celery.lines import Entry
-from bucketflow_celery.queues import queue_of
+from bucketflow_celery.queues import queue_of, queues_of
 from bucketflow_celery.republish import Republisher
 from bucketflow_celery.signals import task_throttled
 from bucketflow_celery.slots import Slots
@@ -54,12 +54,19 @@ class WorkerHost:
         self._summary = Summary(time.monotonic)
 
     def queue_of(self, request: Any) -> str:
-        """Return the name of the queue a request came from."""
+        """Return the name of the queue a request most likely came from."""
+        return queue_of(*self._origin(request))
+
+    def is_from(self, request: Any, queue: str) -> bool:
+        """Return whether a request can have come from *queue* alone, and this worker consumes it."""
+        return queues_of(*self._origin(request)) == [queue] and queue in self._consumer.app.amqp.queues.consume_from
+
+    def _origin(self, request: Any) -> tuple[Any, dict[str, str], Any]:
         delivery_info, tags = request.message.delivery_info, {}
         if "consumer_tag" in delivery_info:
             active = self._consumer.task_consumer._active_tags  # noqa: SLF001 - kombu keeps no public list of them
             tags = {tag: queue for queue, tag in active.items()}
-        return queue_of(delivery_info, tags, self._consumer.app.amqp.queues.consume_from)
+        return delivery_info, tags, self._consumer.app.amqp.queues.consume_from
 
     def start(self, entry: Entry) -> None:
         """See :class:`~bucketflow_celery.host.Host`."""

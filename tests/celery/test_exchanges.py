@@ -77,6 +77,52 @@ def test_a_returned_copy_comes_back_to_its_own_queue_only(fleet, broker):
     assert fleet.records.count("starts") == 12
 
 
+def test_a_parked_message_for_two_queues_of_one_worker_is_two_tasks(fleet, broker):
+    fleet.configure(limits={"queues": {"*": {"rate": "20/s", "capacity": 1}}}, bucketflow_on_limit="park")
+    exchange, first, second = topology(fleet, broker)
+    fleet.worker("prefork", app="routed", queues=f"{first},{second}")
+    sent = [
+        fleet.app.send_task(
+            "workloads.late",
+            (number,),
+            exchange=exchange,
+            declare=[Exchange(exchange, type="topic")],
+            routing_key="order.paid",
+        ).id
+        for number in range(8)
+    ]
+
+    starts = fleet.records.wait("starts", 16)
+
+    assert sorted(start["id"] for start in starts) == sorted([*sent, *sent])
+    wait_until(lambda: not fleet.parked())
+
+
+def test_tasks_of_a_queue_with_several_bindings_are_parked_in_that_queue(fleet):
+    fleet.configure(limits={"queues": {"*": {"rate": "20/s", "capacity": 1}}}, bucketflow_on_limit="park")
+    fleet.module(
+        "bound",
+        """
+        from kombu import Exchange, Queue, binding
+        from workloads import app
+
+        media = Exchange("media")
+        bindings = [binding(media, routing_key=key) for key in ("video", "image")]
+        app.conf.task_queues = [Queue("media", bindings=bindings)]
+        """,
+    )
+    fleet.worker(app="bound", queues="media")
+    sent = [
+        fleet.app.send_task("workloads.work", (key,), exchange="media", routing_key=key).id
+        for key in ("video", "image") * 5
+    ]
+
+    starts = fleet.records.wait("starts", 10)
+
+    assert sorted(start["id"] for start in starts) == sorted(sent)
+    assert fleet.stats()["parked"] >= 5
+
+
 @pytest.fixture
 def rabbit(tmp_path):
     """Yield a RabbitMQ of the test's own, to restart."""

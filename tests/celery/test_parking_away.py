@@ -161,3 +161,24 @@ def test_a_broker_that_restarts_loses_neither_the_parked_nor_the_running(fleet, 
         ran(fleet, sent + long)
         again = fleet.send("work", "again", times=10)
         ran(fleet, sent + long + again)
+
+
+def test_a_late_task_that_celery_cancels_with_the_connection_runs_again(fleet, tmp_path):
+    with RedisServer.start(tmp_path / "broker", args=KEPT) as broker:
+        fleet.configure(
+            bucketflow_on_limit="park",
+            broker_url=broker.url,
+            limits=LIMIT,
+            worker_cancel_long_running_tasks_on_connection_loss=True,
+        )
+        fleet.throttle().pause(queue="celery")
+        fleet.worker("prefork")
+        (long,) = fleet.send("late", "long", 3)
+        fleet.wait_parked(1)
+        fleet.throttle().resume(queue="celery")
+        fleet.records.wait("starts", 1)
+
+        broker.restart()
+
+        assert len(fleet.records.starts(2, id=long.id)) == 2
+        assert long.get(timeout=10) == "long"

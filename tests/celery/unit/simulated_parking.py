@@ -205,5 +205,11 @@ class Parking:
             error = never
         self.worker.fail(request, error)
 
+    def is_settled(self, entry):
+        return entry.request.settled
+
+    def lacks_slots(self, more):
+        self.worker.lacked_slots = more
+
     def call_soon(self, callback):
         self.worker.later(0, self.worker.counted(callback))

@@ -147,7 +147,7 @@ def test_a_table_survives_the_trip_through_the_store():
         ({"*": 2, "acme": 3}, "other", 2),
         ({"*": 2, "acme": 3}, "acme", 3),
         ({"*": 2}, "", 2),
-        ({"a": 1e-6}, "a", 1e-6),
+        ({"a": 0.001}, "a", 0.001),
     ],
 )
 def test_the_weight_of_a_tenant(weights, tenant, weight):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from kombu import Exchange, Queue
+from kombu import Exchange, Queue, binding
 
-from bucketflow_celery.queues import ROUTE, queue_of
+from bucketflow_celery.queues import ROUTE, queue_of, queues_of
 
 QUEUES = {
     queue.name: queue
@@ -15,6 +15,7 @@ QUEUES = {
         Queue("audit", Exchange("log", type="topic"), "order.*.paid"),
         Queue("everything", Exchange("all", type="topic"), "order.#"),
         Queue("news", Exchange("news", type="fanout"), ""),
+        Queue("media", [binding(Exchange("media"), routing_key=key) for key in ("video", "image")]),
     ]
 }
 ZEROS = "0." * 27
@@ -33,6 +34,7 @@ CASES = [
     ({"exchange": "all", "routing_key": "order"}, "everything"),  # # is no word or more
     ({"exchange": "all", "routing_key": "orders.eu"}, "orders.eu"),
     ({"exchange": "news", "routing_key": "whatever"}, "news"),
+    ({"exchange": "media", "routing_key": "image"}, "media"),
     ({"exchange": "celery_delayed_27", "routing_key": f"{ZEROS}1.{ROUTE}emails"}, "emails"),
     ({"exchange": "celery_delayed_27", "routing_key": f"1.{ZEROS}{ROUTE}a.b"}, "a.b"),
     ({"routing_key": f"{ROUTE}emails"}, f"{ROUTE}emails"),  # a queue may be called so
@@ -44,3 +46,19 @@ CASES = [
 @pytest.mark.parametrize(("delivery_info", "queue"), CASES)
 def test_the_queue_of_a_message(delivery_info, queue):
     assert queue_of(delivery_info, {"1": "celery", "2": "emails"}, QUEUES) == queue
+
+
+@pytest.mark.parametrize(
+    ("delivery_info", "queues"),
+    [
+        ({"consumer_tag": "2", "exchange": "all", "routing_key": "order.1.paid"}, ["emails"]),
+        ({"routing_key": "celery"}, ["celery"]),
+        ({"routing_key": "unknown"}, []),
+        ({"exchange": "mail", "routing_key": "other"}, []),
+        ({"exchange": "both", "routing_key": "order.1.paid"}, ["first", "second"]),
+    ],
+)
+def test_the_queues_a_message_may_have_come_from(delivery_info, queues):
+    both = Exchange("both", type="topic")
+    consumed = QUEUES | {"first": Queue("first", both, "order.#"), "second": Queue("second", both, "#.paid")}
+    assert queues_of(delivery_info, {"2": "emails"}, consumed) == queues
