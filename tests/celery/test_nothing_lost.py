@@ -162,7 +162,7 @@ def test_bound_task_of_the_decorator_keeps_its_id_and_arguments(fleet):
     assert fleet.stats()["returned"] == 4
 
 
-@pytest.mark.parametrize("step", ["republish.Republisher.publish", "worker_host.WorkerHost._acknowledge"])
+@pytest.mark.parametrize("step", ["republish.Republisher.publish", "worker_host.WorkerHost.acknowledge"])
 def test_the_copy_is_published_before_the_delivery_is_acknowledged(fleet, step):
     fleet.configure(
         limits={"tenants": {"*": {"rate": "1/m", "capacity": 1}}}, broker_transport_options={"visibility_timeout": 2}
