@@ -16,6 +16,12 @@ from bucketflow_celery.testing import MemoryStore
 SECONDS = 20.0  # renewed every 5 s, for 14 s
 
 
+@pytest.fixture(autouse=True)
+def _warnings_are_heard(caplog):
+    """A worker that ran in this process has left the root logger at the level of its own."""
+    caplog.set_level("WARNING")
+
+
 @pytest.fixture
 def clock():
     return FakeClock(1000.0)
