@@ -52,11 +52,10 @@ def assert_all_of_it(fleet, acme, others, queue="celery"):
 
 
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_parking_on_rabbitmq(parking, rabbit_server, queue, queue_type, pool):
+def test_parking_on_rabbitmq(parking, rabbit_server, queue, queue_type):
     parking.configure(broker_url=rabbit_server.url, task_default_queue=queue)
     parking.configure(**(QUORUM if queue_type == "quorum" else {}))
-    parking.start(2, pool)
+    parking.start(2, "prefork")
     acme = parking.send("work", times=5, headers={"tenant": "acme"})
     others = parking.send("work", times=50, headers={"tenant": "umbrella"})
 
