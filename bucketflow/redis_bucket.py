@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from bucketflow.bucket import check_cost, filled_to
 from bucketflow.clock import SYSTEM_CLOCK
-from bucketflow.core import Decision
+from bucketflow.core import FULL, Decision, take, tokens_at
 from bucketflow.errors import ConfigError
 from bucketflow.limit import SECOND, Limit
 from bucketflow.redis_calls import AsyncScriptRunner, ScriptRunner
@@ -72,7 +72,8 @@ class RedisBucket(Generic[RunnerT, TurnstileT]):
     _tag: str
     _client: object
     _keys: list[bytes]
-    _initial: str
+    _packed: bytes
+    _packed_limit: bytes
     _limit_args: list[str]
     _path: tuple[RedisBucket[RunnerT, TurnstileT], ...]
 
@@ -104,7 +105,9 @@ class RedisBucket(Generic[RunnerT, TurnstileT]):
             raise ConfigError("key", key, "another key than those above it: a bucket cannot be its own parent")
         self._narrowest: RedisBucket[RunnerT, TurnstileT] = min(self._path, key=lambda bucket: bucket.limit.capacity)
         self._limit_args = [exact(capacity), exact(fill_rate)]
-        self._initial = "" if initial_tokens is None else exact(initial_tokens)
+        start = 0.0 if initial_tokens is None else take(self.limit, FULL, 0, capacity - initial_tokens)
+        self._packed_limit = _pack(self.limit, 0.0)
+        self._packed = _pack(self.limit, start)
         self._turnstile = self._turnstile_class(clock)
         self._runner = self._shared_runner(redis_client, timeout)
 
@@ -137,12 +140,8 @@ class RedisBucket(Generic[RunnerT, TurnstileT]):
     def _cost(self, tokens: float) -> float:
         return check_cost(tokens, self._narrowest.limit.capacity, self._narrowest.key)
 
-    def _consume_args(self, cost: float, mode: str) -> list[str]:
-        args = [exact(cost), mode]
-        for bucket in self._path:
-            args += bucket._limit_args  # noqa: SLF001 - its own kind
-            args.append(bucket._initial)  # noqa: SLF001
-        return args
+    def _consume_args(self, cost: float, mode: str) -> list[str | bytes]:
+        return [exact(cost), mode, b"".join(bucket._packed for bucket in self._path)]  # noqa: SLF001 - its own kind
 
     def _refund_args(self, cost: float) -> list[str]:
         args = [exact(cost)]
@@ -150,14 +149,21 @@ class RedisBucket(Generic[RunnerT, TurnstileT]):
             args += bucket._limit_args  # noqa: SLF001 - its own kind
         return args
 
-    def _decision(self, reply: Sequence[Any]) -> Decision:
-        for bucket in self._path:
-            bucket._initial = ""  # noqa: SLF001 - the server has it now, or had a bucket already
-        allowed, binding, wait, *tokens = reply
-        return Decision(bool(allowed), wait / SECOND, None if allowed else binding, tuple(map(float, tokens)))
+    def _decision(self, reply: bytes) -> Decision:
+        wait, binding, *behind = struct.unpack(f"<{len(reply) // 8}d", reply)
+        tokens = []
+        for bucket, level_behind in zip(self._path, behind, strict=True):
+            bucket._packed = bucket._packed_limit  # noqa: SLF001 - the server has the start now, or had a bucket already
+            tokens.append(tokens_at(bucket.limit, level_behind, 0))
+        return Decision(wait == 0, wait / SECOND, None if wait == 0 else int(binding), tuple(tokens))
 
     def _behind(self, seen: Decision) -> Decision:
         """Return the refusal of one who may not overtake those who wait here. *seen*: what Redis would have said."""
         told = self._turnstile.refusal()
         binding = len(self._path) - 1 if seen.binding is None else seen.binding
         return Decision(False, max(seen.retry_after, told.retry_after), binding, seen.tokens)  # noqa: FBT003
+
+
+def _pack(limit: Limit, start: float) -> bytes:
+    """Return a level as consume.lua reads it; *start*: µs it is behind full if Redis has no such bucket."""
+    return struct.pack("<3d", limit.span, limit.fill_rate, start)

@@ -110,18 +110,18 @@ def test_a_path_decides_and_stores_the_same(redis_client, path, steps):
     consume = at_stopped_clock(load_script("bucketflow", "consume"))
     keys = [f"level {number}" for number in range(len(path))]
     smallest = min(limit.capacity for limit in path)
-    levels = [word for limit in path for word in (exact(limit.capacity), exact(limit.fill_rate), "")]
+    levels = b"".join(struct.pack("<3d", limit.span, limit.fill_rate, 0.0) for limit in path)
     states = tuple(core.FULL for _ in path)
     for _, now, cost in timed(10 * YEAR, [("", move, share * smallest) for move, share in steps]):
         decision, states = core.consume_path(path, states, now, cost)
         redis_client.set("clock", now)
-        allowed, binding, wait, *tokens = redis_client.eval(
-            consume.text, len(keys), *keys, exact(cost), "take", *levels
-        )
-        assert allowed == decision.allowed
+        reply = redis_client.eval(consume.text, len(keys), *keys, exact(cost), "take", levels)
+        wait, binding, *behind = struct.unpack(f"<{2 + len(path)}d", reply)
+        tokens = [core.tokens_at(limit, level_behind, 0) for limit, level_behind in zip(path, behind, strict=True)]
+        assert (wait == 0) == decision.allowed
         assert binding == (-1 if decision.binding is None else decision.binding)
         assert wait / 1_000_000 == decision.retry_after
-        assert [bits(float(number)) for number in tokens] == [bits(number) for number in decision.tokens]
+        assert [bits(number) for number in tokens] == [bits(number) for number in decision.tokens]
         stored = redis_client.mget(keys)
         for full_at, packed in zip(states, stored, strict=True):
             assert full_at <= now if packed is None else bits(full_at) == packed
