@@ -1,0 +1,128 @@
+"""
+One row: all contestants in turns of short slices, in one process.
+
+Whatever disturbs the machine disturbs all of them, and a ratio is the median of the ratios of slices that ran one after
+the other. A contestant that admits another number of calls than it must does less work, or more: the row fails.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+Role = Literal["floor", "ours", "peer"]
+
+
+class UnequalCountError(Exception):
+    """A contestant admitted another number of calls than the row asks for."""
+
+
+@dataclass(frozen=True)
+class Racer:
+    """
+    What a row needs of a contestant.
+
+    Attributes:
+        name: As the table shows it.
+        role: Floors are what must be spent anyway; peers are other libraries.
+        run: Makes so many calls and returns how many of them were admitted.
+    """
+
+    name: str
+    role: Role
+    run: Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """
+    How a contestant did.
+
+    Attributes:
+        name: As the table shows it.
+        role: See :class:`Racer`.
+        seconds: Of one call, one entry a round.
+    """
+
+    name: str
+    role: Role
+    seconds: tuple[float, ...]
+
+    @property
+    def typical(self) -> float:
+        """Seconds of one call, the median of all rounds."""
+        return median(self.seconds)
+
+    def over(self, other: Standing) -> float:
+        """Return how many times the time of *other* it takes: the median of the rounds' ratios."""
+        return median(ours / theirs for ours, theirs in zip(self.seconds, other.seconds, strict=True))
+
+
+def race(
+    racers: Sequence[Racer], *, rounds: int = 9, slice_seconds: float = 0.03, refused: bool = False
+) -> list[Standing]:
+    """
+    Let *racers* run in turns, each round begun by another one.
+
+    Args:
+        racers: Whom to compare.
+        rounds: Slices of each.
+        slice_seconds: About how long a slice takes.
+        refused: Whether every call must be refused; else every call must be admitted.
+
+    Raises:
+        UnequalCountError: A contestant admitted too few, or too many.
+    """
+    with quiet():
+        calls = [_calls_in(racer, slice_seconds, refused=refused) for racer in racers]
+        seconds: list[list[float]] = [[] for _ in racers]
+        for turn in range(rounds):
+            for place in range(len(racers)):
+                at = (turn + place) % len(racers)
+                seconds[at].append(_timed(racers[at], calls[at], refused=refused) / calls[at])
+    return [Standing(racer.name, racer.role, tuple(taken)) for racer, taken in zip(racers, seconds, strict=True)]
+
+
+def named(standings: Sequence[Standing], name: str) -> Standing:
+    """Return the standing of *name*."""
+    return next(one for one in standings if one.name == name)
+
+
+def best_peer(standings: Sequence[Standing]) -> Standing | None:
+    """Return the fastest of the other libraries, if there is any."""
+    return min((one for one in standings if one.role == "peer"), key=lambda one: one.typical, default=None)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the garbage collector out of the slices."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _calls_in(racer: Racer, seconds: float, *, refused: bool) -> int:
+    """Return how many calls take about *seconds*, once the contestant is warm."""
+    calls, taken = 1, 0.0
+    while taken < seconds / 4:
+        calls *= 2
+        taken = _timed(racer, calls, refused=refused)
+    return max(1, round(calls * seconds / taken))
+
+
+def _timed(racer: Racer, calls: int, *, refused: bool) -> float:
+    begin = time.perf_counter()
+    admitted = racer.run(calls)
+    taken = time.perf_counter() - begin
+    wanted = 0 if refused else calls
+    if admitted != wanted:
+        raise UnequalCountError(f"{racer.name} admitted {admitted} of {calls} calls, the row asks for {wanted}")
+    return taken
