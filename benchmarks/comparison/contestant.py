@@ -1,4 +1,4 @@
-"""How a limiter is made and called; the loops around the calls are compiled as ``timeit`` does it, and cost the same."""
+"""How a limiter is made and called; the loops around the calls are compiled, as ``timeit`` does it, and alike."""
 
 from __future__ import annotations
 
