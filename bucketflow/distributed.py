@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bucketflow.bucket import check_timeout
 from bucketflow.core import Decision
 from bucketflow.hierarchical import create_bucket_hierarchy
+from bucketflow.lease_watch import AsyncLeaseWatch, ThreadLeaseWatch
+from bucketflow.merging import Answer
 from bucketflow.redis_bucket import RedisBucket
 from bucketflow.redis_calls import AsyncScriptRunner, ScriptRunner
-from bucketflow.scripts import load_script
 from bucketflow.turnstile import AsyncTurnstile, ThreadTurnstile
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ __all__ = [
     "create_redis_bucket_hierarchy",
 ]
 
-BucketT = TypeVar("BucketT", bound=RedisBucket[Any, Any])
+BucketT = TypeVar("BucketT", bound=RedisBucket[Any, Any, Any])
 
 
-class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile]):
+class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWatch]):
     """
     A token bucket that every process with the same Redis and *key* shares. Threads may share the object.
 
@@ -54,11 +55,12 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile]):
 
     _runner_class = ScriptRunner
     _turnstile_class = ThreadTurnstile
+    _watch_class = ThreadLeaseWatch
 
     @property
     def tokens(self) -> float:
         """Tokens in this bucket now; those above it may hold fewer. Raises :class:`StoreUnavailable`."""
-        return self._ask(0.0, "look").tokens[-1]
+        return self._look(0.0).tokens[-1]
 
     def consume(self, tokens: float = 1, block: bool = False, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002 - the signature of 0.1.0
         """
@@ -85,9 +87,12 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile]):
         if timeout is not None:
             check_timeout(timeout, block=block)
         cost = self._cost(tokens)
-        if block:
-            return self._turnstile.wait(lambda: self._ask(cost, "take"), timeout).allowed
-        return not (cost and self._turnstile.busy) and self._ask(cost, "take").allowed
+        if not (cost and self._turnstile.busy):
+            if self._path.spend(cost):
+                return True
+            if not block:
+                return self._ask(cost)[0] == 0
+        return block and self._turnstile.wait(lambda: self._path.decision(self._ask(cost)), timeout).allowed
 
     def try_consume(self, tokens: float = 1) -> Decision:
         """
@@ -101,29 +106,45 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile]):
         """
         cost = self._cost(tokens)
         if cost and self._turnstile.busy:
-            return self._behind(self._ask(cost, "look"))
-        return self._ask(cost, "take")
+            return self._behind(self._look(cost))
+        return self._path.decision(self._ask(cost))
 
     def wait_time(self, tokens: float = 1) -> float:
         """Return the seconds until *tokens* are there if nobody else takes any. Raises as :meth:`consume` does."""
-        return self._ask(self._cost(tokens), "look").retry_after
+        return self._look(self._cost(tokens)).retry_after
 
     def refund(self, tokens: float = 1) -> None:
         """Give *tokens* back to every bucket of the path, at most to its capacity. Raises as :meth:`consume`."""
-        cost = self._cost(tokens)
-        self._runner.run(load_script("bucketflow", "refund"), self._keys, self._refund_args(cost))
+        self._runner.run_call(self._path.refund(self._cost(tokens)))
         self._turnstile.nudge()
 
     def close(self) -> None:
-        """Close the connections that all buckets of this client share. The next call opens new ones."""
+        """
+        Give back what is on lease, and close the connections that all buckets of this client share.
+
+        The next call opens new ones. If Redis does not answer, what is on lease is left to fade.
+        """
+        if self._watch is not None:
+            self._watch.close()
+        self._give_back()
         self._runner.close()
 
-    def _ask(self, cost: float, mode: str) -> Decision:
-        script = load_script("bucketflow", "consume")
-        return self._decision(self._runner.run(script, self._keys, self._consume_args(cost, mode)))
+    def _ask(self, cost: float) -> Answer:
+        answer = self._runner.merger(self._slot).ask(self._path, cost)
+        if self._watch is not None:
+            self._watch.wake()
+        return answer
+
+    def _look(self, cost: float) -> Decision:
+        return self._path.decision(self._ask(-cost))
+
+    def _give_back(self) -> None:
+        call = self._path.give_back()
+        if call is not None:
+            self._runner.run_all([call])  # an error changes nothing: what is not given back fades
 
 
-class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile]):
+class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, AsyncLeaseWatch]):
     """
     :class:`RedisTokenBucket` for coroutines: every method is awaited, and ``get_tokens()`` stands for ``tokens``.
 
@@ -133,44 +154,63 @@ class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile]):
 
     _runner_class = AsyncScriptRunner
     _turnstile_class = AsyncTurnstile
+    _watch_class = AsyncLeaseWatch
 
     async def get_tokens(self) -> float:
         """See :attr:`RedisTokenBucket.tokens`."""
-        return (await self._ask(0.0, "look")).tokens[-1]
+        return (await self._look(0.0)).tokens[-1]
 
     async def consume(self, tokens: float = 1, block: bool = False, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002 - as in RedisTokenBucket
         """See :meth:`RedisTokenBucket.consume`."""
         if timeout is not None:
             check_timeout(timeout, block=block)
         cost = self._cost(tokens)
-        if block:
-            return (await self._turnstile.wait(lambda: self._ask(cost, "take"), timeout)).allowed
-        return not (cost and self._turnstile.busy) and (await self._ask(cost, "take")).allowed
+        if not (cost and self._turnstile.busy):
+            if self._path.spend(cost):
+                return True
+            if not block:
+                return (await self._ask(cost))[0] == 0
+        return block and (await self._turnstile.wait(lambda: self._decide(cost), timeout)).allowed
 
     async def try_consume(self, tokens: float = 1) -> Decision:
         """See :meth:`RedisTokenBucket.try_consume`."""
         cost = self._cost(tokens)
         if cost and self._turnstile.busy:
-            return self._behind(await self._ask(cost, "look"))
-        return await self._ask(cost, "take")
+            return self._behind(await self._look(cost))
+        return await self._decide(cost)
 
     async def wait_time(self, tokens: float = 1) -> float:
         """See :meth:`RedisTokenBucket.wait_time`."""
-        return (await self._ask(self._cost(tokens), "look")).retry_after
+        return (await self._look(self._cost(tokens))).retry_after
 
     async def refund(self, tokens: float = 1) -> None:
         """See :meth:`RedisTokenBucket.refund`."""
-        cost = self._cost(tokens)
-        await self._runner.run(load_script("bucketflow", "refund"), self._keys, self._refund_args(cost))
+        await self._runner.run_call(self._path.refund(self._cost(tokens)))
         self._turnstile.nudge()
 
     async def close(self) -> None:
-        """Close the connections of this event loop that all buckets of this client share."""
+        """See :meth:`RedisTokenBucket.close`; the connections are those of this event loop."""
+        if self._watch is not None:
+            self._watch.close()
+        await self._give_back()
         await self._runner.close()
 
-    async def _ask(self, cost: float, mode: str) -> Decision:
-        script = load_script("bucketflow", "consume")
-        return self._decision(await self._runner.run(script, self._keys, self._consume_args(cost, mode)))
+    async def _ask(self, cost: float) -> Answer:
+        answer = await self._runner.merger(self._slot).ask(self._path, cost)
+        if self._watch is not None:
+            self._watch.wake()
+        return answer
+
+    async def _decide(self, cost: float) -> Decision:
+        return self._path.decision(await self._ask(cost))
+
+    async def _look(self, cost: float) -> Decision:
+        return await self._decide(-cost)
+
+    async def _give_back(self) -> None:
+        call = self._path.give_back()
+        if call is not None:
+            await self._runner.run_all([call])
 
 
 def create_redis_bucket_hierarchy(

@@ -1,18 +1,21 @@
-"""What the Redis buckets of threads and of coroutines have in common: what to send, and what the reply means."""
+"""What the Redis buckets of threads and of coroutines have in common: where they are, and what a path of them is."""
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from redis.crc import key_slot
+
 from bucketflow.bucket import check_cost, filled_to
 from bucketflow.clock import SYSTEM_CLOCK
-from bucketflow.core import FULL, Decision, take, tokens_at
+from bucketflow.core import FULL, Decision, take
 from bucketflow.errors import ConfigError
-from bucketflow.limit import SECOND, Limit
+from bucketflow.lease_watch import AsyncLeaseWatch, ThreadLeaseWatch
+from bucketflow.limit import Limit, check_number
 from bucketflow.redis_calls import AsyncScriptRunner, ScriptRunner
-from bucketflow.scripts import exact
+from bucketflow.redis_lease import LeasedPath
+from bucketflow.redis_path import Level, RedisPath
 from bucketflow.turnstile import AsyncTurnstile, ThreadTurnstile
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ PREFIX = "bucketflow:"
 
 RunnerT = TypeVar("RunnerT", ScriptRunner, AsyncScriptRunner)
 TurnstileT = TypeVar("TurnstileT", ThreadTurnstile, AsyncTurnstile)
+WatchT = TypeVar("WatchT", ThreadLeaseWatch, AsyncLeaseWatch)
 
 
 def stored_key(key: str, root_tag: str | None = None) -> tuple[str, bytes]:
@@ -56,7 +60,7 @@ def stored_key(key: str, root_tag: str | None = None) -> tuple[str, bytes]:
     return root_tag, f"{PREFIX}{key if tag else own}".encode()
 
 
-class RedisBucket(Generic[RunnerT, TurnstileT]):
+class RedisBucket(Generic[RunnerT, TurnstileT, WatchT]):
     """
     A bucket in Redis. Its subclasses ask, wait, and speak to users.
 
@@ -67,15 +71,14 @@ class RedisBucket(Generic[RunnerT, TurnstileT]):
     _runners: ClassVar[WeakKeyDictionary[Any, WeakValueDictionary[float, Any]]] = WeakKeyDictionary()
     _runner_class: type[RunnerT]
     _turnstile_class: type[TurnstileT]
+    _watch_class: type[WatchT]
     _turnstile: TurnstileT
+    _path: RedisPath
+    _watch: WatchT | None
     _runner: RunnerT
     _tag: str
     _client: object
-    _keys: list[bytes]
-    _packed: bytes
-    _packed_limit: bytes
-    _limit_args: list[str]
-    _path: tuple[RedisBucket[RunnerT, TurnstileT], ...]
+    _levels: tuple[Level, ...]
 
     def __init__(  # noqa: PLR0913 - the signature of 0.1.0, and what a whole path needs
         self,
@@ -87,6 +90,7 @@ class RedisBucket(Generic[RunnerT, TurnstileT]):
         *,
         parent: Any = None,  # noqa: ANN401 - of the same class, checked below
         timeout: float = 1.0,
+        lease: float | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         if parent is not None and not isinstance(parent, type(self)):
@@ -98,16 +102,22 @@ class RedisBucket(Generic[RunnerT, TurnstileT]):
         filled_to(self.limit, initial_tokens, 0)  # for its check: what time it is, the server says
         self._parent: Any = parent
         self._client = redis_client
+        if lease is not None:
+            check_number("lease", lease, "a number of tokens above 0, or None", above=True)
         self._tag, stored = stored_key(key, parent._tag if parent else None)  # noqa: SLF001
-        self._path = (*(parent._path if parent else ()), self)  # noqa: SLF001
-        self._keys = [*(parent._keys if parent else ()), stored]  # noqa: SLF001
-        if stored in self._keys[:-1]:
+        self._slot = key_slot(stored)
+        above: tuple[Level, ...] = parent._levels if parent else ()  # noqa: SLF001
+        if any(level.key == stored for level in above):
             raise ConfigError("key", key, "another key than those above it: a bucket cannot be its own parent")
-        self._narrowest: RedisBucket[RunnerT, TurnstileT] = min(self._path, key=lambda bucket: bucket.limit.capacity)
-        self._limit_args = [exact(capacity), exact(fill_rate)]
         start = 0.0 if initial_tokens is None else take(self.limit, FULL, 0, capacity - initial_tokens)
-        self._packed_limit = _pack(self.limit, 0.0)
-        self._packed = _pack(self.limit, start)
+        self._levels = (*above, Level(stored, self.limit, start))
+        if lease is None:
+            self._path, self._watch = RedisPath(self._levels), None
+        else:
+            self._path = path = LeasedPath(self._levels, lease, clock)
+            self._watch = self._watch_class(path, self._give_back)
+        narrowest: Any = parent._narrowest if parent else self  # noqa: SLF001
+        self._narrowest: Any = narrowest if narrowest.capacity <= capacity else self
         self._turnstile = self._turnstile_class(clock)
         self._runner = self._shared_runner(redis_client, timeout)
 
@@ -137,33 +147,15 @@ class RedisBucket(Generic[RunnerT, TurnstileT]):
         """Tokens per second of this bucket."""
         return self.limit.fill_rate
 
+    def _give_back(self) -> Any:  # noqa: ANN401 - awaited in one half
+        """Settle what is on lease."""
+        raise NotImplementedError
+
     def _cost(self, tokens: float) -> float:
         return check_cost(tokens, self._narrowest.limit.capacity, self._narrowest.key)
-
-    def _consume_args(self, cost: float, mode: str) -> list[str | bytes]:
-        return [exact(cost), mode, b"".join(bucket._packed for bucket in self._path)]  # noqa: SLF001 - its own kind
-
-    def _refund_args(self, cost: float) -> list[str]:
-        args = [exact(cost)]
-        for bucket in self._path:
-            args += bucket._limit_args  # noqa: SLF001 - its own kind
-        return args
-
-    def _decision(self, reply: bytes) -> Decision:
-        wait, binding, *behind = struct.unpack(f"<{len(reply) // 8}d", reply)
-        tokens = []
-        for bucket, level_behind in zip(self._path, behind, strict=True):
-            bucket._packed = bucket._packed_limit  # noqa: SLF001 - the server has the start now, or had a bucket already
-            tokens.append(tokens_at(bucket.limit, level_behind, 0))
-        return Decision(wait == 0, wait / SECOND, None if wait == 0 else int(binding), tuple(tokens))
 
     def _behind(self, seen: Decision) -> Decision:
         """Return the refusal of one who may not overtake those who wait here. *seen*: what Redis would have said."""
         told = self._turnstile.refusal()
-        binding = len(self._path) - 1 if seen.binding is None else seen.binding
+        binding = len(self._levels) - 1 if seen.binding is None else seen.binding
         return Decision(False, max(seen.retry_after, told.retry_after), binding, seen.tokens)  # noqa: FBT003
-
-
-def _pack(limit: Limit, start: float) -> bytes:
-    """Return a level as consume.lua reads it; *start*: µs it is behind full if Redis has no such bucket."""
-    return struct.pack("<3d", limit.span, limit.fill_rate, start)

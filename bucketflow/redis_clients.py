@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, TypeAlias
 
 import redis
@@ -20,7 +21,7 @@ import redis.asyncio.sentinel
 import redis.retry
 import redis.sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from bucketflow.errors import ConfigError
 
@@ -73,6 +74,9 @@ _NOT_OURS = {
 _name = inspect.signature(redis.ConnectionPool.get_connection).parameters.get("command_name")
 _NAME = ("EVALSHA",) if _name is not None and _name.default is inspect.Parameter.empty else ()
 
+#: Seconds after which a connection is looked at before it is used: no server restarts within them.
+_SURELY_UP = 0.005
+
 
 @dataclass(frozen=True, slots=True)
 class Driver:
@@ -121,25 +125,39 @@ class Node:
     client: Any
     label: str
     pools: tuple[Any, ...]
+    _idle: list[tuple[Any, float]] = field(default_factory=list)
 
-    def call(self, command: Sequence[str | bytes | int]) -> Any:  # noqa: ANN401 - a reply
+    def exchange(self, commands: Sequence[bytes]) -> list[Any]:
         """
-        Send one command and return its reply; only for the half that has threads.
+        Send *commands* at once, and return a reply or an error of the server for each; only for the half with threads.
 
         redis-py's ``execute_command`` costs four times the CPU, for what a script does not need: packing arguments of
-        any type, callbacks for replies, telemetry, and the loop that would repeat the call.
+        any type, callbacks for replies, telemetry, and the loop that would repeat the call. A visit to its pool costs
+        as much as the call, so connections that are up are kept here.
         """
-        connection = self.connect()
+        connection = self._take()
         try:
-            connection.send_packed_command([pack(command)])
-            return connection.read_response()
-        except ResponseError:
-            raise
+            connection.send_packed_command(commands if len(commands) == 1 else [b"".join(commands)])
+            replies = [_read(connection) for _ in commands]
         except BaseException:
-            connection.disconnect()  # or its late reply would answer the next call
+            connection.disconnect()  # or a late reply would answer the next call
+            self.release(connection)
+            raise
+        self._idle.append((connection, monotonic()))
+        return replies
+
+    async def exchange_async(self, commands: Sequence[bytes]) -> list[Any]:
+        """Do the same as :meth:`exchange`, in the half that has coroutines."""
+        pool = self.client.connection_pool
+        connection = await pool.get_connection(*_NAME)
+        try:
+            await connection.send_packed_command([b"".join(commands)])
+            return [await _read_async(connection) for _ in commands]
+        except BaseException:
+            await connection.disconnect(nowait=True)
             raise
         finally:
-            self.release(connection)
+            await pool.release(connection)
 
     def connect(self) -> Any:  # noqa: ANN401 - a connection
         """Return a connection that is up, from the pool; give it to :meth:`release` in the end."""
@@ -148,6 +166,47 @@ class Node:
     def release(self, connection: Any) -> None:  # noqa: ANN401
         """Return *connection* to the pool."""
         self.client.connection_pool.release(connection)
+
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        while self._idle:
+            self.release(self._idle.pop()[0])
+        for pool in self.pools:
+            pool.disconnect()
+
+    def _take(self) -> Any:  # noqa: ANN401 - a connection
+        """Return a connection that the server has not closed, as far as can be known."""
+        while self._idle:
+            try:
+                connection, used_at = self._idle.pop()
+            except IndexError:  # another thread took the last one
+                break
+            if monotonic() - used_at < _SURELY_UP or _is_up(connection):
+                return connection
+            connection.disconnect()
+            self.release(connection)
+        return self.connect()
+
+
+def _is_up(connection: Any) -> bool:  # noqa: ANN401
+    try:
+        return not connection.can_read(0)
+    except (RedisError, OSError):
+        return False
+
+
+def _read(connection: Any) -> Any:  # noqa: ANN401
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
+
+
+async def _read_async(connection: Any) -> Any:  # noqa: ANN401
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
 
 
 def pack(command: Sequence[str | bytes | int]) -> bytes:

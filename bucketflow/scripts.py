@@ -1,4 +1,4 @@
-"""Lua operations: package data, each with ``core.lua`` in front, so that all of them share one arithmetic."""
+"""Lua operations: package data, with ``core.lua`` in front, so that all of them share one arithmetic."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ class Script:
     @classmethod
     def compose(cls, name: str, operation: str) -> Script:
         """Return the script of *operation*, which may use every function of ``core.lua``."""
-        text = f"{_source('bucketflow', 'core')}\n{operation}"
+        return cls.of(name, f"{_source('bucketflow', 'core')}\n{operation}")
+
+    @classmethod
+    def of(cls, name: str, text: str) -> Script:
+        """Return the script whose whole text is *text*."""
         return cls(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -37,11 +41,15 @@ def load_script(package: str, name: str, *preludes: str) -> Script:
     """
     Return the operation that *package* keeps in ``lua/<name>.lua``, behind its own ``lua/core.lua``; read once.
 
+    ``consume.lua`` stands alone: it is called so often that the functions it would not use are worth leaving out.
+
     Args:
         package: The package that holds the file, such as ``"bucketflow"``.
         name: The operation.
         preludes: Other files of *package* that go between the two.
     """
+    if (package, name) == ("bucketflow", "consume"):
+        return Script.of(name, _source(package, name))
     own = () if package == "bucketflow" else ("core",)
     return Script.compose(name, "\n".join(_source(package, part) for part in (*own, *preludes, name)))
 

@@ -10,8 +10,9 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from bucketflow.errors import StoreUnavailable
-from bucketflow.redis_calls import FAILURES, Plan, Question, ScriptRunner, proceed
-from bucketflow.redis_clients import Node, pack
+from bucketflow.redis_calls import ScriptRunner
+from bucketflow.redis_clients import Node
+from bucketflow.redis_routes import FAILURES, Plan, Question, proceed
 from bucketflow.scripts import Script
 
 __all__ = ["HubRunner"]
@@ -66,7 +67,7 @@ class HubRunner:
         try:
             self._connect(question.node)
             # Not send_packed_command: after an error it closes the socket itself, see _on_readable.
-            _socket_of(self._connection).sendall(pack(question.command))
+            _socket_of(self._connection).sendall(b"".join(question.commands))
         except FAILURES as error:
             self._drop()
             self._proceed(error)
@@ -82,7 +83,7 @@ class HubRunner:
         try:
             question = proceed(self._plan, self._question, outcome)
         except StopIteration as finished:
-            result = finished.value
+            (result,) = finished.value
         except StoreUnavailable as error:
             result = error
         else:
@@ -95,12 +96,13 @@ class HubRunner:
         if self._plan is None:  # the server has closed an idle connection
             self._drop()
             return
+        outcome: list[Any] | Exception
         try:
             # The loop must forget the socket before it is closed. A child that was forked meanwhile keeps it open, and
             # the loop would be woken by it for ever.
-            outcome = self._connection.read_response(disconnect_on_error=False)
+            outcome = [self._connection.read_response(disconnect_on_error=False)]
         except ResponseError as error:
-            outcome = error
+            outcome = [error]
         except FAILURES as error:
             self._drop()
             outcome = error

@@ -1,44 +1,60 @@
--- consume: take cost tokens from every bucket of a path, or from none; or only look.
+-- consume: answer several costs at once, in order, each as if it had come alone: all buckets of the path pay it, or none.
 -- KEYS[i]  one bucket a level, root first, one hash tag
--- ARGV     cost, "take" or "look", limits (packed doubles, of each level: µs to fill, fill rate, µs behind if its key is missing)
--- returns  {wait in µs, binding level from 0 or -1, then µs behind full at each level} (one string of packed doubles)
+-- ARGV     limits (packed doubles, of each level: µs to fill, fill rate, µs behind if its key is missing), costs (packed doubles; a negative one only looks)
+-- returns  for each cost {wait in µs, binding level from 0 or -1, then µs behind full at each level} (one string of packed doubles)
 -- errors   none after the first write
 
--- core.consume_path, operation for operation, in one loop and with every number packed: calls and texts would be
--- half of the server's time.
-local call, pack, parse = redis.call, struct.pack, struct.unpack
-local depth, cost = #KEYS, tonumber(ARGV[1])
-local taking = ARGV[2] == 'take' and cost > 0
-local now, stored = now(), call('MGET', unpack(KEYS))
-local limits = {parse('<' .. ('d'):rep(3 * depth), ARGV[3])}
-local states, taken, started, wait, binding = {}, {}, false, 0, -1
+-- core.consume_path, operation for operation, but in one loop and with every number packed: calls and texts would be half
+-- of the server's time. So this file does without core.lua, and repeats its constants.
+local SECOND, HALF_TICK, FULL, EPOCH = 1000000, 0.5, 0, 1704067200
+local call, pack, parse, ceil, text = redis.call, struct.pack, struct.unpack, math.ceil, string.format
+
+local depth, time, stored = #KEYS, call('TIME'), call('MGET', unpack(KEYS))
+local now = (time[1] - EPOCH) * SECOND + time[2]
+local limits = {parse('<' .. ('d'):rep(3 * depth), ARGV[1])}
+local states, taken, changed, reply, length = {}, {}, false, {}, 0
 
 for level = 1, depth do
-  local span, fill_rate, start = limits[3 * level - 2], limits[3 * level - 1], limits[3 * level]
-  local full_at = FULL
+  local start = limits[3 * level]
+  states[level] = FULL
   if stored[level] then
-    full_at = parse('<d', stored[level])
+    states[level] = parse('<d', stored[level])
   elseif start > 0 then
-    full_at, started = now + start, true
+    states[level], changed = now + start, true
   end
-  local behind = (full_at > now and full_at - now or 0) + cost * SECOND / fill_rate
-  local level_wait = math.ceil(behind - span - HALF_TICK)
-  if level_wait > wait then
-    wait, binding = level_wait, level - 1
-  end
-  states[level], taken[level] = full_at, now + behind
 end
 
-local paid = taking and wait == 0
-if paid then
-  states = taken
+for at = 1, #ARGV[2], 8 do
+  local cost = parse('<d', ARGV[2], at)
+  local amount, wait, binding = cost < 0 and -cost or cost, 0, -1
+  for level = 1, depth do
+    local full_at = states[level]
+    local behind = (full_at > now and full_at - now or 0) + amount * SECOND / limits[3 * level - 1]
+    local level_wait = ceil(behind - limits[3 * level - 2] - HALF_TICK)
+    if level_wait > wait then
+      wait, binding = level_wait, level - 1
+    end
+    taken[level] = now + behind
+  end
+  if wait == 0 and cost > 0 then
+    states, taken, changed = taken, states, true
+  end
+  reply[length + 1], reply[length + 2] = wait, binding
+  for level = 1, depth do
+    reply[length + 2 + level] = states[level] - now
+  end
+  length = length + 2 + depth
 end
-local reply = {wait, binding}
-for level = 1, depth do
-  local behind = states[level] - now
-  reply[level + 2] = behind
-  if paid or started then
-    write(KEYS[level], states[level], now)
+
+if changed then
+  for level = 1, depth do
+    local full_at, old = states[level], stored[level]
+    if full_at > now then
+      local lease = old and old:sub(9) or '' -- see lease.lua
+      call('PSETEX', KEYS[level], text('%d', ceil((full_at - now) / 1000)), pack('<d', full_at) .. lease)
+    elseif old then
+      call('DEL', KEYS[level])
+    end
   end
 end
-return pack('<' .. ('d'):rep(depth + 2), unpack(reply))
+return pack('<' .. ('d'):rep(length), unpack(reply))

@@ -4,43 +4,50 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from functools import cache
 
 import redis.asyncio
 from shells import ThreadShell
 
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
 from bucketflow.redis_calls import AsyncScriptRunner, ScriptRunner
+from bucketflow.redis_routes import Call
 from bucketflow.scripts import Script
 
-#: Shadows the two functions of core.lua that know the real time. Put between core.lua and the operation.
+#: Shadows what the scripts know of the real time: the server's clock, and when keys expire. Put in front of a script.
 STOPPED_CLOCK = """
-local function now()
-  return tonumber(redis.call('GET', 'clock'))
-end
-local function write(key, full_at, now)
-  if full_at > now then
-    redis.call('SET', key, struct.pack('<d', full_at))
-  else
-    redis.call('DEL', key)
+local redis = {call = function(command, key, ...)
+  local real = redis.call
+  if command == 'TIME' then
+    local clock = tonumber(real('GET', 'clock'))
+    return {tostring(math.floor(clock / 1000000) + 1704067200), string.format('%.0f', clock % 1000000)}
+  elseif command == 'PSETEX' then
+    return real('SET', key, (select(2, ...)))
+  elseif command == 'SET' then
+    return real('SET', key, (...))
   end
-end
+  return real(command, key, ...)
+end}
 """
 
 
+@cache
 def at_stopped_clock(script):
-    core = Script.compose("core", "").text
-    assert script.text.startswith(core)
-    return Script.compose(script.name, STOPPED_CLOCK + script.text[len(core) :])
+    return Script.of(script.name, STOPPED_CLOCK + script.text)
+
+
+def with_stopped_clock(calls):
+    return [Call.of(at_stopped_clock(call.script), call.keys, call.args) for call in calls]
 
 
 class StoppedRunner(ScriptRunner):
-    def run(self, script, keys, args):
-        return super().run(at_stopped_clock(script), keys, args)
+    def run_all(self, calls):
+        return super().run_all(with_stopped_clock(calls))
 
 
 class AsyncStoppedRunner(AsyncScriptRunner):
-    async def run(self, script, keys, args):
-        return await super().run(at_stopped_clock(script), keys, args)
+    async def run_all(self, calls):
+        return await super().run_all(with_stopped_clock(calls))
 
 
 class RedisShell(ThreadShell):

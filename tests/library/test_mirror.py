@@ -54,6 +54,14 @@ def bits(number):
     return struct.pack("<d", number)
 
 
+def packed(numbers):
+    return struct.pack(f"<{len(numbers)}d", *numbers)
+
+
+def unpacked(reply):
+    return list(struct.unpack(f"<{len(reply) // 8}d", reply))
+
+
 def in_python(limit, steps):
     full_at, results = core.FULL, []
     for operation, now, cost in steps:
@@ -103,30 +111,47 @@ def test_twenty_thousand_steps_give_the_same_bits(redis_client):
         assert_same(redis_client, limit, list(timed(chance.randint(0, 10**15), steps)))
 
 
+costs = st.one_of(shares, shares.map(lambda share: -share))
+
+
 @settings_here
-@given(st.lists(limits, min_size=1, max_size=4), st.lists(st.tuples(moves, shares), min_size=1, max_size=20))
-def test_a_path_decides_and_stores_the_same(redis_client, path, steps):
+@given(
+    st.lists(limits, min_size=1, max_size=4),
+    st.lists(st.tuples(moves, st.lists(costs, min_size=1, max_size=4)), min_size=1, max_size=20),
+)
+def test_a_path_decides_and_stores_the_same_for_several_costs_at_once_as_for_one_after_the_other(
+    redis_client, path, steps
+):
     redis_client.flushall()
     consume = at_stopped_clock(load_script("bucketflow", "consume"))
     keys = [f"level {number}" for number in range(len(path))]
     smallest = min(limit.capacity for limit in path)
-    levels = b"".join(struct.pack("<3d", limit.span, limit.fill_rate, 0.0) for limit in path)
+    levels = packed([number for limit in path for number in (limit.span, limit.fill_rate, 0.0)])
     states = tuple(core.FULL for _ in path)
-    for _, now, cost in timed(10 * YEAR, [("", move, share * smallest) for move, share in steps]):
-        decision, states = core.consume_path(path, states, now, cost)
+    now = 10 * YEAR
+    for move, these in steps:
+        now = max(0, now + move)
         redis_client.set("clock", now)
-        reply = redis_client.eval(consume.text, len(keys), *keys, exact(cost), "take", levels)
-        wait, binding, *behind = struct.unpack(f"<{2 + len(path)}d", reply)
-        tokens = [core.tokens_at(limit, level_behind, 0) for limit, level_behind in zip(path, behind, strict=True)]
-        assert (wait == 0) == decision.allowed
-        assert binding == (-1 if decision.binding is None else decision.binding)
-        assert wait / 1_000_000 == decision.retry_after
-        assert [bits(number) for number in tokens] == [bits(number) for number in decision.tokens]
+        asked = [share * smallest for share in these]
+        reply = redis_client.eval(consume.text, len(keys), *keys, levels, packed(asked))
+        answers = unpacked(reply)
+        for cost in asked:
+            decision, after = core.consume_path(path, states, now, abs(cost))
+            states = after if cost > 0 else states
+            wait, binding, *behind = answers[: 2 + len(path)]
+            del answers[: 2 + len(path)]
+            assert (wait == 0) == decision.allowed
+            assert binding == (-1 if decision.binding is None else decision.binding)
+            assert wait / 1_000_000 == decision.retry_after
+            tokens = [core.tokens_at(limit, late, 0) for limit, late in zip(path, behind, strict=True)]
+            left = [core.tokens_at(limit, full_at, now) for limit, full_at in zip(path, states, strict=True)]
+            assert [bits(number) for number in tokens] == [bits(number) for number in left]
+        assert answers == []
         stored = redis_client.mget(keys)
-        for full_at, packed in zip(states, stored, strict=True):
-            assert full_at <= now if packed is None else bits(full_at) == packed
+        for full_at, value in zip(states, stored, strict=True):
+            assert full_at <= now if value is None else bits(full_at) == value
         # Where core.py keeps an instant that has passed, Redis keeps nothing. A clock set back tells the two apart.
-        states = tuple(core.FULL if packed is None else full_at for full_at, packed in zip(states, stored, strict=True))
+        states = tuple(core.FULL if value is None else full_at for full_at, value in zip(states, stored, strict=True))
 
 
 @pytest.mark.parametrize("number", [0.1, 1 / 3, 1e-300, 1e300, 2**53 - 1, 5e-324, 123456789.123456789])

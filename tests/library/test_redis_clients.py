@@ -102,7 +102,6 @@ def test_a_child_process_opens_its_own_connections(redis_client):
     bucket.consume()
     child = os.fork()
     if child == 0:
-        bucket._runner.after_fork()
         os._exit(0 if all(bucket.consume() for _ in range(100)) else 1)
     assert all(bucket.consume() for _ in range(100))
     assert os.waitpid(child, 0)[1] == 0

@@ -10,6 +10,7 @@ from importlib.resources import files
 import pytest
 
 from bucketflow.distributed import RedisTokenBucket
+from bucketflow.redis_calls import ScriptRunner
 from bucketflow.scripts import Script, load_script
 
 OPERATIONS = sorted(
@@ -26,43 +27,54 @@ HEADER = re.compile(
 )
 
 
+def source(name):
+    return files("bucketflow").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+
+
 def header(name):
-    source = files("bucketflow").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
-    match = HEADER.match(source)
+    match = HEADER.match(source(name))
     assert match, f"{name}.lua has no header of the agreed form"
     return match
 
 
 def words(text):
-    """Return how many things *text* lists, and how many more for each level."""
-    fixed, _, each = re.sub(r"\(.*?\)", "", text).partition("then ")
-    return len([word for word in fixed.split(",") if word.strip(" {}")]), len(
-        [word for word in each.split(",") if word]
-    )
+    """Return how many things *text* lists, and how many more for each level; in braces it may list twice."""
+    fixed = each = 0
+    for part in text.split(" and for each cost "):
+        first, _, more = re.sub(r"\(.*?\)", "", part).partition("then ")
+        fixed += len([word for word in first.split(",") if word.strip(" {}")])
+        each += len([word for word in more.split(",") if word.strip(" {}")])
+    return fixed, each
 
 
-class Recorder:
-    """Hands calls on, and remembers them."""
+class Recorder(ScriptRunner):
+    """Runs calls, and remembers them."""
 
-    def __init__(self, runner):
-        self.runner, self.calls = runner, {}
+    def __init__(self, client):
+        super().__init__(client)
+        self.calls = {}
 
-    def run(self, script, keys, args):
-        reply = self.runner.run(script, keys, args)
-        self.calls[script.name] = keys, args, reply
-        return reply
+    def run_all(self, calls):
+        replies = super().run_all(calls)
+        for call, reply in zip(calls, replies, strict=True):
+            self.calls[call.script.name] = call.keys, call.args, reply
+        return replies
 
 
 @pytest.fixture(params=[1, 2, 3])
 def calls(request, redis_client):
     """Return keys, arguments and reply of every operation, as the binding makes them at this depth."""
-    bucket = None
-    for level in range(request.param):
-        bucket = RedisTokenBucket(redis_client, f"level{level}", 10, 1, parent=bucket)
-    recorder = bucket._runner = Recorder(bucket._runner)
-    bucket.consume()
-    bucket.refund()
-    return request.param, recorder.calls
+    recorder, recorded = Recorder(redis_client), {}
+    for lease in (5, None):
+        bucket = None
+        for level in range(request.param):
+            bucket = RedisTokenBucket(redis_client, f"level{level}", 10, 1, parent=bucket, lease=lease)
+        bucket._runner = recorder
+        bucket.consume()
+        bucket.refund()
+        recorded = recorder.calls | recorded
+        bucket.close()  # settles the lease, with no cost
+    return request.param, recorded
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -87,9 +99,13 @@ def test_the_server_knows_a_script_by_the_name_we_computed(redis_client, name):
 
 
 def test_core_comes_first_and_a_script_is_read_once():
-    script = load_script("bucketflow", "consume")
-    assert script.text.startswith(files("bucketflow").joinpath("lua", "core.lua").read_text(encoding="utf-8"))
-    assert load_script("bucketflow", "consume") is script
+    script = load_script("bucketflow", "refund")
+    assert script.text.startswith(source("core"))
+    assert load_script("bucketflow", "refund") is script
+
+
+def test_consume_stands_alone():
+    assert load_script("bucketflow", "consume").text == source("consume")
 
 
 def test_another_text_is_another_script():
