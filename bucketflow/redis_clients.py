@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from time import monotonic
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import redis
@@ -21,9 +19,9 @@ import redis.asyncio.sentinel
 import redis.retry
 import redis.sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
 
 from bucketflow.errors import ConfigError
+from bucketflow.redis_node import Node
 
 try:
     from redis.maint_notifications import MaintNotificationsConfig
@@ -37,12 +35,10 @@ __all__ = [
     "AsyncClient",
     "Client",
     "Driver",
-    "Node",
     "is_cluster",
     "node_at",
     "node_of",
     "nodes_of_cluster",
-    "pack",
 ]
 
 Address = tuple[str, int]
@@ -68,14 +64,6 @@ _NOT_OURS = {
     "oss_cluster_maint_notifications_handler",
     "response_callbacks",
 }
-
-
-# redis-py below 5.3 wants the command's name before it hands out a connection; later ones warn of it.
-_name = inspect.signature(redis.ConnectionPool.get_connection).parameters.get("command_name")
-_NAME = ("EVALSHA",) if _name is not None and _name.default is inspect.Parameter.empty else ()
-
-#: Seconds after which a connection is looked at before it is used: no server restarts within them.
-_SURELY_UP = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,114 +97,6 @@ ASYNC = Driver(
     redis.asyncio.retry.Retry,
     "redis.asyncio",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """
-    One server, or the master that Sentinel names.
-
-    Attributes:
-        client: Its private client.
-        label: What errors call it.
-        pools: All connections that were opened for it, those to sentinels too.
-    """
-
-    client: Any
-    label: str
-    pools: tuple[Any, ...]
-    _idle: list[tuple[Any, float]] = field(default_factory=list)
-
-    def exchange(self, commands: Sequence[bytes]) -> list[Any]:
-        """
-        Send *commands* at once, and return a reply or an error of the server for each; only for the half with threads.
-
-        redis-py's ``execute_command`` costs four times the CPU, for what a script does not need: packing arguments of
-        any type, callbacks for replies, telemetry, and the loop that would repeat the call. A visit to its pool costs
-        as much as the call, so connections that are up are kept here.
-        """
-        connection = self._take()
-        try:
-            connection.send_packed_command(commands if len(commands) == 1 else [b"".join(commands)])
-            replies = [_read(connection) for _ in commands]
-        except BaseException:
-            connection.disconnect()  # or a late reply would answer the next call
-            self.release(connection)
-            raise
-        self._idle.append((connection, monotonic()))
-        return replies
-
-    async def exchange_async(self, commands: Sequence[bytes]) -> list[Any]:
-        """Do the same as :meth:`exchange`, in the half that has coroutines."""
-        pool = self.client.connection_pool
-        connection = await pool.get_connection(*_NAME)
-        try:
-            await connection.send_packed_command([b"".join(commands)])
-            return [await _read_async(connection) for _ in commands]
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            await pool.release(connection)
-
-    def connect(self) -> Any:  # noqa: ANN401 - a connection
-        """Return a connection that is up, from the pool; give it to :meth:`release` in the end."""
-        return self.client.connection_pool.get_connection(*_NAME)
-
-    def release(self, connection: Any) -> None:  # noqa: ANN401
-        """Return *connection* to the pool."""
-        self.client.connection_pool.release(connection)
-
-    def close(self) -> None:
-        """Close the connections; the next call opens new ones."""
-        while self._idle:
-            self.release(self._idle.pop()[0])
-        for pool in self.pools:
-            pool.disconnect()
-
-    def _take(self) -> Any:  # noqa: ANN401 - a connection
-        """Return a connection that the server has not closed, as far as can be known."""
-        while self._idle:
-            try:
-                connection, used_at = self._idle.pop()
-            except IndexError:  # another thread took the last one
-                break
-            if monotonic() - used_at < _SURELY_UP or _is_up(connection):
-                return connection
-            connection.disconnect()
-            self.release(connection)
-        return self.connect()
-
-
-def _is_up(connection: Any) -> bool:  # noqa: ANN401
-    try:
-        return not connection.can_read(0)
-    except (RedisError, OSError):
-        return False
-
-
-def _read(connection: Any) -> Any:  # noqa: ANN401
-    try:
-        return connection.read_response()
-    except ResponseError as error:
-        return error
-
-
-async def _read_async(connection: Any) -> Any:  # noqa: ANN401
-    try:
-        return await connection.read_response()
-    except ResponseError as error:
-        return error
-
-
-def pack(command: Sequence[str | bytes | int]) -> bytes:
-    """Return *command* in the form of the Redis protocol: an array of strings, each with its length."""
-    parts = [b"*%d" % len(command)]
-    for word in command:
-        raw = word if isinstance(word, bytes) else str(word).encode()
-        parts += (b"$%d" % len(raw), raw)
-    parts.append(b"")
-    return b"\r\n".join(parts)
 
 
 def is_cluster(driver: Driver, client: object) -> bool:
@@ -265,14 +145,23 @@ def node_at(driver: Driver, client: Any, address: Address, timeout: float) -> No
     return _node(driver, pool, settings, timeout)
 
 
-def _node(driver: Driver, pool: Any, settings: dict[str, Any], timeout: float) -> Node:  # noqa: ANN401
+def _node(
+    driver: Driver,
+    pool: Any,  # noqa: ANN401
+    settings: dict[str, Any],
+    timeout: float,
+    *,
+    is_sentinel: bool = False,
+) -> Node:
     label = settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
     sentinels: list[Node] = []
+    if driver is ASYNC and not is_sentinel:
+        settings = settings | {"socket_timeout": None}  # Node has one deadline for all; redis-py's cost a task a call
     if isinstance(pool, driver.sentinel_pool):
         label = f"{pool.service_name} (Sentinel)"
         # Every sentinel must have been asked before the time is up.
         share = timeout / len(pool.sentinel_manager.sentinels)
-        sentinels = [node_of(driver, sentinel, share) for sentinel in pool.sentinel_manager.sentinels]
+        sentinels = [_sentinel(driver, sentinel.connection_pool, share) for sentinel in pool.sentinel_manager.sentinels]
         manager = copy.copy(pool.sentinel_manager)
         manager.sentinels = [sentinel.client for sentinel in sentinels]
         private = driver.sentinel_pool(pool.service_name, manager, check_connection=pool.check_connection, **settings)
@@ -281,7 +170,12 @@ def _node(driver: Driver, pool: Any, settings: dict[str, Any], timeout: float) -
     else:
         private = driver.pool(**settings)
     client = driver.client(connection_pool=private, credential_provider=settings.get("credential_provider"))
-    return Node(client, label, (private, *(sentinel.client.connection_pool for sentinel in sentinels)))
+    pools = (private, *(sentinel.client.connection_pool for sentinel in sentinels))
+    return Node(client, label, pools, timeout, isinstance(private, driver.blocking_pool))
+
+
+def _sentinel(driver: Driver, pool: Any, timeout: float) -> Node:  # noqa: ANN401
+    return _node(driver, pool, _settings(driver, pool, timeout), timeout, is_sentinel=True)
 
 
 def _settings(driver: Driver, pool: Any, timeout: float) -> dict[str, Any]:  # noqa: ANN401

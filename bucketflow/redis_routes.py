@@ -15,7 +15,8 @@ from redis.crc import key_slot
 from redis.exceptions import MovedError, NoScriptError, RedisError
 
 from bucketflow.errors import StoreUnavailable
-from bucketflow.redis_clients import Address, Driver, Node, is_cluster, node_at, node_of, nodes_of_cluster, pack
+from bucketflow.redis_clients import Address, Driver, is_cluster, node_at, node_of, nodes_of_cluster
+from bucketflow.redis_node import Node, pack
 from bucketflow.scripts import Script
 
 __all__ = ["FAILURES", "Call", "Plan", "Question", "Route", "proceed", "route_of"]

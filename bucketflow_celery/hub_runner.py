@@ -11,7 +11,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from bucketflow.errors import StoreUnavailable
 from bucketflow.redis_calls import ScriptRunner
-from bucketflow.redis_clients import Node
+from bucketflow.redis_node import Node
 from bucketflow.redis_routes import FAILURES, Plan, Question, proceed
 from bucketflow.scripts import Script
 
