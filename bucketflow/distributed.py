@@ -86,7 +86,9 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWat
         """
         if timeout is not None:
             check_timeout(timeout, block=block)
-        cost = self._cost(tokens)
+        cost = tokens
+        if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._most:
+            cost = self._cost(tokens)  # says what is wrong
         if not (cost and self._turnstile.busy):
             if self._path.spend(cost):
                 return True
@@ -130,7 +132,9 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWat
         self._runner.close()
 
     def _ask(self, cost: float) -> Answer:
-        answer = self._runner.merger(self._slot).ask(self._path, cost)
+        answer = self._path.held(cost)
+        if answer is None:
+            answer = self._runner.merger(self._slot).ask(self._path, cost)
         if self._watch is not None:
             self._watch.wake()
         return answer
@@ -164,7 +168,9 @@ class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, Async
         """See :meth:`RedisTokenBucket.consume`."""
         if timeout is not None:
             check_timeout(timeout, block=block)
-        cost = self._cost(tokens)
+        cost = tokens
+        if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._most:
+            cost = self._cost(tokens)  # says what is wrong
         if not (cost and self._turnstile.busy):
             if self._path.spend(cost):
                 return True
@@ -196,7 +202,9 @@ class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, Async
         await self._runner.close()
 
     async def _ask(self, cost: float) -> Answer:
-        answer = await self._runner.merger(self._slot).ask(self._path, cost)
+        answer = self._path.held(cost)
+        if answer is None:
+            answer = await self._runner.merger(self._slot).ask(self._path, cost)
         if self._watch is not None:
             self._watch.wake()
         return answer

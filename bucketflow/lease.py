@@ -111,35 +111,33 @@ class Lease:
     Attributes:
         tokens: As given.
         left: As many may be spent.
-        spent: As many were.
     """
 
-    __slots__ = ("_path", "_unspent", "_whole", "_whole_at_all", "left", "spent", "tokens")
+    __slots__ = ("_path", "_unspent", "_whole", "_whole_at_all", "left", "tokens")
 
     def __init__(self, tokens: float, path: Sequence[Limit], whole: Sequence[float]) -> None:
         self.tokens = self.left = tokens
-        self.spent = 0.0
         self._path = path
         self._whole = whole
         self._whole_at_all = min(whole)
-        # Of each level, before what was spent since: a level fades at its own pace.
-        self._unspent = [(tokens, 0.0)] * len(path)
+        # Of each level, when as many were left: a level fades at its own pace.
+        self._unspent = [(tokens, tokens)] * len(path)
 
     def spend(self, now: int, cost: float) -> bool:
         """Spend *cost* tokens at *now*, µs on the holder's clock, if they are there."""
         if now > self._whole_at_all:
-            self.left = min(self.unspent(now))
+            self.unspent(now)
         if self.left < cost:
             return False
         self.left -= cost
-        self.spent += cost
         return True
 
     def unspent(self, now: int) -> list[float]:
         """Return how many tokens may go back at each level at *now*; length and order of the path."""
         unspent = [
-            min(held - (self.spent - spent), right(limit, self.tokens, whole_at, now))
-            for (held, spent), limit, whole_at in zip(self._unspent, self._path, self._whole, strict=True)
+            min(held - (left - self.left), right(limit, self.tokens, whole_at, now))
+            for (held, left), limit, whole_at in zip(self._unspent, self._path, self._whole, strict=True)
         ]
-        self._unspent = [(held, self.spent) for held in unspent]
+        self.left = min(unspent)
+        self._unspent = [(held, self.left) for held in unspent]
         return unspent

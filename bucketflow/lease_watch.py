@@ -40,7 +40,7 @@ class ThreadLeaseWatch:
 
     def wake(self) -> None:
         """Watch, if there is something to watch."""
-        if self._path.holds and not self._runs:
+        if not self._runs and self._path.left > 0:
             with self._lock:
                 if not self._runs:
                     self._runs = True
@@ -52,20 +52,21 @@ class ThreadLeaseWatch:
         self._closed.set()
 
     def _run(self) -> None:
-        while not self._closed.wait(IDLE) and self._look():
-            pass
+        left = self._path.left
+        while left > 0 and not self._closed.wait(IDLE):
+            left = self._look(left)
         self._runs = False
         if not self._closed.is_set():
             self.wake()  # unless somebody leased between the last look and this line
 
-    def _look(self) -> bool:
-        """Give back what was not used; return whether to look again."""
+    def _look(self, before: float) -> float:
+        """Give back what is still there as it was *before*; return what is left."""
         give_back = self._give_back()
         if give_back is None:
-            return False
-        if not self._path.was_used():
+            return 0.0
+        if self._path.left == before:
             give_back()
-        return self._path.holds
+        return self._path.left
 
 
 class AsyncLeaseWatch:
@@ -86,8 +87,8 @@ class AsyncLeaseWatch:
     def wake(self) -> None:
         """Watch from this loop, if there is something to watch."""
         loop = asyncio.get_running_loop()
-        if self._path.holds and loop not in self._timers:
-            self._timers[loop] = loop.call_later(IDLE, self._look, loop)
+        if loop not in self._timers and self._path.left > 0:
+            self._timers[loop] = loop.call_later(IDLE, self._look, loop, self._path.left)
 
     def close(self) -> None:
         """End the watch from this loop."""
@@ -95,14 +96,14 @@ class AsyncLeaseWatch:
         if timer is not None:
             timer.cancel()
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _look(self, loop: asyncio.AbstractEventLoop, before: float) -> None:
         self._timers.pop(loop, None)
-        give_back = self._give_back()
-        if give_back is None or not self._path.holds:
+        give_back, left = self._give_back(), self._path.left
+        if give_back is None or left == 0:
             return
-        if self._path.was_used():
-            self._timers[loop] = loop.call_later(IDLE, self._look, loop)
-        else:
+        if left == before:
             task = asyncio.ensure_future(give_back())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        else:
+            self._timers[loop] = loop.call_later(IDLE, self._look, loop, left)

@@ -118,6 +118,7 @@ class RedisBucket(Generic[RunnerT, TurnstileT, WatchT]):
             self._watch = self._watch_class(path, self._give_back)
         narrowest: Any = parent._narrowest if parent else self  # noqa: SLF001
         self._narrowest: Any = narrowest if narrowest.capacity <= capacity else self
+        self._most: float = self._narrowest.capacity
         self._turnstile = self._turnstile_class(clock)
         self._runner = self._shared_runner(redis_client, timeout)
 
@@ -152,7 +153,7 @@ class RedisBucket(Generic[RunnerT, TurnstileT, WatchT]):
         raise NotImplementedError
 
     def _cost(self, tokens: float) -> float:
-        return check_cost(tokens, self._narrowest.limit.capacity, self._narrowest.key)
+        return check_cost(tokens, self._most, self._narrowest.key)
 
     def _behind(self, seen: Decision) -> Decision:
         """Return the refusal of one who may not overtake those who wait here. *seen*: what Redis would have said."""

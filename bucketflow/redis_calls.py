@@ -15,13 +15,15 @@ from weakref import WeakKeyDictionary
 
 import redis
 import redis.asyncio
+from redis.exceptions import NoScriptError
 
 from bucketflow.errors import StoreUnavailable
 from bucketflow.forks import forget_after_fork
 from bucketflow.limit import check_number
 from bucketflow.merging import AsyncMerger, ThreadMerger
 from bucketflow.redis_clients import ASYNC, SYNC, AsyncClient, Client, is_cluster
-from bucketflow.redis_routes import FAILURES, Call, Plan, Route, proceed, route_of
+from bucketflow.redis_node import Node
+from bucketflow.redis_routes import FAILURES, Call, Plan, Route, proceed, route_of, unavailable
 from bucketflow.scripts import Script
 
 __all__ = ["AsyncScriptRunner", "ScriptRunner", "Subscription"]
@@ -57,6 +59,13 @@ def _only(results: Sequence[ReplyT | StoreUnavailable]) -> ReplyT:
     if isinstance(result, StoreUnavailable):
         raise result
     return result
+
+
+def _checked(node: Node, reply: Any) -> Any:  # noqa: ANN401 - the script knows
+    """Return *reply*, or raise it if it is an error of the server."""
+    if isinstance(reply, Exception):
+        raise unavailable(node, reply) from reply
+    return reply
 
 
 class ScriptRunner:
@@ -105,6 +114,14 @@ class ScriptRunner:
 
     def run_call(self, call: Call) -> Any:  # noqa: ANN401 - see run
         """Run a script once, see :meth:`run`."""
+        node = self._route.only
+        if node is not None:  # one server that knows the script needs no plan: nearly every call ends here
+            try:
+                (reply,) = node.exchange([call.packed])
+            except FAILURES as error:
+                raise unavailable(node, error) from error
+            if not isinstance(reply, NoScriptError):
+                return _checked(node, reply)
         return _only(self.run_all([call]))
 
     def run_all(self, calls: Sequence[Call]) -> list[Any]:
@@ -142,7 +159,7 @@ class ScriptRunner:
     def merger(self, slot: int) -> ThreadMerger:
         """Return what puts the questions of the buckets in *slot*: on a cluster others may be on another server."""
         slot = slot if self._is_cluster else 0
-        return self._mergers.get(slot) or self._mergers.setdefault(slot, ThreadMerger(self.run_all))
+        return self._mergers.get(slot) or self._mergers.setdefault(slot, ThreadMerger(self.run_call, self.run_all))
 
     @contextmanager
     def subscribe(self, channel: str) -> Iterator[Subscription]:
@@ -203,7 +220,15 @@ class AsyncScriptRunner:
         return await self.run_call(Call.of(script, keys, args))
 
     async def run_call(self, call: Call) -> Any:  # noqa: ANN401 - see run
-        """See :meth:`run`."""
+        """See :meth:`ScriptRunner.run_call`."""
+        node = self._here().route.only
+        if node is not None:
+            try:
+                (reply,) = await node.exchange_async([call.packed])
+            except FAILURES as error:
+                raise unavailable(node, error) from error
+            if not isinstance(reply, NoScriptError):
+                return _checked(node, reply)
         return _only(await self.run_all([call]))
 
     async def run_all(self, calls: Sequence[Call]) -> list[Any]:
@@ -229,7 +254,7 @@ class AsyncScriptRunner:
     def merger(self, slot: int) -> AsyncMerger:
         """See :meth:`ScriptRunner.merger`; of this event loop."""
         slot, mergers = slot if self._is_cluster else 0, self._here().mergers
-        return mergers.get(slot) or mergers.setdefault(slot, AsyncMerger(self.run_all))
+        return mergers.get(slot) or mergers.setdefault(slot, AsyncMerger(self.run_call, self.run_all))
 
     async def close(self) -> None:
         """Close the connections of this event loop. The next call opens new ones."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from functools import lru_cache
 
 from bucketflow.core import Decision, tokens_at
 from bucketflow.limit import SECOND, Limit
-from bucketflow.merging import Answer, Request
+from bucketflow.merging import Answer
 from bucketflow.redis_routes import Call
 from bucketflow.scripts import exact, load_script
 
@@ -54,29 +53,40 @@ class RedisPath:
         self.limits = [level.limit for level in levels]
         self.keys = [level.key for level in levels]
         self._script = load_script("bucketflow", "consume")
-        # Most calls ask for the same few costs.
-        self._packed = lru_cache(_PACKED)(self._pack)
+        self._answer = struct.Struct(f"<{2 + len(levels)}d")
+        self._is_new = True
+        self._packed: dict[tuple[float, ...], Call] = {}
 
     def spend(self, cost: float) -> bool:  # noqa: ARG002 - see LeasedPath
         """Take *cost* tokens without asking Redis, if as many are on lease; here nothing ever is."""
         return False
 
-    def call(self, requests: Sequence[Request]) -> Call | None:
-        """See :class:`bucketflow.merging.Asked`."""
-        starts = tuple([level.start for level in self.levels])
-        return self._packed(starts, tuple([request.cost for request in requests]))
+    def held(self, cost: float) -> Answer | None:  # noqa: ARG002
+        """See :class:`bucketflow.merging.Asked`: the same, with an answer."""
+        return None
 
-    def settle(self, requests: Sequence[Request], reply: bytes) -> None:
+    def call(self, costs: tuple[float, ...]) -> Call:
         """See :class:`bucketflow.merging.Asked`."""
-        self.answer(requests, struct.unpack(f"<{len(reply) // 8}d", reply))
+        call = self._packed.get(costs)  # most calls ask for the same few costs
+        if call is None:
+            call = self._pack(costs)
+            if not self._is_new:
+                if len(self._packed) >= _PACKED:
+                    self._packed.clear()
+                self._packed[costs] = call
+        return call
 
-    def answer(self, requests: Sequence[Request], numbers: Answer) -> None:
-        """Answer *requests* by as many answers, one after the other."""
-        width = 2 + len(self.levels)
-        for place, request in enumerate(requests):
-            request.answer = numbers[place * width : (place + 1) * width]
+    def answers(self, call: Call, reply: bytes) -> Sequence[Answer]:  # noqa: ARG002
+        """See :class:`bucketflow.merging.Asked`."""
+        if self._is_new:
+            self.is_known()
+        return list(self._answer.iter_unpack(reply))
+
+    def is_known(self) -> None:
+        """Take note that Redis has heard of every level, so that none is to be started again."""
         for level in self.levels:
-            level.start = 0.0  # the server has it now, or had a bucket already
+            level.start = 0.0
+        self._is_new = False
 
     def decision(self, answer: Answer) -> Decision:
         """Return what *answer* says, in seconds and tokens."""
@@ -95,10 +105,10 @@ class RedisPath:
             args += (exact(limit.capacity), exact(limit.fill_rate))
         return Call.of(load_script("bucketflow", "refund"), self.keys, args)
 
-    def _pack(self, starts: Sequence[float], costs: Sequence[float]) -> Call:
+    def _pack(self, costs: tuple[float, ...]) -> Call:
         limits: list[float] = []
-        for level, start in zip(self.levels, starts, strict=True):
-            limits += (level.limit.span, level.limit.fill_rate, start)
+        for level in self.levels:
+            limits += (level.limit.span, level.limit.fill_rate, level.start)
         return Call.of(self._script, self.keys, (pack_numbers(limits), pack_numbers(costs)))
 
 

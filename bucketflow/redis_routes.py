@@ -19,7 +19,7 @@ from bucketflow.redis_clients import Address, Driver, is_cluster, node_at, node_
 from bucketflow.redis_node import Node, pack
 from bucketflow.scripts import Script
 
-__all__ = ["FAILURES", "Call", "Plan", "Question", "Route", "proceed", "route_of"]
+__all__ = ["FAILURES", "Call", "Plan", "Question", "Route", "proceed", "route_of", "unavailable"]
 
 #: What a driver raises when a server is away, slow or unwilling.
 FAILURES = (RedisError, OSError)
@@ -39,17 +39,19 @@ class Call(NamedTuple):
         keys: Every key it touches, at least one; on a cluster all of one slot.
         args: Its other arguments, numbers as :func:`bucketflow.scripts.exact` writes them, or packed.
         packed: The whole as ``EVALSHA`` in the form of the Redis protocol.
+        made_at: When it was made, for whoever made it.
     """
 
     script: Script
     keys: Sequence[bytes]
     args: Sequence[str | bytes]
     packed: bytes
+    made_at: int = 0
 
     @classmethod
-    def of(cls, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> Call:
+    def of(cls, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes], made_at: int = 0) -> Call:
         """Return the call, packed."""
-        return cls(script, keys, args, pack(("EVALSHA", script.sha, len(keys), *keys, *args)))
+        return cls(script, keys, args, pack(("EVALSHA", script.sha, len(keys), *keys, *args)), made_at)
 
     def with_text(self) -> bytes:
         """Return the call as ``EVAL``, which runs the script and keeps it."""
@@ -73,6 +75,10 @@ class Route(Protocol):
 
     nodes: dict[Address, Node]
 
+    @property
+    def only(self) -> Node | None:
+        """The node that every call goes to, if there is but one."""
+
     def failed(self, address: Address) -> None:
         """Take note that a node did not answer."""
 
@@ -90,29 +96,30 @@ def _evaluate(node: Node, calls: Sequence[Call]) -> Plan:
     return outcomes
 
 
-def _unavailable(node: Node, error: Exception) -> StoreUnavailable:
+def unavailable(node: Node, error: Exception) -> StoreUnavailable:
+    """Return what a caller is told of *error*, which is its cause."""
     unavailable = StoreUnavailable(node.label, str(error) or type(error).__name__)
     unavailable.__cause__ = error
     return unavailable
 
 
 def _final(node: Node, outcomes: list[Any]) -> list[Any]:
-    return [_unavailable(node, outcome) if isinstance(outcome, Exception) else outcome for outcome in outcomes]
+    return [unavailable(node, outcome) if isinstance(outcome, Exception) else outcome for outcome in outcomes]
 
 
 class _Single:
     """One server, or the master that Sentinel names."""
 
     def __init__(self, driver: Driver, client: object, timeout: float) -> None:
-        self._node = node_of(driver, client, timeout)
-        self.nodes = {("", 0): self._node}
+        self.only = node_of(driver, client, timeout)
+        self.nodes = {("", 0): self.only}
 
     def failed(self, address: Address) -> None:
         """There is no other."""
 
     def plan(self, calls: Sequence[Call]) -> Plan:
         """See :class:`Route`."""
-        return _final(self._node, (yield from _evaluate(self._node, calls)))
+        return _final(self.only, (yield from _evaluate(self.only, calls)))
 
 
 class _Cluster:
@@ -122,6 +129,8 @@ class _Cluster:
     redis-py's own cluster client would repeat a call after an error that proves nothing, and asks for the topology
     without our deadline. This one asks when it has to: at first, and after any error.
     """
+
+    only = None
 
     def __init__(self, driver: Driver, client: Any, timeout: float) -> None:  # noqa: ANN401 - of either half
         self._driver, self._client, self._timeout = driver, client, timeout
@@ -222,4 +231,4 @@ def proceed(plan: Plan, question: Question, outcome: list[Any] | Exception) -> Q
     try:
         return plan.throw(outcome)
     except FAILURES as final:
-        raise _unavailable(question.node, final) from final
+        raise unavailable(question.node, final) from final

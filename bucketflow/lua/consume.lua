@@ -30,9 +30,9 @@ for at = 1, #ARGV[2], 8 do
   for level = 1, depth do
     local full_at = states[level]
     local behind = (full_at > now and full_at - now or 0) + amount * SECOND / limits[3 * level - 1]
-    local level_wait = ceil(behind - limits[3 * level - 2] - HALF_TICK)
-    if level_wait > wait then
-      wait, binding = level_wait, level - 1
+    local late = behind - limits[3 * level - 2] - HALF_TICK
+    if late > wait then
+      wait, binding = ceil(late), level - 1
     end
     taken[level] = now + behind
   end
@@ -50,8 +50,11 @@ if changed then
   for level = 1, depth do
     local full_at, old = states[level], stored[level]
     if full_at > now then
-      local lease = old and old:sub(9) or '' -- see lease.lua
-      call('PSETEX', KEYS[level], text('%d', ceil((full_at - now) / 1000)), pack('<d', full_at) .. lease)
+      local value = pack('<d', full_at)
+      if old and #old > 8 then
+        value = value .. old:sub(9) -- what is out on lease, see lease.lua
+      end
+      call('PSETEX', KEYS[level], text('%d', ceil((full_at - now) / 1000)), value)
     elseif old then
       call('DEL', KEYS[level])
     end

@@ -41,11 +41,17 @@ def with_stopped_clock(calls):
 
 
 class StoppedRunner(ScriptRunner):
+    def run_call(self, call):
+        return self.run_all([call])[0]
+
     def run_all(self, calls):
         return super().run_all(with_stopped_clock(calls))
 
 
 class AsyncStoppedRunner(AsyncScriptRunner):
+    async def run_call(self, call):
+        return (await self.run_all([call]))[0]
+
     async def run_all(self, calls):
         return await super().run_all(with_stopped_clock(calls))
 

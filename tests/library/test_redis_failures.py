@@ -178,7 +178,7 @@ def test_an_exhausted_pool_is_given_up_in_time(redis_server, redis_client):
     redis_client.flushall()
     pool = redis.BlockingConnectionPool(port=redis_server.port, max_connections=1, timeout=30)
     bucket = RedisTokenBucket(redis.Redis(connection_pool=pool), "shop", 5, 1, timeout=TIMEOUT)
-    private = bucket._runner._route._node.client.connection_pool
+    private = bucket._runner._route.only.client.connection_pool
     taken = private.get_connection("")  # redis-py 5 wants a name
     refusal_in_time(bucket.consume)
     private.release(taken)

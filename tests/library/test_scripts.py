@@ -54,6 +54,9 @@ class Recorder(ScriptRunner):
         super().__init__(client)
         self.calls = {}
 
+    def run_call(self, call):
+        return self.run_all([call])[0]
+
     def run_all(self, calls):
         replies = super().run_all(calls)
         for call, reply in zip(calls, replies, strict=True):
