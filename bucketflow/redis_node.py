@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import redis
 from redis.exceptions import ResponseError
 
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout  # redis-py needs it there, too
-
 __all__ = ["Node", "pack"]
+
+ResultT = TypeVar("ResultT")
 
 # redis-py below 5.3 wants the command's name before it hands out a connection; later ones warn of it.
 _name = inspect.signature(redis.ConnectionPool.get_connection).parameters.get("command_name")
@@ -70,10 +67,8 @@ class Node:
     async def exchange_async(self, commands: Sequence[bytes]) -> list[Any]:
         """Do what :meth:`exchange` does, in the half that has coroutines."""
         try:
-            async with timeout(self.timeout):
-                connection = await self._connect_async()
-            async with timeout(self.timeout):
-                return await self._converse(connection, commands)
+            connection = await _within(self.timeout, self._connect_async())
+            return await _within(self.timeout, self._converse(connection, commands))
         except asyncio.TimeoutError:
             raise redis.TimeoutError(f"no answer within {self.timeout:g} s") from None
 
@@ -145,6 +140,14 @@ class _Kept(NamedTuple):
     def is_fresh(self) -> bool:
         """Return whether it answered a moment ago: no server restarts within it."""
         return monotonic() - self.used_at < _SURELY_UP
+
+
+async def _within(seconds: float, awaited: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Await within *seconds*; raises ``asyncio.TimeoutError``."""
+    if sys.version_info >= (3, 11):  # where wait_for would make it a task of its own, up to 3.11
+        async with asyncio.timeout(seconds):
+            return await awaited
+    return await asyncio.wait_for(awaited, seconds)
 
 
 def _read(connection: Any) -> Any:  # noqa: ANN401
