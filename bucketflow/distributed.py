@@ -47,7 +47,10 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWat
             full. One that nobody has used for as long as it takes to fill is no longer there.
         parent: The bucket above, with the same client; every call must pass that one, and those above it, too.
         timeout: Seconds the server may take to answer.
-        clock: What waiting is slept with. What time it is, the server says.
+        lease: Tokens to take ahead in one call, at most, to be spent by this object without asking; ``None``: none.
+            They fade as the bucket refills, so the limit holds in every window. What is not spent goes back with the
+            next call, on :meth:`close`, and after a second or two in which nobody came; until then nobody else has it.
+        clock: What waiting is slept with, and what leases fade by. What time it is, the server says.
 
     Raises:
         ConfigError: A number is not one, or out of its range; *key*, *parent* or *redis_client* cannot work.
@@ -116,8 +119,13 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWat
         return self._look(self._cost(tokens)).retry_after
 
     def refund(self, tokens: float = 1) -> None:
-        """Give *tokens* back to every bucket of the path, at most to its capacity. Raises as :meth:`consume`."""
-        self._runner.run_call(self._path.refund(self._cost(tokens)))
+        """
+        Give *tokens* back to every bucket of the path, at most to its capacity. Raises as :meth:`consume`.
+
+        While others have tokens of a bucket on lease it may take less, so that it is not full before those have faded.
+        """
+        for call in self._path.refund(self._cost(tokens)):
+            self._runner.run_call(call)
         self._turnstile.nudge()
 
     def close(self) -> None:
@@ -191,7 +199,8 @@ class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, Async
 
     async def refund(self, tokens: float = 1) -> None:
         """See :meth:`RedisTokenBucket.refund`."""
-        await self._runner.run_call(self._path.refund(self._cost(tokens)))
+        for call in self._path.refund(self._cost(tokens)):
+            await self._runner.run_call(call)
         self._turnstile.nudge()
 
     async def close(self) -> None:
@@ -222,7 +231,7 @@ class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, Async
 
 
 def create_redis_bucket_hierarchy(
-    redis_client: Client, config: Mapping[str, object], *, timeout: float = 1.0
+    redis_client: Client, config: Mapping[str, object], *, timeout: float = 1.0, lease: float | None = None
 ) -> dict[str, RedisTokenBucket]:
     """
     Make a tree of buckets in Redis from nested mappings. Every name is a key.
@@ -231,6 +240,7 @@ def create_redis_bucket_hierarchy(
         redis_client: See :class:`RedisTokenBucket`.
         config: As :func:`bucketflow.hierarchical.create_bucket_hierarchy` takes it.
         timeout: See :class:`RedisTokenBucket`.
+        lease: See :class:`RedisTokenBucket`; of each bucket.
 
     Returns:
         Every bucket by its name, parents before their children.
@@ -238,18 +248,21 @@ def create_redis_bucket_hierarchy(
     Raises:
         ConfigError: As :func:`bucketflow.hierarchical.create_bucket_hierarchy` does; or a name cannot be a key.
     """
-    return _hierarchy(RedisTokenBucket, redis_client, config, timeout)
+    return _hierarchy(RedisTokenBucket, redis_client, config, timeout=timeout, lease=lease)
 
 
 def create_async_redis_bucket_hierarchy(
-    redis_client: AsyncClient, config: Mapping[str, object], *, timeout: float = 1.0
+    redis_client: AsyncClient, config: Mapping[str, object], *, timeout: float = 1.0, lease: float | None = None
 ) -> dict[str, AsyncRedisTokenBucket]:
     """See :func:`create_redis_bucket_hierarchy`."""
-    return _hierarchy(AsyncRedisTokenBucket, redis_client, config, timeout)
+    return _hierarchy(AsyncRedisTokenBucket, redis_client, config, timeout=timeout, lease=lease)
 
 
 def _hierarchy(
-    kind: type[BucketT], client: Client | AsyncClient, config: Mapping[str, Any], timeout: float
+    kind: type[BucketT],
+    client: Client | AsyncClient,
+    config: Mapping[str, Any],
+    **options: Any,  # noqa: ANN401 - the constructor's
 ) -> dict[str, BucketT]:
     create_bucket_hierarchy(config)  # for its checks: from here on every entry is sound
     buckets: dict[str, BucketT] = {}
@@ -257,7 +270,7 @@ def _hierarchy(
     def add(entries: Sequence[Mapping[str, Any]], parent: BucketT | None) -> None:
         for entry in entries:
             numbers = (entry["capacity"], entry["fill_rate"], entry.get("initial_tokens"))
-            bucket = kind(client, entry["name"], *numbers, parent=parent, timeout=timeout)
+            bucket = kind(client, entry["name"], *numbers, parent=parent, **options)
             buckets[entry["name"]] = bucket
             add(entry.get("children", ()), bucket)
 

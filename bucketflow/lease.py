@@ -8,8 +8,8 @@ bucket gets tokens. What faded is in the bucket again. So bucket and leases toge
 with ``out`` tokens out and the bucket at ``full_at``, that instant is ``full_at - out / fill_rate``. It only moves
 on, so what is out is at most ``out`` less what has come since.
 
-Whoever settles a lease gives the rest back. A refund, of leased tokens or of others, stops at the ``floor``: below
-it the bucket would be full before the leases have faded. A holder that died is forgotten at the floor, at the latest.
+Whoever settles a lease gives the rest back. Refunds stop at the ``floor``: below it the bucket would be full before the
+leases have faded. A holder that died is forgotten at the floor, at the latest.
 
 ``lua/lease.lua`` mirrors the first half of this file line by line; the second half is the holder's.
 """
@@ -78,7 +78,8 @@ def settle(  # noqa: PLR0913, PLR0917 - a bucket, and a lease
     """
     ended = min(out.tokens, right(limit, tokens, whole_at, now))
     left = Out(out.floor - ended * SECOND / limit.fill_rate, out.tokens - ended)
-    return refund(limit, full_at, left, now, unspent), left
+    # Where less is out than was leased, the bucket is another one: the server was emptied meanwhile.
+    return refund(limit, full_at, left, now, min(unspent, ended)), left
 
 
 def refund(limit: Limit, full_at: float, out: Out, now: int, cost: float) -> float:
@@ -132,12 +133,26 @@ class Lease:
         self.left -= cost
         return True
 
+    def refund(self, now: int, cost: float) -> float:
+        """Take up to *cost* tokens back that were spent in vain, at *now*; return how many there was room for."""
+        unspent = self.unspent(now)
+        held = [
+            min(before + cost, right(limit, self.tokens, whole_at, now))
+            for before, limit, whole_at in zip(unspent, self._path, self._whole, strict=True)
+        ]
+        taken = min([after - before for after, before in zip(held, unspent, strict=True)])
+        self._keep([before + taken for before in unspent])
+        return taken
+
     def unspent(self, now: int) -> list[float]:
         """Return how many tokens may go back at each level at *now*; length and order of the path."""
         unspent = [
             min(held - (left - self.left), right(limit, self.tokens, whole_at, now))
             for (held, left), limit, whole_at in zip(self._unspent, self._path, self._whole, strict=True)
         ]
+        self._keep(unspent)
+        return unspent
+
+    def _keep(self, unspent: Sequence[float]) -> None:
         self.left = min(unspent)
         self._unspent = [(held, self.left) for held in unspent]
-        return unspent

@@ -92,6 +92,16 @@ class LeasedPath(RedisPath):
         with self._lock:
             return self._lease(()) if self._granted else None
 
+    def refund(self, cost: float) -> list[Call]:
+        """See :class:`RedisPath`. A lease takes what was spent of it; for the rest it would stand in the way."""
+        with self._lock:
+            for granted in self._granted:
+                cost -= granted.lease.refund(self._now(), cost)
+        if cost <= 0:
+            return []
+        settled = self.give_back()
+        return [*([] if settled is None else [settled]), *super().refund(cost)]
+
     def answers(self, call: Call, reply: bytes) -> Sequence[Answer]:
         """See :class:`bucketflow.merging.Asked`."""
         depth = len(self.levels)

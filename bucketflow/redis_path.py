@@ -98,12 +98,12 @@ class RedisPath:
         """Return the call that settles what is on lease, ``None`` if nothing is."""
         return None
 
-    def refund(self, cost: float) -> Call:
-        """Return the call that gives *cost* tokens back at every level."""
+    def refund(self, cost: float) -> list[Call]:
+        """Return the calls, in order, that give *cost* tokens back at every level."""
         args = [exact(cost)]
         for limit in self.limits:
             args += (exact(limit.capacity), exact(limit.fill_rate))
-        return Call.of(load_script("bucketflow", "refund"), self.keys, args)
+        return [Call.of(load_script("bucketflow", "refund"), self.keys, args)]
 
     def _pack(self, costs: tuple[float, ...]) -> Call:
         limits: list[float] = []

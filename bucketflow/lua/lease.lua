@@ -21,7 +21,8 @@ end
 local function settle(limit, full_at, out, now, tokens, whole_at, unspent)
   local ended = math.min(out.tokens, right(limit, tokens, whole_at, now))
   local left = {floor = out.floor - ended * SECOND / limit.fill_rate, tokens = out.tokens - ended}
-  return refund(limit, full_at, now, unspent, left), left
+  -- Where less is out than was leased, the bucket is another one: the server was emptied meanwhile.
+  return refund(limit, full_at, now, math.min(unspent, ended), left), left
 end
 
 local function leasable(limit, full_at, now, most)

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from redis_shells import AsyncRedisShell, RedisShell
+from redis_shells import AsyncRedisShell, LeasedRedisShell, RedisShell
 from shells import AsyncShell, CoreShell, HierarchicalShell, ThreadShell
 
 SHELLS = {
@@ -20,6 +20,7 @@ SHELLS = {
     "hierarchical": HierarchicalShell,
     "redis": RedisShell,
     "redis-asyncio": AsyncRedisShell,
+    "redis-lease": LeasedRedisShell,
 }
 
 

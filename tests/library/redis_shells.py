@@ -13,6 +13,7 @@ from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
 from bucketflow.redis_calls import AsyncScriptRunner, ScriptRunner
 from bucketflow.redis_routes import Call
 from bucketflow.scripts import Script
+from bucketflow.testing import FakeClock
 
 #: Shadows what the scripts know of the real time: the server's clock, and when keys expire. Put in front of a script.
 STOPPED_CLOCK = """
@@ -86,6 +87,23 @@ class RedisShell(ThreadShell):
         assert self.look(self.buckets[0]) == self.look(self.buckets[1]) == decision.tokens[-1]
         assert decision.allowed or self.wait_time(self.buckets[1], cost) == decision.retry_after
         return decision
+
+
+class LeasedRedisShell(RedisShell):
+    """Takes tokens ahead, on a clock that agrees with the server's."""
+
+    def __init__(self, *args, **options):
+        self.clock = FakeClock()
+        super().__init__(*args, **options)
+
+    def bucket(self, *args):
+        bucket = RedisTokenBucket(self.client, *args, lease=2, clock=self.clock)
+        bucket._runner = StoppedRunner(self.client)
+        return bucket
+
+    def at(self, seconds):
+        super().at(seconds)
+        self.clock.advance(seconds - self.clock.now() / 1_000_000)
 
 
 class AsyncRedisShell(RedisShell):

@@ -1,0 +1,318 @@
+"""Buckets of which a process takes tokens ahead: fewer calls, the same promises."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import redis
+import redis.asyncio
+from waiting import until
+
+from bucketflow import ConfigError, CostExceedsCapacity, Limit, lease_watch
+from bucketflow.distributed import (
+    AsyncRedisTokenBucket,
+    RedisTokenBucket,
+    create_async_redis_bucket_hierarchy,
+    create_redis_bucket_hierarchy,
+)
+from bucketflow.testing import FakeClock, worst_excess
+
+SLOW = 0.001  # tokens per second: none comes while a test runs
+
+
+def calls(client):
+    return client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0)
+
+
+def about(tokens):
+    return pytest.approx(tokens, abs=0.01)
+
+
+def test_a_lease_is_spent_without_asking_redis(redis_client):
+    bucket = RedisTokenBucket(redis_client, "shop", 1000, SLOW, lease=100)
+    assert bucket.consume()  # loads the script
+    before = calls(redis_client)
+    assert all(bucket.consume() for _ in range(100))
+    assert calls(redis_client) == before
+    assert bucket.consume()
+    assert calls(redis_client) == before + 1
+
+
+def test_whoever_shares_the_bucket_sees_what_is_on_lease_as_taken(redis_client):
+    holder = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
+    other = RedisTokenBucket(redis_client, "shop", 100, SLOW)
+    assert holder.consume()
+    assert other.tokens == about(39)
+    refusal = other.try_consume(40)
+    assert not refusal.allowed
+    assert refusal.retry_after == pytest.approx(1000, abs=1)
+
+
+@pytest.mark.parametrize("spent", [1, 7, 61])
+def test_close_gives_the_rest_back(redis_client, spent):
+    holder = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
+    other = RedisTokenBucket(redis_client, "shop", 100, SLOW)
+    assert all(holder.consume() for _ in range(spent))
+    holder.close()
+    assert other.tokens == about(100 - spent)
+
+
+def test_holders_that_close_in_any_order_leave_only_what_was_spent_taken(redis_client):
+    root = RedisTokenBucket(redis_client, "shop", 100, SLOW)
+    holders = [RedisTokenBucket(redis_client, f"tenant{n}", 50, SLOW, parent=root, lease=20) for n in range(3)]
+    for holder in holders:
+        assert holder.consume(2)
+    for holder in holders:
+        holder.close()
+    assert root.tokens == about(94)
+    assert [holder.tokens for holder in holders] == [about(48)] * 3
+
+
+def test_looking_settles_first_so_that_what_is_seen_is_true(redis_client):
+    bucket = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
+    bucket.consume(5)
+    assert bucket.tokens == about(95)
+    assert bucket.consume()
+    assert bucket.wait_time(94) == 0
+    assert bucket.consume(94)  # more than the lease: what is held goes back, and all is taken together
+    assert not bucket.consume()
+
+
+def test_who_is_refused_takes_nothing_ahead_of_those_who_wait(redis_client):
+    bucket = RedisTokenBucket(redis_client, "shop", 10, SLOW, lease=10)
+    assert bucket.consume(6)
+    assert not bucket.consume(5)
+    assert RedisTokenBucket(redis_client, "shop", 10, SLOW).tokens == about(4)
+
+
+def test_a_decision_from_a_lease_tells_what_is_left(redis_client):
+    root = RedisTokenBucket(redis_client, "shop", 100, SLOW)
+    bucket = RedisTokenBucket(redis_client, "acme", 50, SLOW, parent=root, lease=20)
+    bucket.consume()
+    decision = bucket.try_consume(4)
+    assert (decision.allowed, decision.retry_after, decision.binding) == (True, 0, None)
+    assert decision.tokens == (about(95), about(45))
+
+
+def test_refunds_of_tokens_from_a_lease_come_back(redis_client):
+    bucket = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=20)
+    bucket.consume(6)
+    bucket.refund(6)
+    assert bucket.tokens == about(100)
+
+
+def test_a_bucket_with_a_lease_starts_with_its_initial_tokens(redis_client):
+    bucket = RedisTokenBucket(redis_client, "shop", 100, SLOW, initial_tokens=30, lease=20)
+    assert bucket.consume(5)
+    bucket.close()
+    assert bucket.tokens == about(25)
+    assert not bucket.consume(26)
+
+
+def test_a_lease_never_holds_more_than_there_is_nor_parts_of_a_token(redis_client):
+    bucket = RedisTokenBucket(redis_client, "shop", 7.5, SLOW, lease=100)
+    assert bucket.consume()
+    assert RedisTokenBucket(redis_client, "shop", 7.5, SLOW).tokens == about(0.5)
+    assert all(bucket.consume() for _ in range(6))
+    assert not bucket.consume()
+
+
+def test_a_lease_fades_as_its_bucket_refills_and_never_adds_to_a_full_one(redis_client):
+    clock = FakeClock()
+    bucket = RedisTokenBucket(redis_client, "shop", 100, 10, lease=50, clock=clock)
+    assert bucket.consume()
+    before = calls(redis_client)
+    clock.advance(2)  # for the holder: in Redis hardly any time has passed
+    assert all(bucket.consume() for _ in range(31))  # 1 token was not there, so it is whole for 0.1 s
+    assert calls(redis_client) == before
+    assert bucket.consume()
+    assert calls(redis_client) == before + 1
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "100", True, float("nan")])
+def test_a_lease_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ConfigError) as error:
+        RedisTokenBucket(redis.Redis(port=1), "shop", 5, 1, lease=wrong)
+    assert error.value.entry == "lease"
+    with pytest.raises(ConfigError):
+        AsyncRedisTokenBucket(redis.asyncio.Redis(port=1), "shop", 5, 1, lease=wrong)
+
+
+def test_a_cost_above_the_capacity_is_still_told(redis_client):
+    bucket = RedisTokenBucket(redis_client, "shop", 5, 1, lease=3)
+    with pytest.raises(CostExceedsCapacity):
+        bucket.consume(6)
+
+
+def test_hierarchies_lease_too(redis_client):
+    config = {"name": "shop", "capacity": 100, "fill_rate": SLOW}
+    config["children"] = [{"name": "acme", "capacity": 50, "fill_rate": SLOW}]
+    buckets = create_redis_bucket_hierarchy(redis_client, config, lease=20)
+    assert buckets["acme"].consume()
+    before = calls(redis_client)
+    assert all(buckets["acme"].consume() for _ in range(20))
+    assert calls(redis_client) == before
+    create_async_redis_bucket_hierarchy(redis.asyncio.Redis(port=1), config, lease=20)
+
+
+# Those who hold and do not spend -------------------------------------------------------------------------------------
+
+
+def test_a_lease_that_nobody_uses_goes_back_by_itself(redis_client, monkeypatch):
+    monkeypatch.setattr(lease_watch, "IDLE", 0.05)
+    holder = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
+    other = RedisTokenBucket(redis_client, "shop", 100, SLOW)
+    for spent in (1, 2):  # and again
+        assert holder.consume()
+        until(lambda spent=spent: other.tokens == about(100 - spent))
+
+
+def test_the_watch_ends_with_what_there_is_to_watch(redis_client, monkeypatch):
+    monkeypatch.setattr(lease_watch, "IDLE", 0.05)
+    others = set(threading.enumerate())
+    closed = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
+    closed.consume()
+    (watch,) = set(threading.enumerate()) - others
+    closed.close()
+    watch.join(30)
+    assert not watch.is_alive()
+    gone = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
+    gone.consume()
+    (watch,) = set(threading.enumerate()) - others
+    del gone
+    gc.collect()
+    watch.join(30)
+    assert not watch.is_alive()
+
+
+def test_a_child_does_not_spend_what_its_parent_holds(redis_client):
+    bucket = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
+    bucket.consume()
+    child = os.fork()
+    if child == 0:
+        answers = [bucket.consume() for _ in range(50)]
+        os._exit(sum(answers))
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 39
+    assert sum(bucket.consume() for _ in range(100)) == 60
+
+
+HOLDER = """
+import json, sys, time
+import redis
+from bucketflow.distributed import RedisTokenBucket
+
+port, seconds, lease = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+client = redis.Redis(port=port)
+bucket = RedisTokenBucket(client, "shop", 20, 400, lease=lease)
+client.incr("ready")
+while int(client.get("ready")) % 3:
+    time.sleep(0.001)
+starts, stop = [], time.monotonic() + seconds
+while time.monotonic() < stop:
+    if bucket.consume(block=True, timeout=0.5):
+        starts.append(time.monotonic())
+print(json.dumps(starts))
+"""
+
+
+@pytest.mark.usefixtures("redis_client")
+@pytest.mark.parametrize("lease", [3, 20])
+def test_processes_that_lease_use_their_limit_and_never_exceed_it(redis_server, lease):
+    limit = Limit(20, 400)
+    arguments = [sys.executable, "-c", HOLDER, str(redis_server.port), "1.5", str(lease)]
+    processes = [subprocess.Popen(arguments, stdout=subprocess.PIPE) for _ in range(3)]
+    starts = sorted(at for process in processes for at in json.loads(process.communicate(timeout=60)[0]))
+    # A start is noted some time after its token was taken, at worst for one time and not for another.
+    late = 0.02
+    assert worst_excess([(at, 1) for at in starts], limit) <= late * limit.fill_rate
+    assert (len(starts) - limit.capacity) / limit.fill_rate / (starts[-1] - starts[0]) >= 0.99 - late
+
+
+def test_what_a_killed_process_held_is_back_when_the_bucket_has_refilled(redis_server, redis_client):
+    code = """
+import sys, time, redis
+from bucketflow.distributed import RedisTokenBucket
+client = redis.Redis(port=int(sys.argv[1]))
+bucket = RedisTokenBucket(client, "shop", 100, 200, lease=90)
+bucket.consume()
+client.set("holds", 1)
+time.sleep(60)
+"""
+    bucket = RedisTokenBucket(redis_client, "shop", 100, 200)
+    with subprocess.Popen([sys.executable, "-c", code, str(redis_server.port)]) as process:
+        until(lambda: redis_client.get("holds"))
+        process.send_signal(signal.SIGKILL)
+    assert bucket.consume(100, block=True, timeout=5)
+
+
+# Coroutines ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def aclient(redis_server, redis_client):
+    assert redis_client.dbsize() == 0
+    async with redis.asyncio.Redis(port=redis_server.port) as client:
+        yield client
+
+
+async def test_coroutines_spend_a_lease_without_asking_and_close_gives_it_back(aclient, redis_client):
+    bucket = AsyncRedisTokenBucket(aclient, "shop", 100, SLOW, lease=60)
+    assert await bucket.consume()
+    before = calls(redis_client)
+    assert all(await asyncio.gather(*(bucket.consume() for _ in range(60))))
+    assert (await bucket.try_consume()).tokens == (about(38),)
+    assert calls(redis_client) == before + 1
+    await bucket.close()
+    assert RedisTokenBucket(redis_client, "shop", 100, SLOW).tokens == about(38)
+
+
+async def test_those_who_come_while_a_lease_is_on_its_way_are_answered_from_it(aclient, redis_client):
+    bucket = AsyncRedisTokenBucket(aclient, "shop", 100, SLOW, lease=60)
+    await bucket.get_tokens()
+    before = calls(redis_client)
+    assert all(await asyncio.gather(*(bucket.consume() for _ in range(50))))
+    assert calls(redis_client) == before + 1
+    await bucket.close()
+
+
+async def test_a_lease_that_no_coroutine_uses_goes_back_by_itself(aclient, redis_client, monkeypatch):
+    monkeypatch.setattr(lease_watch, "IDLE", 0.05)
+    bucket = AsyncRedisTokenBucket(aclient, "shop", 100, SLOW, lease=60)
+    other = RedisTokenBucket(redis_client, "shop", 100, SLOW)
+    assert await bucket.consume()
+    assert other.tokens == about(39)
+    for _ in range(500):
+        await asyncio.sleep(0.01)
+        if other.tokens == about(99):
+            break
+    assert other.tokens == about(99)
+    await bucket.close()
+
+
+def test_loops_of_several_threads_may_lease_from_one_object(redis_server, redis_client):
+    client = redis.asyncio.Redis(port=redis_server.port)
+    bucket = AsyncRedisTokenBucket(client, "shop", 500, SLOW, lease=7)
+
+    async def work():
+        granted = sum([await bucket.consume() for _ in range(200)])
+        await bucket.close()
+        return granted
+
+    granted = []
+    threads = [threading.Thread(target=lambda: granted.append(asyncio.run(work()))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    left = RedisTokenBucket(redis_client, "shop", 500, SLOW).tokens
+    assert sum(granted) + left == about(500)
+    assert sum(granted) >= 500 - 4 * 7
