@@ -24,8 +24,22 @@ SHELLS = {
 }
 
 
+#: What is leased and settled again is rounded twice.
+EXACT = [name for name in SHELLS if name != "redis-lease"]
+
+
 @pytest.fixture(params=SHELLS)
 def make(request):
     """Return ``make(capacity, fill_rate, initial_tokens=None)`` of one shell after the other, see shells.py."""
+    return maker(request)
+
+
+@pytest.fixture(params=EXACT)
+def make_exact(request):
+    """Return the same of those shells that answer with the very bits of the core."""
+    return maker(request)
+
+
+def maker(request):
     shell = SHELLS[request.param]
     return partial(shell, request.getfixturevalue("redis_client")) if issubclass(shell, RedisShell) else shell

@@ -56,8 +56,8 @@ def test_a_window_never_admits_more_than_capacity_and_what_came_meanwhile(deepes
 
 @every_shell
 @given(limit=slow_limits, steps=noticeable)
-def test_every_shell_answers_as_the_core_does(make, limit, steps):
-    shell, full_at, now = make(limit.capacity, limit.fill_rate), core.FULL, 0
+def test_every_shell_answers_as_the_core_does(make_exact, limit, steps):
+    shell, full_at, now = make_exact(limit.capacity, limit.fill_rate), core.FULL, 0
     for gap, share in steps:
         now = max(0, now + round(gap / TICK))
         shell.at(now * TICK)
