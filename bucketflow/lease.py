@@ -111,22 +111,23 @@ class Lease:
 
     Attributes:
         tokens: As given.
-        left: As many may be spent.
+        left: As many may be spent, unless some have faded.
+        whole_until: µs on the holder's clock until which none has.
     """
 
-    __slots__ = ("_path", "_unspent", "_whole", "_whole_at_all", "left", "tokens")
+    __slots__ = ("_path", "_unspent", "_whole", "left", "tokens", "whole_until")
 
     def __init__(self, tokens: float, path: Sequence[Limit], whole: Sequence[float]) -> None:
         self.tokens = self.left = tokens
         self._path = path
         self._whole = whole
-        self._whole_at_all = min(whole)
+        self.whole_until = min(whole)
         # Of each level, when as many were left: a level fades at its own pace.
         self._unspent = [(tokens, tokens)] * len(path)
 
     def spend(self, now: int, cost: float) -> bool:
         """Spend *cost* tokens at *now*, µs on the holder's clock, if they are there."""
-        if now > self._whole_at_all:
+        if now > self.whole_until:
             self.unspent(now)
         if self.left < cost:
             return False
