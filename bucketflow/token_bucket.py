@@ -56,11 +56,27 @@ class TokenBucket(Bucket):
         """
         if timeout is not None:
             check_timeout(timeout, block=block)
-        if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._capacity:
-            tokens = self._cost(tokens)  # slower, and says what is wrong
-        with self._lock:
-            if self._line.consume(self._now(), tokens):
+        one, step, idle, read, scale, most = self._quick
+        if tokens is not one:
+            step = self._step_of(tokens)
+        # While nobody waits, the bucket's state lies in a list. Whoever pops it has the bucket to himself; who finds
+        # none asks under the lock, see mutex.Guarded. Then core.wait_for and core.take in one step, operation for
+        # operation, and held against them by a test. Adding 2**52 and taking it away rounds to whole µs.
+        try:
+            full_at = idle.pop()
+        except IndexError:
+            if self._consume(tokens):
                 return True
+        else:
+            try:
+                now = read() * scale + 2.0**52 - 2.0**52
+                behind = full_at - now + step if full_at > now else step
+                if behind <= most:
+                    if step:
+                        full_at = now + behind
+                    return True
+            finally:
+                idle.append(full_at)
         return block and self._wait(tokens, timeout)
 
     def _wait(self, cost: float, timeout: float | None) -> bool:
