@@ -47,9 +47,11 @@ class AsyncTokenBucket(Bucket):
         """
         if timeout is not None:
             check_timeout(timeout, block=block)
-        one, step, idle, read, scale, most = self._quick
+        one, step, _, idle, read, scale, most = self._quick
         if tokens is not one:
             step = self._step_of(tokens)
+            idle = idle if step else []  # 0 only looks
+        # As in TokenBucket.consume, but with a plain pop: asyncio makes Ctrl-C a cancellation, which comes at an await.
         try:
             full_at = idle.pop()
         except IndexError:
@@ -60,8 +62,7 @@ class AsyncTokenBucket(Bucket):
                 now = read() * scale + 2.0**52 - 2.0**52
                 behind = full_at - now + step if full_at > now else step
                 if behind <= most:
-                    if step:
-                        full_at = now + behind
+                    full_at = now + behind
                     return True
             finally:
                 idle.append(full_at)

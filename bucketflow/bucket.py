@@ -10,7 +10,7 @@ from bucketflow.core import FULL, Decision, most_behind, take
 from bucketflow.errors import ConfigError, CostExceedsCapacity
 from bucketflow.limit import SECOND, Limit, check_number
 from bucketflow.line import Claim, Line
-from bucketflow.mutex import Mutex
+from bucketflow.mutex import Mutex, taking
 
 if TYPE_CHECKING:
     from bucketflow.clock import Clock
@@ -85,7 +85,8 @@ class Bucket:
         # What the quick way of consume needs, worked out once: the cost that needs no check and its µs, the state, the
         # time, the limit. Below a capacity of 1 there is no such cost: nobody has that object.
         one: object = 1 if capacity >= 1 else object()
-        self._quick = (one, 1.0 * SECOND / fill_rate, self._line.idle, *raw(clock), most_behind(self.limit))
+        idle = self._line.idle
+        self._quick = (one, 1.0 * SECOND / fill_rate, taking(idle), idle, *raw(clock), most_behind(self.limit))
 
     @property
     def capacity(self) -> float:

@@ -10,6 +10,7 @@ from bucketflow.clock import SYSTEM_CLOCK, raw
 from bucketflow.core import Decision, tokens_at
 from bucketflow.errors import ConfigError
 from bucketflow.limit import SECOND, Limit
+from bucketflow.mutex import CLOSED, taking
 from bucketflow.shared_tree import SharedTree
 from bucketflow.tree import Level, Path, put_back
 
@@ -59,8 +60,9 @@ class HierarchicalTokenBucket:
         self._path = (*self._path, self._own)
         self._narrowest = min(self._path, key=lambda level: level.limit.capacity)
         # What the quick way of consume needs, worked out once, as in Bucket.
+        idle = self._shared.tree.idle
         one: object = 1 if self._narrowest.limit.capacity >= 1 else object()
-        self._quick = (one, self._steps_of(1.0), self._shared.tree.idle, *raw(self._shared.clock))
+        self._quick = (one, self._steps_of(1.0), taking(idle), idle, *raw(self._shared.clock))
         self._name = name
         self._parent = parent
         self._children: list[HierarchicalTokenBucket] = []
@@ -128,33 +130,33 @@ class HierarchicalTokenBucket:
         """
         if timeout is not None:
             check_timeout(timeout, block=block)
-        one, steps, idle, read, scale = self._quick
+        one, steps, take, idle, read, scale = self._quick
         if tokens is not one:
             steps = self._steps_of(self._cost(tokens))
-        # As in TokenBucket.consume, but the states stay in the levels.
+            take = take if tokens else CLOSED
+        # As in TokenBucket.consume, but the states stay in the levels, and get back what was taken if one refuses.
         try:
-            idle.pop()
+            for item in take:
+                reached = None  # the last level that must get its tokens back
+                try:
+                    now = read() * scale + 2.0**52 - 2.0**52
+                    for reached, step, most in steps:
+                        reached.before = full_at = reached.full_at
+                        behind = full_at - now + step if full_at > now else step
+                        if behind > most:
+                            break
+                        reached.full_at = now + behind
+                    else:
+                        reached = None
+                        return True
+                    break
+                finally:
+                    if reached is not None:
+                        put_back(self._path, reached)
+                    idle.append(item)
         except IndexError:
             if self._consume(tokens):
                 return True
-        else:
-            reached = None  # the last level that must get its tokens back
-            try:
-                now = read() * scale + 2.0**52 - 2.0**52
-                for reached, step, most in steps:
-                    reached.before = full_at = reached.full_at
-                    behind = full_at - now + step if full_at > now else step
-                    if behind > most:
-                        break
-                    reached.full_at = now + behind
-                else:
-                    if tokens:
-                        reached = None
-                    return True
-            finally:
-                if reached is not None:
-                    put_back(self._path, reached)
-                idle.append(None)
         return block and self._shared.wait(self._path, tokens, timeout)
 
     def try_consume(self, tokens: float = 1) -> Decision:
@@ -192,9 +194,9 @@ class HierarchicalTokenBucket:
     def _cost(self, tokens: float) -> float:
         return check_cost(tokens, self._narrowest.limit.capacity, self._narrowest.label)
 
-    def _steps_of(self, cost: float) -> tuple[tuple[Level, float, float], ...]:
+    def _steps_of(self, cost: float) -> list[tuple[Level, float, float]]:
         """Return each level of the path, the µs in which *cost* tokens come there, and the most it may be behind."""
-        return tuple((level, cost * SECOND / level.limit.fill_rate, level.most) for level in self._path)
+        return [(level, cost * SECOND / level.fill_rate, level.most) for level in self._path]
 
     def _consume(self, cost: float) -> bool:
         """Take *cost* tokens, or say that they are not there, when the quick way was closed."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["Guarded", "Mutex"]
+__all__ = ["CLOSED", "Guarded", "Mutex", "taking"]
 
 
 class Guarded(Protocol):
@@ -17,6 +19,9 @@ class Guarded(Protocol):
     While nobody waits in it and nobody works on it, its list ``idle`` holds one item. Whoever pops that item has it to
     himself until he appends it again: ``list.pop`` and ``list.append`` are atomic, on free-threaded builds too, and
     cost a third of what a lock does. So may a quick caller who, finding the list empty, comes again through the mutex.
+
+    Threads pop with ``for item in taking(idle)``: after a call, but not after a step of a loop, Python looks for
+    signals, and a Ctrl-C between the pop and the ``try`` would leave the bucket closed for ever.
     """
 
     def take_up(self) -> bool:
@@ -25,6 +30,14 @@ class Guarded(Protocol):
     def lay_down(self) -> None:
         """Put the item back, unless somebody waits."""
 
+
+def taking(idle: list[float]) -> Iterator[float]:
+    """Return an iterator whose every step pops from *idle*, or raises IndexError."""
+    return iter(idle.pop, math.nan)  # which no item equals: it never ends
+
+
+#: For those who may not pass quickly.
+CLOSED = taking([])
 
 G = TypeVar("G", bound=Guarded)
 

@@ -31,13 +31,14 @@ class Level:
         most: The most µs it may be behind after a grant, see :func:`bucketflow.core.most_behind`.
     """
 
-    __slots__ = ("before", "full_at", "label", "limit", "most")
+    __slots__ = ("before", "fill_rate", "full_at", "label", "limit", "most")
 
     def __init__(self, limit: Limit, full_at: float, label: str) -> None:
         self.limit = limit
         self.full_at = full_at
         self.label = label
         self.before = full_at
+        self.fill_rate = limit.fill_rate
         self.most = most_behind(limit)
 
 
@@ -77,14 +78,14 @@ class Tree:
 
     Attributes:
         waiting: Who waits, first come first.
-        idle: ``[None]`` for quick callers, or nothing, see :class:`bucketflow.mutex.Guarded`.
+        idle: ``[0.0]`` for quick callers, or nothing, see :class:`bucketflow.mutex.Guarded`.
     """
 
     __slots__ = ("idle", "waiting")
 
     def __init__(self) -> None:
         self.waiting: list[Waiter] = []
-        self.idle = [None]
+        self.idle = [0.0]
 
     def take_up(self) -> bool:
         """See :class:`bucketflow.mutex.Guarded`."""
@@ -98,7 +99,7 @@ class Tree:
     def lay_down(self) -> None:
         """See :class:`bucketflow.mutex.Guarded`."""
         if not self.waiting:
-            self.idle.append(None)
+            self.idle.append(0.0)
 
     def decide(self, path: Path, now: int, cost: float) -> Decision:
         """
