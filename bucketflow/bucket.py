@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import TYPE_CHECKING, Final
 
 from bucketflow.clock import SYSTEM_CLOCK, raw
@@ -10,7 +11,7 @@ from bucketflow.core import FULL, Decision, most_behind, take
 from bucketflow.errors import ConfigError, CostExceedsCapacity
 from bucketflow.limit import SECOND, Limit, check_number
 from bucketflow.line import Claim, Line
-from bucketflow.mutex import Mutex, taking
+from bucketflow.quick_way import Closed, taking
 
 if TYPE_CHECKING:
     from bucketflow.clock import Clock
@@ -62,7 +63,7 @@ def filled_to(limit: Limit, initial_tokens: float | None, now: int) -> float:
 
 
 class Bucket:
-    """A :class:`~bucketflow.line.Line`, a mutex and a clock. The mutex is never held while anybody sleeps."""
+    """A :class:`~bucketflow.line.Line`, a lock and a clock. The lock is never held while anybody sleeps."""
 
     #: How the bucket is called in errors when it was given no name.
     _KIND = "bucket"
@@ -81,7 +82,8 @@ class Bucket:
         self._clock = clock
         self._now = clock.now
         self._line = Line(self.limit, filled_to(self.limit, initial_tokens, clock.now()))
-        self._alone = Mutex(self._line)
+        self._lock = threading.Lock()
+        self._closed = Closed(self._line)
         # What the quick way of consume needs, worked out once: the cost that needs no check and its µs, the state, the
         # time, the limit. Below a capacity of 1 there is no such cost: nobody has that object.
         one: object = 1 if capacity >= 1 else object()
@@ -113,7 +115,7 @@ class Bucket:
             CostExceedsCapacity: More than the bucket can ever hold.
         """
         cost = self._cost(tokens)
-        with self._alone as line:
+        with self._lock, self._closed as line:
             now = self._now()
             allowed = line.consume(now, cost)
             wait = 0 if allowed else line.wait(now, cost)
@@ -126,7 +128,7 @@ class Bucket:
         Takes nothing and holds no place: for that there is :meth:`reserve`. Raises as :meth:`try_consume` does.
         """
         cost = self._cost(tokens)
-        with self._alone as line:
+        with self._lock, self._closed as line:
             return line.wait(self._now(), cost) / SECOND
 
     def reserve(self, tokens: float = 1) -> Reservation:
@@ -137,7 +139,7 @@ class Bucket:
         it and ``cancel()``.
         """
         claim = Claim(self._cost(tokens), _nobody_sleeps, promised=True)
-        with self._alone as line:
+        with self._lock, self._closed as line:
             line.join(claim, self._now())
         return Reservation(self, claim)
 
@@ -148,7 +150,7 @@ class Bucket:
         A bucket never holds more than its capacity: what would be above it is gone. Raises as :meth:`try_consume`.
         """
         cost = self._cost(tokens)
-        with self._alone as line:
+        with self._lock, self._closed as line:
             nearer = line.refund(self._now(), cost)
         _wake(nearer)
 
@@ -162,16 +164,16 @@ class Bucket:
 
     def _consume(self, cost: float) -> bool:
         """Take *cost* tokens, or say that they are not there, when the quick way was closed."""
-        with self._alone as line:
+        with self._lock, self._closed as line:
             return line.consume(self._now(), cost)
 
     def _tokens(self) -> float:
-        with self._alone as line:
+        with self._lock, self._closed as line:
             return line.tokens(self._now())
 
     def _join(self, claim: Claim, timeout: float | None) -> int | None:
         """Put *claim* in the line unless it would wait longer than *timeout*. Return the last µs it may wait until."""
-        with self._alone as line:
+        with self._lock, self._closed as line:
             now = self._now()
             deadline = None if timeout is None else now + round(timeout * SECOND)
             if deadline is None or now + line.wait(now, claim.cost) <= deadline:
@@ -182,7 +184,7 @@ class Bucket:
 
     def _left(self, claim: Claim, deadline: int | None) -> float | None:
         """Return the seconds until *claim* is due; ``None`` if it was granted, or will not be by *deadline*."""
-        with self._alone as line:
+        with self._lock, self._closed as line:
             now = self._now()
             line.settle(now)
             if claim.granted or (deadline is not None and claim.at > deadline):
@@ -191,7 +193,7 @@ class Bucket:
 
     def _cancel(self, claim: Claim) -> bool:
         """Give the place of *claim* back, if it still has one."""
-        with self._alone as line:
+        with self._lock, self._closed as line:
             now = self._now()
             line.settle(now)
             if claim.granted:
@@ -201,7 +203,7 @@ class Bucket:
         return True
 
     def _abandon(self, claim: Claim) -> None:
-        with self._alone as line:
+        with self._lock, self._closed as line:
             nearer = line.abandon(claim, self._now())
         _wake(nearer)
 

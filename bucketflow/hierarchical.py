@@ -10,7 +10,7 @@ from bucketflow.clock import SYSTEM_CLOCK, raw
 from bucketflow.core import Decision, tokens_at
 from bucketflow.errors import ConfigError
 from bucketflow.limit import SECOND, Limit
-from bucketflow.mutex import CLOSED, taking
+from bucketflow.quick_way import NO_WAY, taking
 from bucketflow.shared_tree import SharedTree
 from bucketflow.tree import Level, Path, put_back
 
@@ -102,7 +102,7 @@ class HierarchicalTokenBucket:
     @property
     def tokens(self) -> float:
         """Tokens in this bucket now; those above it may hold fewer."""
-        with self._shared.alone as tree:
+        with self._shared.lock, self._shared.closed as tree:
             now = self._shared.clock.now()
             tree.serve(now)
             return tokens_at(self._own.limit, self._own.full_at, now)
@@ -133,7 +133,7 @@ class HierarchicalTokenBucket:
         one, steps, take, idle, read, scale = self._quick
         if tokens is not one:
             steps = self._steps_of(self._cost(tokens))
-            take = take if tokens else CLOSED
+            take = take if tokens else NO_WAY
         # As in TokenBucket.consume, but the states stay in the levels, and get back what was taken if one refuses.
         try:
             for item in take:
@@ -151,9 +151,11 @@ class HierarchicalTokenBucket:
                         return True
                     break
                 finally:
-                    if reached is not None:
-                        put_back(self._path, reached)
-                    idle.append(item)
+                    try:
+                        if reached is not None:
+                            put_back(self._path, reached)
+                    finally:
+                        idle.append(item)
         except IndexError:
             if self._consume(tokens):
                 return True
@@ -172,13 +174,13 @@ class HierarchicalTokenBucket:
             CostExceedsCapacity: More than a bucket on the path can ever hold; it names the one that holds least.
         """
         cost = self._cost(tokens)
-        with self._shared.alone as tree:
+        with self._shared.lock, self._shared.closed as tree:
             return tree.decide(self._path, self._shared.clock.now(), cost)
 
     def wait_time(self, tokens: float = 1) -> float:
         """Return the ``retry_after`` that :meth:`try_consume` would give, taking nothing. Raises the same."""
         cost = self._cost(tokens)
-        with self._shared.alone as tree:
+        with self._shared.lock, self._shared.closed as tree:
             return max(tree.waits(self._path, self._shared.clock.now(), cost)) / SECOND
 
     def refund(self, tokens: float = 1) -> None:
@@ -188,7 +190,7 @@ class HierarchicalTokenBucket:
         Those who wait move up. Raises as :meth:`try_consume` does.
         """
         cost = self._cost(tokens)
-        with self._shared.alone as tree:
+        with self._shared.lock, self._shared.closed as tree:
             tree.refund(self._path, self._shared.clock.now(), cost)
 
     def _cost(self, tokens: float) -> float:
@@ -200,7 +202,7 @@ class HierarchicalTokenBucket:
 
     def _consume(self, cost: float) -> bool:
         """Take *cost* tokens, or say that they are not there, when the quick way was closed."""
-        with self._shared.alone as tree:
+        with self._shared.lock, self._shared.closed as tree:
             return tree.decide(self._path, self._shared.clock.now(), cost).allowed
 
 

@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from bucketflow.limit import SECOND
-from bucketflow.mutex import Mutex
+from bucketflow.quick_way import Closed
 from bucketflow.tree import Path, Tree, Waiter
 
 if TYPE_CHECKING:
@@ -17,28 +17,30 @@ __all__ = ["SharedTree"]
 
 class SharedTree:
     """
-    A tree, its mutex and its clock. The mutex is never held while anybody sleeps.
+    A tree, its lock and its clock. The lock is never held while anybody sleeps.
 
     Args:
         clock: Of the whole tree.
 
     Attributes:
         clock: As given.
-        tree: Who waits. Its ``idle`` is open to quick callers; for the rest go through *alone*.
-        alone: The mutex.
+        tree: Who waits. Its ``idle`` is open to quick callers; for the rest: ``with lock, closed as tree``.
+        lock: See *tree*.
+        closed: See *tree*.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.tree = Tree()
-        self.alone = Mutex(self.tree)
+        self.lock = threading.Lock()
+        self.closed = Closed(self.tree)
 
     def wait(self, path: Path, cost: float, timeout: float | None) -> bool:
         """Block until *cost* tokens were taken at every level of *path*, for *timeout* seconds at most."""
         wake = threading.Event()
         waiter = Waiter(path, cost, wake.set)
         try:
-            with self.alone as tree:
+            with self.lock, self.closed as tree:
                 now = self.clock.now()
                 deadline = None if timeout is None else now + round(timeout * SECOND)
                 if deadline is None or now + max(tree.waits(path, now, cost)) <= deadline:
@@ -54,7 +56,7 @@ class SharedTree:
 
     def _sleep(self, waiter: Waiter, wake: threading.Event, deadline: int | None) -> bool:
         """Sleep until *waiter* should look again. Return False once there is nothing left to wait for."""
-        with self.alone as tree:
+        with self.lock, self.closed as tree:
             now = self.clock.now()
             tree.serve(now)
             wake.clear()  # under the lock, where alone it is set
@@ -70,5 +72,5 @@ class SharedTree:
         return True
 
     def _abandon(self, waiter: Waiter) -> None:
-        with self.alone as tree:
+        with self.lock, self.closed as tree:
             tree.abandon(waiter, self.clock.now())

@@ -6,7 +6,7 @@ import threading
 
 from bucketflow.bucket import Bucket, check_timeout
 from bucketflow.line import Claim
-from bucketflow.mutex import CLOSED
+from bucketflow.quick_way import NO_WAY
 
 __all__ = ["TokenBucket"]
 
@@ -60,9 +60,9 @@ class TokenBucket(Bucket):
         one, step, take, idle, read, scale, most = self._quick
         if tokens is not one:
             step = self._step_of(tokens)
-            take = take if step else CLOSED  # 0 only looks
+            take = take if step else NO_WAY  # 0 only looks
         # While nobody waits, the bucket's state lies in a list. Whoever pops it has the bucket to himself; who finds
-        # none asks under the lock, see mutex.Guarded. Then core.wait_for and core.take in one step, operation for
+        # none asks under the lock, see quick_way.Guarded. Then core.wait_for and core.take in one step, operation for
         # operation, and held against them by a test. Adding 2**52 and taking it away rounds to whole µs.
         try:
             for full_at in take:

@@ -9,6 +9,7 @@ who want few. Because of these neighbours nobody's instant is known for sure ahe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from bucketflow.core import Decision, consume_path, most_behind, refund, take, tokens_at, wait_for
@@ -78,27 +79,32 @@ class Tree:
 
     Attributes:
         waiting: Who waits, first come first.
-        idle: ``[0.0]`` for quick callers, or nothing, see :class:`bucketflow.mutex.Guarded`.
+        idle: ``[0.0]`` for quick callers, or nothing, see :class:`bucketflow.quick_way.Guarded`.
     """
 
-    __slots__ = ("idle", "waiting")
+    __slots__ = ("_take", "_taken", "idle", "waiting")
 
     def __init__(self) -> None:
         self.waiting: list[Waiter] = []
         self.idle = [0.0]
+        self._take = iter(self.idle.pop, math.nan)  # as in Line
+        self._taken = False
 
     def take_up(self) -> bool:
-        """See :class:`bucketflow.mutex.Guarded`."""
-        if not self.waiting:
+        """See :class:`bucketflow.quick_way.Guarded`."""
+        if not self._taken:
             try:
-                self.idle.pop()
+                for _ in self._take:
+                    self._taken = True
+                    break
             except IndexError:
                 return False
         return True
 
     def lay_down(self) -> None:
-        """See :class:`bucketflow.mutex.Guarded`."""
+        """See :class:`bucketflow.quick_way.Guarded`."""
         if not self.waiting:
+            self._taken = False
             self.idle.append(0.0)
 
     def decide(self, path: Path, now: int, cost: float) -> Decision:

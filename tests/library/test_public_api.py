@@ -59,7 +59,7 @@ PUBLIC_MODULES = [
     "bucketflow.hierarchical",
     "bucketflow.limit",
     "bucketflow.line",
-    "bucketflow.mutex",
+    "bucketflow.quick_way",
     "bucketflow.shared_tree",
     "bucketflow.testing",
     "bucketflow.token_bucket",

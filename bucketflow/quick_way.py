@@ -1,31 +1,30 @@
-"""The lock of a bucket, with a quick way past it for those who neither wait nor meet anybody."""
+"""The quick way into a bucket, past its lock, for those who neither wait nor meet anybody; and how it is closed."""
 
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["CLOSED", "Guarded", "Mutex", "taking"]
+__all__ = ["NO_WAY", "Closed", "Guarded", "taking"]
 
 
 class Guarded(Protocol):
     """
-    What a mutex guards: a :class:`~bucketflow.line.Line` or a :class:`~bucketflow.tree.Tree`.
+    What has a quick way: a :class:`~bucketflow.line.Line` or a :class:`~bucketflow.tree.Tree`.
 
     While nobody waits in it and nobody works on it, its list ``idle`` holds one item. Whoever pops that item has it to
     himself until he appends it again: ``list.pop`` and ``list.append`` are atomic, on free-threaded builds too, and
-    cost a third of what a lock does. So may a quick caller who, finding the list empty, comes again through the mutex.
+    cost a third of what a lock does. Who finds the list empty takes the lock, and then waits for the item.
 
     Threads pop with ``for item in taking(idle)``: after a call, but not after a step of a loop, Python looks for
-    signals, and a Ctrl-C between the pop and the ``try`` would leave the bucket closed for ever.
+    signals, and a Ctrl-C between the pop and the ``try`` would close the quick way for ever.
     """
 
     def take_up(self) -> bool:
-        """Take the item out of ``idle``, unless somebody waits. Return False if a quick caller has it."""
+        """Take the item out of ``idle``, if it is not out already. Return False if a quick caller has it."""
 
     def lay_down(self) -> None:
         """Put the item back, unless somebody waits."""
@@ -37,39 +36,30 @@ def taking(idle: list[float]) -> Iterator[float]:
 
 
 #: For those who may not pass quickly.
-CLOSED = taking([])
+NO_WAY = taking([])
 
 G = TypeVar("G", bound=Guarded)
 
 
-class Mutex(Generic[G]):
+class Closed(Generic[G]):
     """
-    Lets one thread at a time into a ``with`` block, and no quick caller beside it.
+    Keeps quick callers out of a ``with`` block, and a lock the others: ``with lock, closed as guarded``.
 
     Args:
         guarded: What the block works on; ``with`` returns it.
     """
 
-    __slots__ = ("_guarded", "_lock")
+    __slots__ = ("_guarded",)
 
     def __init__(self, guarded: G) -> None:
         self._guarded = guarded
-        self._lock = threading.Lock()
 
     def __enter__(self) -> G:
-        self._lock.acquire()
-        try:
-            while not self._guarded.take_up():
-                time.sleep(0)  # let a quick caller finish: it neither sleeps nor waits for anything
-        except BaseException:
-            self._lock.release()
-            raise
+        while not self._guarded.take_up():
+            time.sleep(0)  # let a quick caller finish: he neither sleeps nor waits for anything
         return self._guarded
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            self._guarded.lay_down()
-        finally:
-            self._lock.release()
+        self._guarded.lay_down()  # if a Ctrl-C prevents it, the next one who comes with the lock does it

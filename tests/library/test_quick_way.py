@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -50,6 +52,19 @@ def often_switched():
     sys.setswitchinterval(before)
 
 
+@pytest.fixture
+def interrupts():
+    """Return what makes a Ctrl-C come within the next tenth of a millisecond."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    yield lambda: signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 1e-4))
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
 @each_kind
 @pytest.mark.parametrize("verb", ["consume", "try_consume", "wait_time", "refund"])
 def test_while_one_works_on_a_bucket_everybody_else_stays_out(kind, verb):
@@ -78,6 +93,34 @@ def test_who_is_interrupted_leaves_the_bucket_as_it_was_and_open_to_the_next(kin
         (consume if verb == "consume" else getattr(kind, verb))(bucket)
     assert [consume(bucket) for _ in range(3)] == [True, True, False]
     assert bucket.try_consume(0).tokens == (0,)
+
+
+@pytest.mark.parametrize("kind", [TokenBucket, HierarchicalTokenBucket])
+@pytest.mark.parametrize("verb", ["consume", "try_consume", "wait_time"])
+def test_ctrl_c_at_any_instant_leaves_the_bucket_open(kind, verb, interrupts):
+    bucket = kind(10**9, 1000)
+    call = getattr(bucket, verb)
+    for _ in range(500):
+        try:
+            interrupts()
+            for _ in range(2000):  # far longer than the Ctrl-C takes, if nothing swallows it
+                call()
+        except KeyboardInterrupt:
+            pass
+    assert bucket.consume()
+    assert bucket.refund(10**9) is None
+    assert bucket.tokens == 10**9
+
+
+@each_kind
+def test_what_one_closed_and_could_not_open_again_the_next_one_opens(kind):
+    bucket = kind(2, 1, clock=FakeClock())
+    guarded = bucket._shared.tree if kind is HierarchicalTokenBucket else bucket._line
+    assert guarded.take_up()
+    assert not guarded.idle
+    assert consume(bucket)
+    assert len(guarded.idle) == 1
+    assert [consume(bucket) for _ in range(2)] == [True, False]
 
 
 @each_kind
