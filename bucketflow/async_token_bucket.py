@@ -47,11 +47,26 @@ class AsyncTokenBucket(Bucket):
         """
         if timeout is not None:
             check_timeout(timeout, block=block)
-        cost = self._cost(tokens)
-        with self._lock:
-            if self._line.consume(self._now(), cost):
+        one, step, _, idle, read, scale, most = self._quick
+        if tokens is not one:
+            step = self._step_of(tokens)
+            idle = idle if step else []  # 0 only looks
+        # As in TokenBucket.consume, but with a plain pop: asyncio makes Ctrl-C a cancellation, which comes at an await.
+        try:
+            full_at = idle.pop()
+        except IndexError:
+            if self._consume(tokens):
                 return True
-        return block and await self._wait(cost, timeout)
+        else:
+            try:
+                now = read() * scale + 2.0**52 - 2.0**52
+                behind = full_at - now + step if full_at > now else step
+                if behind <= most:
+                    full_at = now + behind
+                    return True
+            finally:
+                idle.append(full_at)
+        return block and await self._wait(tokens, timeout)
 
     async def _wait(self, cost: float, timeout: float | None) -> bool:
         wake = asyncio.Event()

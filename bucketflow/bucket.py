@@ -6,11 +6,12 @@ import math
 import threading
 from typing import TYPE_CHECKING, Final
 
-from bucketflow.clock import SYSTEM_CLOCK
-from bucketflow.core import FULL, Decision, take
+from bucketflow.clock import SYSTEM_CLOCK, raw
+from bucketflow.core import FULL, Decision, most_behind, take
 from bucketflow.errors import ConfigError, CostExceedsCapacity
 from bucketflow.limit import SECOND, Limit, check_number
 from bucketflow.line import Claim, Line
+from bucketflow.quick_way import Closed, taking
 
 if TYPE_CHECKING:
     from bucketflow.clock import Clock
@@ -26,6 +27,8 @@ def check_cost(tokens: object, capacity: float, key: str) -> float:
         ConfigError: *tokens* is no number of 0 or more.
         CostExceedsCapacity: More than *capacity*; it names *key*.
     """
+    if (type(tokens) is int or type(tokens) is float) and 0 <= tokens <= capacity:
+        return float(tokens)  # nearly every call; what follows says what is wrong
     cost = check_number("tokens", tokens, "a number of tokens, 0 or more")
     if cost > capacity:
         raise CostExceedsCapacity(key, cost, capacity)
@@ -76,11 +79,16 @@ class Bucket:
     ) -> None:
         self.limit: Final = Limit(capacity, fill_rate)
         self.name: Final = name
-        self._capacity = capacity
         self._clock = clock
         self._now = clock.now
-        self._lock = threading.Lock()
         self._line = Line(self.limit, filled_to(self.limit, initial_tokens, clock.now()))
+        self._lock = threading.Lock()
+        self._closed = Closed(self._line)
+        # What the quick way of consume needs, worked out once: the cost that needs no check and its µs, the state, the
+        # time, the limit. Below a capacity of 1 there is no such cost: nobody has that object.
+        one: object = 1 if capacity >= 1 else object()
+        idle = self._line.idle
+        self._quick = (one, 1.0 * SECOND / fill_rate, taking(idle), idle, *raw(clock), most_behind(self.limit))
 
     @property
     def capacity(self) -> float:
@@ -107,11 +115,11 @@ class Bucket:
             CostExceedsCapacity: More than the bucket can ever hold.
         """
         cost = self._cost(tokens)
-        with self._lock:
+        with self._lock, self._closed as line:
             now = self._now()
-            allowed = self._line.consume(now, cost)
-            wait = 0 if allowed else self._line.wait(now, cost)
-            return Decision(allowed, wait / SECOND, None if allowed else 0, (self._line.tokens(now),))
+            allowed = line.consume(now, cost)
+            wait = 0 if allowed else line.wait(now, cost)
+            return Decision(allowed, wait / SECOND, None if allowed else 0, (line.tokens(now),))
 
     def wait_time(self, tokens: float = 1) -> float:
         """
@@ -120,8 +128,8 @@ class Bucket:
         Takes nothing and holds no place: for that there is :meth:`reserve`. Raises as :meth:`try_consume` does.
         """
         cost = self._cost(tokens)
-        with self._lock:
-            return self._line.wait(self._now(), cost) / SECOND
+        with self._lock, self._closed as line:
+            return line.wait(self._now(), cost) / SECOND
 
     def reserve(self, tokens: float = 1) -> Reservation:
         """
@@ -131,8 +139,8 @@ class Bucket:
         it and ``cancel()``.
         """
         claim = Claim(self._cost(tokens), _nobody_sleeps, promised=True)
-        with self._lock:
-            self._line.join(claim, self._now())
+        with self._lock, self._closed as line:
+            line.join(claim, self._now())
         return Reservation(self, claim)
 
     def refund(self, tokens: float = 1) -> None:
@@ -142,51 +150,61 @@ class Bucket:
         A bucket never holds more than its capacity: what would be above it is gone. Raises as :meth:`try_consume`.
         """
         cost = self._cost(tokens)
-        with self._lock:
-            nearer = self._line.refund(self._now(), cost)
+        with self._lock, self._closed as line:
+            nearer = line.refund(self._now(), cost)
         _wake(nearer)
 
     def _cost(self, tokens: float) -> float:
-        return check_cost(tokens, self._capacity, self.name or self._KIND)
+        return check_cost(tokens, self.limit.capacity, self.name or self._KIND)
+
+    def _step_of(self, tokens: float) -> float:
+        """Return the µs in which *tokens* come, once they are found to be a cost."""
+        limit = self.limit
+        return check_cost(tokens, limit.capacity, self.name or self._KIND) * SECOND / limit.fill_rate
+
+    def _consume(self, cost: float) -> bool:
+        """Take *cost* tokens, or say that they are not there, when the quick way was closed."""
+        with self._lock, self._closed as line:
+            return line.consume(self._now(), cost)
 
     def _tokens(self) -> float:
-        with self._lock:
-            return self._line.tokens(self._now())
+        with self._lock, self._closed as line:
+            return line.tokens(self._now())
 
     def _join(self, claim: Claim, timeout: float | None) -> int | None:
         """Put *claim* in the line unless it would wait longer than *timeout*. Return the last µs it may wait until."""
-        with self._lock:
+        with self._lock, self._closed as line:
             now = self._now()
             deadline = None if timeout is None else now + round(timeout * SECOND)
-            if deadline is None or now + self._line.wait(now, claim.cost) <= deadline:
-                self._line.join(claim, now)
+            if deadline is None or now + line.wait(now, claim.cost) <= deadline:
+                line.join(claim, now)
             else:
                 claim.at = deadline + 1
         return deadline
 
     def _left(self, claim: Claim, deadline: int | None) -> float | None:
         """Return the seconds until *claim* is due; ``None`` if it was granted, or will not be by *deadline*."""
-        with self._lock:
+        with self._lock, self._closed as line:
             now = self._now()
-            self._line.settle(now)
+            line.settle(now)
             if claim.granted or (deadline is not None and claim.at > deadline):
                 return None
             return (claim.at - now) / SECOND
 
     def _cancel(self, claim: Claim) -> bool:
         """Give the place of *claim* back, if it still has one."""
-        with self._lock:
+        with self._lock, self._closed as line:
             now = self._now()
-            self._line.settle(now)
+            line.settle(now)
             if claim.granted:
                 return False
-            nearer = self._line.abandon(claim, now)
+            nearer = line.abandon(claim, now)
         _wake(nearer)
         return True
 
     def _abandon(self, claim: Claim) -> None:
-        with self._lock:
-            nearer = self._line.abandon(claim, self._now())
+        with self._lock, self._closed as line:
+            nearer = line.abandon(claim, self._now())
         _wake(nearer)
 
 

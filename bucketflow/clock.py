@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock"]
+from bucketflow.limit import SECOND
+
+__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "raw"]
 
 
 class Clock(Protocol):
@@ -28,7 +31,7 @@ class SystemClock:
 
     def now(self) -> int:
         """See :class:`Clock`."""
-        return time.monotonic_ns() // 1000
+        return round(time.monotonic() * SECOND)
 
     def sleep(self, seconds: float, wake: threading.Event) -> None:
         """See :class:`Clock`."""
@@ -46,3 +49,12 @@ class SystemClock:
 
 
 SYSTEM_CLOCK = SystemClock()
+
+
+def raw(clock: Clock) -> tuple[Callable[[], float], float]:
+    """
+    Return a function and a number whose product, rounded, is ``clock.now()``.
+
+    For those who cannot afford two calls of Python to learn the time.
+    """
+    return (time.monotonic, float(SECOND)) if type(clock) is SystemClock else (clock.now, 1.0)

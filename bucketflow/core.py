@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from bucketflow.errors import CostExceedsCapacity
 from bucketflow.limit import SECOND, Limit
 
-__all__ = ["FULL", "Decision", "consume", "consume_path", "refund", "take", "tokens_at", "wait_for"]
+__all__ = ["FULL", "Decision", "consume", "consume_path", "most_behind", "refund", "take", "tokens_at", "wait_for"]
 
 #: The state of a bucket nobody has used.
 FULL = 0.0
@@ -60,6 +60,16 @@ def wait_for(limit: Limit, full_at: float, now: int, cost: float = 1.0) -> int:
     """
     behind = full_at - now if full_at > now else 0.0
     return max(0, math.ceil(behind + cost * SECOND / limit.fill_rate - limit.span - HALF_TICK))
+
+
+def most_behind(limit: Limit) -> float:
+    """Return the most µs that a bucket may need to fill after a grant: more, and :func:`wait_for` is not 0."""
+    most = limit.span + HALF_TICK
+    while most - limit.span > HALF_TICK:  # the sum was rounded up
+        most = math.nextafter(most, 0)
+    while math.nextafter(most, math.inf) - limit.span <= HALF_TICK:  # a short span: the difference is rounded down
+        most = math.nextafter(most, math.inf)
+    return most
 
 
 def take(limit: Limit, full_at: float, now: int, cost: float = 1.0) -> float:

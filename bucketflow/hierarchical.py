@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from bucketflow.bucket import check_cost, check_timeout, filled_to
-from bucketflow.clock import SYSTEM_CLOCK
+from bucketflow.clock import SYSTEM_CLOCK, raw
 from bucketflow.core import Decision, tokens_at
 from bucketflow.errors import ConfigError
 from bucketflow.limit import SECOND, Limit
-from bucketflow.tree import Level, Path, Tree, Waiter
+from bucketflow.quick_way import NO_WAY, taking
+from bucketflow.shared_tree import SharedTree
+from bucketflow.tree import Level, Path, put_back
 
 if TYPE_CHECKING:
     from bucketflow.clock import Clock
 
 __all__ = ["HierarchicalTokenBucket", "create_bucket_hierarchy"]
-
-
-class _Shared:
-    """What the buckets of one tree share."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.tree = Tree()
-        self.lock = threading.Lock()
-        self.clock = clock
 
 
 class HierarchicalTokenBucket:
@@ -55,7 +47,7 @@ class HierarchicalTokenBucket:
         clock: Clock | None = None,
     ) -> None:
         self._path: Path = ()
-        self._shared = _Shared(clock or SYSTEM_CLOCK)
+        self._shared = SharedTree(clock or SYSTEM_CLOCK)
         if parent is not None:
             if not isinstance(parent, HierarchicalTokenBucket):
                 raise ConfigError("parent", parent, "a HierarchicalTokenBucket or None")
@@ -67,6 +59,10 @@ class HierarchicalTokenBucket:
         self._own = Level(limit, full_at, name or f"level {len(self._path)}")
         self._path = (*self._path, self._own)
         self._narrowest = min(self._path, key=lambda level: level.limit.capacity)
+        # What the quick way of consume needs, worked out once, as in Bucket.
+        idle = self._shared.tree.idle
+        one: object = 1 if self._narrowest.limit.capacity >= 1 else object()
+        self._quick = (one, self._steps_of(1.0), taking(idle), idle, *raw(self._shared.clock))
         self._name = name
         self._parent = parent
         self._children: list[HierarchicalTokenBucket] = []
@@ -106,9 +102,9 @@ class HierarchicalTokenBucket:
     @property
     def tokens(self) -> float:
         """Tokens in this bucket now; those above it may hold fewer."""
-        with self._shared.lock:
+        with self._shared.lock, self._shared.closed as tree:
             now = self._shared.clock.now()
-            self._shared.tree.serve(now)
+            tree.serve(now)
             return tokens_at(self._own.limit, self._own.full_at, now)
 
     def consume(self, tokens: float = 1, block: bool = False, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002 - as in TokenBucket
@@ -134,11 +130,36 @@ class HierarchicalTokenBucket:
         """
         if timeout is not None:
             check_timeout(timeout, block=block)
-        cost = self._cost(tokens)
-        with self._shared.lock:
-            if self._shared.tree.consume(self._path, self._shared.clock.now(), cost):
+        one, steps, take, idle, read, scale = self._quick
+        if tokens is not one:
+            steps = self._steps_of(self._cost(tokens))
+            take = take if tokens else NO_WAY
+        # As in TokenBucket.consume, but the states stay in the levels, and get back what was taken if one refuses.
+        try:
+            for item in take:
+                reached = None  # the last level that must get its tokens back
+                try:
+                    now = read() * scale + 2.0**52 - 2.0**52
+                    for reached, step, most in steps:
+                        reached.before = full_at = reached.full_at
+                        behind = full_at - now + step if full_at > now else step
+                        if behind > most:
+                            break
+                        reached.full_at = now + behind
+                    else:
+                        reached = None
+                        return True
+                    break
+                finally:
+                    try:
+                        if reached is not None:
+                            put_back(self._path, reached)
+                    finally:
+                        idle.append(item)
+        except IndexError:
+            if self._consume(tokens):
                 return True
-        return block and self._wait(cost, timeout)
+        return block and self._shared.wait(self._path, tokens, timeout)
 
     def try_consume(self, tokens: float = 1) -> Decision:
         """
@@ -153,14 +174,14 @@ class HierarchicalTokenBucket:
             CostExceedsCapacity: More than a bucket on the path can ever hold; it names the one that holds least.
         """
         cost = self._cost(tokens)
-        with self._shared.lock:
-            return self._shared.tree.decide(self._path, self._shared.clock.now(), cost)
+        with self._shared.lock, self._shared.closed as tree:
+            return tree.decide(self._path, self._shared.clock.now(), cost)
 
     def wait_time(self, tokens: float = 1) -> float:
         """Return the ``retry_after`` that :meth:`try_consume` would give, taking nothing. Raises the same."""
         cost = self._cost(tokens)
-        with self._shared.lock:
-            return max(self._shared.tree.waits(self._path, self._shared.clock.now(), cost)) / SECOND
+        with self._shared.lock, self._shared.closed as tree:
+            return max(tree.waits(self._path, self._shared.clock.now(), cost)) / SECOND
 
     def refund(self, tokens: float = 1) -> None:
         """
@@ -169,50 +190,20 @@ class HierarchicalTokenBucket:
         Those who wait move up. Raises as :meth:`try_consume` does.
         """
         cost = self._cost(tokens)
-        with self._shared.lock:
-            self._shared.tree.refund(self._path, self._shared.clock.now(), cost)
+        with self._shared.lock, self._shared.closed as tree:
+            tree.refund(self._path, self._shared.clock.now(), cost)
 
     def _cost(self, tokens: float) -> float:
         return check_cost(tokens, self._narrowest.limit.capacity, self._narrowest.label)
 
-    def _wait(self, cost: float, timeout: float | None) -> bool:
-        shared, wake = self._shared, threading.Event()
-        waiter = Waiter(self._path, cost, wake.set)
-        try:
-            with shared.lock:
-                now = shared.clock.now()
-                deadline = None if timeout is None else now + round(timeout * SECOND)
-                if deadline is None or now + max(shared.tree.waits(self._path, now, cost)) <= deadline:
-                    shared.tree.join(waiter, now)
-            while self._sleep(waiter, wake, deadline):
-                pass
-        except BaseException:  # also KeyboardInterrupt: it must not leave a hole in the line
-            self._abandon(waiter)
-            raise
-        if not waiter.granted:
-            self._abandon(waiter)
-        return waiter.granted
+    def _steps_of(self, cost: float) -> list[tuple[Level, float, float]]:
+        """Return each level of the path, the µs in which *cost* tokens come there, and the most it may be behind."""
+        return [(level, cost * SECOND / level.fill_rate, level.most) for level in self._path]
 
-    def _sleep(self, waiter: Waiter, wake: threading.Event, deadline: int | None) -> bool:
-        """Sleep until *waiter* should look again. Return False once there is nothing left to wait for."""
-        with self._shared.lock:
-            now = self._shared.clock.now()
-            self._shared.tree.serve(now)
-            wake.clear()  # under the lock, where alone it is set
-            if waiter not in self._shared.tree.waiting:
-                return False
-            until = deadline if waiter.at is None else waiter.at
-        if until is None:
-            wake.wait()
-        elif deadline is not None and (until > deadline or deadline <= now):
-            return False
-        else:
-            self._shared.clock.sleep((until - now) / SECOND, wake)
-        return True
-
-    def _abandon(self, waiter: Waiter) -> None:
-        with self._shared.lock:
-            self._shared.tree.abandon(waiter, self._shared.clock.now())
+    def _consume(self, cost: float) -> bool:
+        """Take *cost* tokens, or say that they are not there, when the quick way was closed."""
+        with self._shared.lock, self._shared.closed as tree:
+            return tree.decide(self._path, self._shared.clock.now(), cost).allowed
 
 
 #: What an entry of :func:`create_bucket_hierarchy` may hold, and what it must.

@@ -9,12 +9,13 @@ who want few. Because of these neighbours nobody's instant is known for sure ahe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
-from bucketflow.core import HALF_TICK, Decision, consume_path, refund, take, tokens_at, wait_for
+from bucketflow.core import Decision, consume_path, most_behind, refund, take, tokens_at, wait_for
 from bucketflow.limit import SECOND, Limit
 
-__all__ = ["Level", "Path", "Tree", "Waiter"]
+__all__ = ["Level", "Path", "Tree", "Waiter", "put_back"]
 
 
 class Level:
@@ -25,16 +26,21 @@ class Level:
         limit: Of this bucket alone.
         full_at: The bucket at the start, in µs.
         label: What errors call it.
+
+    Attributes:
+        before: ``full_at`` before the latest call that took from this level, for :func:`put_back`.
+        most: The most µs it may be behind after a grant, see :func:`bucketflow.core.most_behind`.
     """
 
-    __slots__ = ("fill_rate", "full_at", "label", "limit", "span")
+    __slots__ = ("before", "fill_rate", "full_at", "label", "limit", "most")
 
     def __init__(self, limit: Limit, full_at: float, label: str) -> None:
         self.limit = limit
         self.full_at = full_at
         self.label = label
+        self.before = full_at
         self.fill_rate = limit.fill_rate
-        self.span = limit.span
+        self.most = most_behind(limit)
 
 
 #: The levels that one call passes: length = depth >= 1, root first.
@@ -68,29 +74,38 @@ class Waiter:
 
 
 class Tree:
-    """Everybody who waits in one tree, in the order in which they came. The states live in the levels."""
+    """
+    Everybody who waits in one tree, in the order in which they came. The states live in the levels.
 
-    __slots__ = ("waiting",)
+    Attributes:
+        waiting: Who waits, first come first.
+        idle: ``[0.0]`` for quick callers, or nothing, see :class:`bucketflow.quick_way.Guarded`.
+    """
+
+    __slots__ = ("_take", "_taken", "idle", "waiting")
 
     def __init__(self) -> None:
         self.waiting: list[Waiter] = []
+        self.idle = [0.0]
+        self._take = iter(self.idle.pop, math.nan)  # as in Line
+        self._taken = False
 
-    def consume(self, path: Path, now: int, cost: float) -> bool:
-        """Do what :meth:`decide` does, and say only whether the tokens were taken."""
-        if self.waiting:
-            return self.decide(path, now, cost).allowed
-        states = []
-        for level in path:
-            # core.wait_for and core.take in one step, as in Line.consume, and held against them by the same test.
-            full_at = level.full_at
-            behind = (full_at - now if full_at > now else 0.0) + cost * SECOND / level.fill_rate
-            if behind - level.span - HALF_TICK > 0:
+    def take_up(self) -> bool:
+        """See :class:`bucketflow.quick_way.Guarded`."""
+        if not self._taken:
+            try:
+                for _ in self._take:
+                    self._taken = True
+                    break
+            except IndexError:
                 return False
-            states.append(now + behind)
-        if cost:
-            for level, full_at in zip(path, states, strict=True):
-                level.full_at = full_at
         return True
+
+    def lay_down(self) -> None:
+        """See :class:`bucketflow.quick_way.Guarded`."""
+        if not self.waiting:
+            self._taken = False
+            self.idle.append(0.0)
 
     def decide(self, path: Path, now: int, cost: float) -> Decision:
         """
@@ -168,6 +183,14 @@ class Tree:
             held.add(waiter.level)
             still.append(waiter)
         self.waiting = still
+
+
+def put_back(path: Path, last: Level) -> None:
+    """Undo what was taken from *path*, from the root to *last*."""
+    for level in path:
+        level.full_at = level.before
+        if level is last:
+            break
 
 
 def _take(path: Path, now: int, cost: float) -> Decision:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -64,6 +66,28 @@ def test_every_shell_answers_as_the_core_does(make_exact, limit, steps):
         decision, full_at = core.consume(limit, full_at, now, share * limit.capacity)
         assert shell.consume(share * limit.capacity) == decision
         assert shell.tokens() == core.tokens_at(limit, full_at, now)
+
+
+@every_shell
+@given(
+    limit=slow_limits.filter(lambda limit: limit.capacity >= 1),
+    steps=st.lists(st.tuples(gaps, st.sampled_from([1, 1, 1, 1.0, 0])), max_size=30),
+)
+def test_every_shell_answers_as_the_core_does_to_the_default_cost(make, limit, steps):
+    shell, full_at, now = make(limit.capacity, limit.fill_rate), core.FULL, 0
+    for gap, cost in steps:
+        now = max(0, now + round(gap / TICK))
+        shell.at(now * TICK)
+        decision, full_at = core.consume(limit, full_at, now, cost)
+        assert shell.consume(cost) == decision
+        assert shell.tokens() == core.tokens_at(limit, full_at, now)
+
+
+@given(limits | st.builds(Limit, st.floats(1e-9, 1), st.floats(1e3, 1e12)))
+def test_the_most_a_bucket_may_be_behind_is_exact_to_the_last_bit(limit):
+    most = core.most_behind(limit)
+    assert core.wait_for(limit, most, 0, 0) == 0
+    assert core.wait_for(limit, math.nextafter(most, math.inf), 0, 0) == 1
 
 
 @given(buckets(), shares, st.data())

@@ -59,6 +59,8 @@ PUBLIC_MODULES = [
     "bucketflow.hierarchical",
     "bucketflow.limit",
     "bucketflow.line",
+    "bucketflow.quick_way",
+    "bucketflow.shared_tree",
     "bucketflow.testing",
     "bucketflow.token_bucket",
     "bucketflow.tree",

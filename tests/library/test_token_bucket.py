@@ -162,6 +162,14 @@ def test_more_than_the_capacity_is_an_error_and_not_an_endless_wait(kind, block)
 
 
 @each_kind
+def test_the_default_cost_too_can_be_more_than_the_capacity(kind):
+    bucket = kind(0.5, 1, name="mail")
+    with pytest.raises(CostExceedsCapacity, match="mail: 1 token"):
+        bucket.consume()
+    assert bucket.consume(0.5)
+
+
+@each_kind
 @pytest.mark.parametrize("timeout", [-1, math.nan, "1", True])
 def test_a_timeout_that_is_no_time_is_named(kind, timeout):
     with pytest.raises(ConfigError, match="timeout"):
