@@ -19,7 +19,22 @@ Role = Literal["floor", "ours", "peer"]
 
 
 class UnequalCountError(Exception):
-    """A contestant admitted another number of calls than the row asks for."""
+    """
+    A contestant admitted another number of calls than the row asks for.
+
+    Args:
+        racer: Which one.
+        admitted: How many calls it admitted.
+        calls: How many it was asked.
+        wanted: How many it should have admitted.
+    """
+
+    def __init__(self, racer: Racer, admitted: int, calls: int, wanted: int) -> None:
+        super().__init__(racer, admitted, calls, wanted)
+        self.racer, self.admitted, self.calls, self.wanted = racer, admitted, calls, wanted
+
+    def __str__(self) -> str:
+        return f"{self.racer.name} admitted {self.admitted} of {self.calls} calls, the row asks for {self.wanted}"
 
 
 @dataclass(frozen=True)
@@ -124,5 +139,5 @@ def _timed(racer: Racer, calls: int, *, refused: bool) -> float:
     taken = time.perf_counter() - begin
     wanted = 0 if refused else calls
     if admitted != wanted:
-        raise UnequalCountError(f"{racer.name} admitted {admitted} of {calls} calls, the row asks for {wanted}")
+        raise UnequalCountError(racer, admitted, calls, wanted)
     return taken
