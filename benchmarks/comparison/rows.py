@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-
-from rich.console import Console
+from statistics import median
 
 from comparison.contestant import Contestant
 from comparison.race import Racer, Standing, UnequalCountError, best_peer, named, race
@@ -76,6 +75,7 @@ def _entry(one: Standing, floor: Standing, ours: Standing) -> Entry:
     values = {
         "seconds": one.typical,
         "rate": 1 / one.typical,
+        "cpu": median(one.cpu),
         "over_floor": one.over(floor),
         "over_ours": one.over(ours),
     }
@@ -85,4 +85,4 @@ def _entry(one: Standing, floor: Standing, ours: Standing) -> Entry:
 def _show(title: str, standings: list[Standing], floor: Standing, ours: Standing) -> None:
     peer = best_peer(standings)
     best = "" if peer is None else f"; the best peer, {peer.name}, takes {peer.over(ours):.2f} times as long"
-    Console().print(f"{title}: {ours.typical * 1e6:.2f} µs a call, {ours.over(floor):.2f} × the floor{best}")
+    print(f"{title}: {ours.typical * 1e6:.2f} µs a call, {ours.over(floor):.2f} × the floor{best}")
