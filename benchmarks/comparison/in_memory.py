@@ -232,3 +232,8 @@ ASYNC_WAITING = [
         wait="not (await it.limit(timeout=30)).limited",
     ),
 ]
+
+
+def named(name: str) -> Contestant:
+    """Return the one of :data:`SYNC` with *name*."""
+    return next(one for one in SYNC if one.name == name)
