@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from comparison import parts
+from comparison import parts, results
 
 DOCUMENT = "document"
 
@@ -26,6 +26,8 @@ def main(names: list[str]) -> int:
     if len(names) == 1:
         _run(names[0])
         return 0
+    if not names:
+        results.clear()
     for name in names or [*parts.PARTS, DOCUMENT]:
         subprocess.run([sys.executable, __file__, name], check=True)
     return 0

@@ -86,6 +86,15 @@ def bucket() -> Any:  # noqa: ANN401
     return _buckets[0]
 
 
+if MODE == "celery-heimdall":
+    from celery_heimdall import HeimdallTask, RateLimit
+
+    @app.task(base=HeimdallTask, heimdall={"key": "bench", "rate_limit": RateLimit(tuple(LIMITS["window"]))})
+    def watched(tenant: str | None) -> None:
+        """Record the start of a task that another library rate-limits."""
+        records.rpush("starts", f"{time.time()} {tenant}")
+
+
 if os.environ["BENCH_COUNT"] == "1":
 
     @task_received.connect

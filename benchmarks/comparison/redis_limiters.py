@@ -85,7 +85,7 @@ def leased(kind: Any, client: Any, size: Size, keys: Sequence[str]) -> Any:  # n
     try:
         return _ours(kind, client, size, keys, lease=100)
     except TypeError as error:
-        raise NotImplementedError(str(error)) from error
+        raise NotImplementedError("this version has no `lease`") from error
 
 
 def _limits(place: Place, size: Size, key: str) -> SimpleNamespace:

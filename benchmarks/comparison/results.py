@@ -64,6 +64,12 @@ class Row:
         return [entry for entry in self.entries if entry.role == "peer"]
 
 
+def clear(folder: Path = FOLDER) -> None:
+    """Forget what earlier runs have found: a page is made of one run."""
+    for path in folder.glob("*.json"):
+        path.unlink()
+
+
 def save(part: str, rows: Sequence[Row], folder: Path = FOLDER) -> None:
     """Keep the *rows* of *part*, in place of what an earlier run has left."""
     folder.mkdir(exist_ok=True)

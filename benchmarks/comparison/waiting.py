@@ -32,8 +32,6 @@ SECONDS = 2.2
 #: One that does not come back is not waited for longer than this, in seconds.
 _PATIENCE = 8.0
 
-Watch = Callable[[Contestant, float], "list[Waiter]"]
-
 
 @dataclass
 class Waiter:
@@ -66,6 +64,23 @@ class Waiter:
         """Note an error."""
         name = type(error).__name__
         self.errors[name] = self.errors.get(name, 0) + 1
+
+
+@dataclass(frozen=True)
+class Turn:
+    """
+    What happened to all of them.
+
+    Attributes:
+        began: When the burst had been spent, in seconds.
+        waiters: They.
+    """
+
+    began: float
+    waiters: list[Waiter]
+
+
+Watch = Callable[[Contestant, float], Turn]
 
 
 def threads(turns: int = TURNS, seconds: float = SECONDS) -> list[Row]:
@@ -109,14 +124,15 @@ def row(  # noqa: PLR0913, PLR0917 - what a row is, and how it is run
             if one.name in left_out:
                 continue
             try:
-                waiters = watch(one, seconds)
+                turn = watch(one, seconds)
             except ABSENT as error:
                 left_out[one.name] = str(error)
                 continue
-            figures.setdefault(one.name, []).append(reckoned(waiters))
-            roles[one.name], notes[one.name] = one.role, _note(waiters)
+            figures.setdefault(one.name, []).append(reckoned(turn))
+            roles[one.name] = one.role
+            notes[one.name] = notes.get(one.name) or _note(turn.waiters)
     entries = [
-        Entry(name, roles[name], {column: median(turn[column] for turn in seen) for column in seen[0]}, notes[name])
+        Entry(name, roles[name], {column: median(each[column] for each in seen) for column in seen[0]}, notes[name])
         for name, seen in figures.items()
     ]
     for entry in entries:
@@ -124,12 +140,17 @@ def row(  # noqa: PLR0913, PLR0917 - what a row is, and how it is run
     return Row(key, title, entries, left_out)
 
 
-def by_threads(one: Contestant, seconds: float) -> list[Waiter]:
+def by_threads(one: Contestant, seconds: float) -> Turn:
     """Let threads wait for a fresh limiter."""
     it, loop = prepared(one, SIZE)
-    loop(it, SIZE.capacity)
     waiters = [Waiter() for _ in range(WAITERS)]
-    gate = threading.Barrier(WAITERS)
+    began = []
+
+    def spend_burst() -> None:
+        loop(it, SIZE.capacity)
+        began.append(time.perf_counter())
+
+    gate = threading.Barrier(WAITERS, spend_burst)
 
     def work(waiter: Waiter) -> None:
         gate.wait()
@@ -148,7 +169,7 @@ def by_threads(one: Contestant, seconds: float) -> list[Waiter]:
     end = time.monotonic() + seconds + _PATIENCE
     for thread in running:
         thread.join(max(0.0, end - time.monotonic()))
-    return waiters
+    return Turn(began[0], waiters)
 
 
 def in_loop() -> Watch:
@@ -164,34 +185,36 @@ def in_loop() -> Watch:
                 waiter.fail(error)
         waiter.since = None
 
-    async def watch(one: Contestant, seconds: float) -> list[Waiter]:
+    async def watch(one: Contestant, seconds: float) -> Turn:
         waiters = [Waiter() for _ in range(WAITERS)]
         it, loop = prepared(one, SIZE)
         await loop(it, SIZE.capacity)
-        end = time.perf_counter() + seconds
+        began = time.perf_counter()
+        end = began + seconds
         running = [asyncio.ensure_future(work(it, loop, waiter, end)) for waiter in waiters]
         _, pending = await asyncio.wait(running, timeout=seconds + _PATIENCE)
         for task in pending:
             task.cancel()
-        return waiters
+        return Turn(began, waiters)
 
     return lambda one, seconds: event_loop.run_until_complete(watch(one, seconds))
 
 
-def reckoned(waiters: list[Waiter]) -> dict[str, float]:
+def reckoned(turn: Turn) -> dict[str, float]:
     """
     Return the figures of one turn.
 
-    ``achieved`` is the share of the limit that was used from the first token to the last, ``spread`` how far the most
+    ``achieved`` is the share of the limit that was used until the last token, ``spread`` how far the most
     and the least served are apart as a share of the mean, ``longest`` the longest wait in fair ones.
     """
-    served = sorted(at for waiter in waiters for at in waiter.served)
+    waiters = turn.waiters
+    served = [at for waiter in waiters for at in waiter.served]
     counts = [len(waiter.served) for waiter in waiters]
     now = time.perf_counter()
     waits = [wait for waiter in waiters for wait in waiter.waits]
     waits += [now - waiter.since for waiter in waiters if waiter.since is not None]
     return {
-        "achieved": (len(served) - 1) / SIZE.fill_rate / (served[-1] - served[0]),
+        "achieved": len(served) / SIZE.fill_rate / (max(served) - turn.began),
         "spread": (max(counts) - min(counts)) / (sum(counts) / len(counts)),
         "longest": max(waits) / FAIR,
         "refused": float(sum(waiter.refused for waiter in waiters)),
