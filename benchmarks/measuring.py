@@ -13,9 +13,9 @@ from typing import Any
 
 import redis
 from celery import Celery
-from fleet import Fleet, redis_server, wait_until
 from rich.console import Console
 from rich.table import Table
+from workers import Fleet, redis_server, wait_until
 
 from bucketflow import testing
 from bucketflow.limit import Limit

@@ -1,4 +1,4 @@
-"""The app whose workers are measured; how it behaves stands in its environment, see ``fleet.py``."""
+"""The app whose workers are measured; how it behaves stands in its environment, see ``workers.py``."""
 
 from __future__ import annotations
 

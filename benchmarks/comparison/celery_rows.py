@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
-from fleet import Fleet, redis_server, wait_until
 from measuring import Run, limit, utilisation, worst_excess
+from workers import Fleet, redis_server, wait_until
 
 from comparison.race import Role
 from comparison.results import OURS, Entry, Row
@@ -42,7 +42,7 @@ def empty_tasks(rounds: int = 4, count: int = 3000) -> list[Row]:
 
 
 def throughput(key: str, title: str, seconds: float, rounds: int, count: int) -> Row:
-    """Measure *count* tasks at once that take *seconds* each, by fleets that are idle in turns; medians of the rounds."""
+    """Measure *count* tasks at once that take *seconds* each, by fleets that take turns; medians of the rounds."""
     figures: dict[str, list[dict[str, float]]] = {mode: [] for mode in _MODES}
     with ExitStack() as stack:
         runs = {mode: Run(stack.enter_context(_fleet(mode))) for mode in _MODES}

@@ -34,19 +34,23 @@ class Panel:
         title: Above it.
         value: Finds the number in an entry; ``None``: the entry is left out.
         shown: Writes it.
-        log: Whether the axis is logarithmic.
+        least: Whether the best is the least of them.
     """
 
     row: str
     title: str
     value: Callable[[Entry], float | None]
     shown: Callable[[float], str]
-    log: bool = False
+    least: bool = True
 
 
 def _nanoseconds(entry: Entry) -> float | None:
     seconds = entry.values["seconds"]
     return None if seconds is None else seconds * 1e9
+
+
+def _longest(entry: Entry) -> float | None:
+    return None if entry.values["refused"] else entry.values["longest"]  # who gives up waits no longer
 
 
 def _column(name: str) -> Callable[[Entry], float | None]:
@@ -67,12 +71,14 @@ CHARTS = {
         Panel("memory-asyncio", "in memory, asyncio: ns a call", _nanoseconds, _thousands),
     ],
     "redis": [
-        Panel("redis-16", "Redis, 16 threads: calls a second", _column("rate"), _thousands),
-        Panel("redis-asyncio-64-on-1", "Redis, asyncio, 64 callers on a bucket", _column("rate"), _thousands),
+        Panel("redis-16", "Redis, 16 threads: calls a second", _column("rate"), _thousands, least=False),
+        Panel(
+            "redis-asyncio-64-on-1", "Redis, asyncio, 64 callers on a bucket", _column("rate"), _thousands, least=False
+        ),
     ],
     "waiting": [
-        Panel("waiting-threads", "8 threads wait: the longest, in fair waits", _column("longest"), _times, log=True),
-        Panel("waiting-redis-threads", "the same through Redis", _column("longest"), _times, log=True),
+        Panel("waiting-threads", "8 threads wait: the longest, in fair waits", _longest, _times),
+        Panel("waiting-redis-threads", "the same through Redis", _longest, _times),
     ],
 }
 
@@ -102,7 +108,7 @@ def _chart(rows: Mapping[str, Row], panels: Sequence[Panel], file: Path) -> None
 
 def _bars(axis: Axes, panel: Panel, entries: Sequence[Entry]) -> None:
     bars = [(value, entry) for entry in entries if (value := panel.value(entry)) is not None]
-    bars.sort(key=lambda bar: (bar[0], bar[1].name))
+    bars.sort(key=lambda bar: (bar[0], bar[1].name), reverse=panel.least)  # the best on top
     names, values = [entry.name for _, entry in bars], [value for value, _ in bars]
     drawn = axis.barh(names, values, color=[_COLOURS[entry.role] for _, entry in bars], height=0.7)
     axis.bar_label(drawn, [panel.shown(value) for value in values], padding=3)
@@ -111,10 +117,5 @@ def _bars(axis: Axes, panel: Panel, entries: Sequence[Entry]) -> None:
     axis.set_title(panel.title, loc="left", fontsize=10)
     axis.spines[["top", "right", "bottom"]].set_visible(False)
     axis.tick_params(left=False)
-    if panel.log:
-        axis.set_xscale("log")
-        axis.set_xlim(min(values) / 2, max(values) * 4)
-    else:
-        axis.set_xlim(0, max(values) * 1.18)
+    axis.set_xlim(0, max(values) * 1.25)
     axis.set_xticks([])
-    axis.minorticks_off()

@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import psutil
-from fleet import redis_server
+from workers import redis_server
 
 from bucketflow import TokenBucket
 from comparison import former, in_memory
@@ -28,7 +28,7 @@ from comparison.rows import ABSENT
 
 #: Full again two seconds after the last token was taken, and a tenth after the first.
 SIZE = Size(20, 10)
-#: Seconds after which every one of them is idle: the slowest expiry that depends on the limit is twice the time to fill.
+#: Seconds after which all of them are idle: no expiry that depends on the limit is above twice the time to fill.
 IDLE = 5.0
 BUCKETS = 10_000
 
@@ -49,7 +49,7 @@ def _objects(make: Callable[[], Any]) -> Use:
 def _token_bucket() -> Use:
     from token_bucket import Limiter, MemoryStorage  # noqa: PLC0415 - a peer may be absent
 
-    return Limiter(SIZE.fill_rate, SIZE.capacity, MemoryStorage()).consume  # type: ignore[no-any-return]
+    return Limiter(SIZE.fill_rate, SIZE.capacity, MemoryStorage()).consume
 
 
 def _limits() -> Use:
@@ -62,7 +62,7 @@ def _pyrate() -> Use:
 
     clock, buckets = MonotonicClock(), {}
 
-    class Customers(BucketFactory):  # type: ignore[misc]
+    class Customers(BucketFactory):
         def wrap_item(self, name: str, weight: int = 1) -> Any:  # noqa: ANN401
             return RateItem(name, clock.now(), weight=weight)
 
@@ -71,7 +71,7 @@ def _pyrate() -> Use:
                 buckets[item.name] = StateBucket([in_memory.pyrate_rate(SIZE)], algorithm=TokenBucket())
             return buckets[item.name]
 
-    return Limiter(Customers()).try_acquire  # type: ignore[no-any-return]
+    return Limiter(Customers()).try_acquire
 
 
 def _throttled() -> Use:
@@ -80,7 +80,7 @@ def _throttled() -> Use:
     # By default it keeps 1024 limits and forgets the others, those in use too.
     store = MemoryStore(options={"MAX_SIZE": 2 * BUCKETS})
     options = in_memory.throttled_options(SIZE, "")
-    return Throttled(using=options["using"], quota=options["quota"], store=store).limit  # type: ignore[no-any-return]
+    return Throttled(using=options["using"], quota=options["quota"], store=store).limit
 
 
 def _steindamm() -> Use:
@@ -99,7 +99,7 @@ KEEPING: dict[str, Callable[[], Use]] = {
     "bucketflow 0.1.0": lambda: _objects(partial(former.load("token_bucket")[0].TokenBucket, *SIZE)),
     "limits": _limits,
     "pyrate-limiter": _pyrate,
-    "rust-py-rate-limit": lambda: in_memory.RUST.make(SIZE, "").allow,  # type: ignore[no-any-return]
+    "rust-py-rate-limit": lambda: in_memory.RUST.make(SIZE, "").allow,
     "steindamm": _steindamm,
     "throttled-py": _throttled,
     "token-bucket": _token_bucket,
@@ -182,9 +182,9 @@ def _keys_of(one: Contestant, place: Place) -> tuple[float, float | None]:
     """Return the bytes that the keys of a bucket take after one call, and the seconds until the last is gone."""
     it, loop = prepared(one, SIZE)
     loop(it, 1)
-    expiries = [place.client.pttl(key) for key in place.client.keys()]
+    expiries = [place.client.pttl(key) for key in place.client.scan_iter()]
     return _bytes_in(place), None if -1 in expiries else max(expiries, default=0) / 1000
 
 
 def _bytes_in(place: Place) -> float:
-    return float(sum(place.client.memory_usage(key, samples=0) or 0 for key in place.client.keys()))
+    return float(sum(place.client.memory_usage(key, samples=0) or 0 for key in place.client.scan_iter()))

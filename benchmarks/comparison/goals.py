@@ -30,7 +30,7 @@ class Goal:
         row: What is measured.
         wanted: What must come out.
         shown: Puts what came out into words.
-        measure: Finds it in the rows; ``KeyError`` or ``TypeError`` where it was not measured.
+        measure: Finds it in the rows; ``KeyError`` where it was not measured.
         held: Whether that is enough.
     """
 
@@ -64,28 +64,50 @@ def verdicts(rows: Rows, *, compiled: bool) -> list[Verdict]:
     return [_verdict(goal, rows) for goal in [*GOALS, *([WITH_COMPILED_CORE] if compiled else [])]]
 
 
+def found(rows: Rows, key: str, name: str, column: str) -> float:
+    """
+    Return a number.
+
+    Raises:
+        KeyError: It was not measured.
+    """
+    value = rows[key].value(name, column)
+    if value is None:
+        raise KeyError(key)
+    return value
+
+
 def _verdict(goal: Goal, rows: Rows) -> Verdict:
     try:
         figures = list(goal.measure(rows))
         return Verdict(goal.row, goal.wanted, goal.shown(figures), all(map(goal.held, figures)))
-    except (KeyError, TypeError):
+    except KeyError:
         return Verdict(goal.row, goal.wanted, "not measured", None)
 
 
 def against(peers: Iterable[Entry], ours: float = 1.0) -> float:
-    """Return how many times our rate the best of *peers* is behind; *ours*: our time, where it is another entry's."""
-    return min((entry.values["over_ours"] / ours for entry in peers), default=float("nan"))  # type: ignore[operator]
+    """
+    Return how many times the rate of the best of *peers* ours is.
+
+    Args:
+        peers: Of one row.
+        ours: Our time over that of our entry in the row, where another one is meant.
+
+    Raises:
+        KeyError: There are no peers.
+    """
+    ratios = [entry.values["over_ours"] for entry in peers]
+    if not ratios:
+        raise KeyError("peers")
+    return min(ratio for ratio in ratios if ratio is not None) / ours
 
 
 def _of(key: str, name: str, *columns: str) -> Callable[[Rows], list[float]]:
-    return lambda rows: [rows[key].of(name).values[column] + 0.0 for column in columns]  # type: ignore[operator, union-attr]
+    return lambda rows: [found(rows, key, name, column) for column in columns]
 
 
 def _against_best(key: str, *names: str) -> Callable[[Rows], list[float]]:
-    def measure(rows: Rows) -> list[float]:
-        return [against(rows[key].peers(), rows[key].value(name, "over_ours") + 0.0) for name in names]  # type: ignore[operator]
-
-    return measure
+    return lambda rows: [against(rows[key].peers(), found(rows, key, name, "over_ours")) for name in names]
 
 
 def _against_pure(key: str) -> Callable[[Rows], list[float]]:
@@ -93,15 +115,15 @@ def _against_pure(key: str) -> Callable[[Rows], list[float]]:
 
 
 def _waiting(column: str) -> Callable[[Rows], list[float]]:
-    return lambda rows: [rows[key].value(OURS, column) + 0.0 for key in WAITING]  # type: ignore[operator]
+    return lambda rows: [found(rows, key, OURS, column) for key in WAITING]
 
 
 def _leases(rows: Rows) -> list[float]:
-    return [1 / rows[key].value(LEASED, "over_ours") for key in ("redis-lease", "redis-asyncio-lease")]  # type: ignore[operator]
+    return [1 / found(rows, key, LEASED, "over_ours") for key in ("redis-lease", "redis-asyncio-lease")]
 
 
 def _celery(rows: Rows) -> list[float]:
-    return [rows[key].value(OURS, "over_plain") + 0.0 for key in ("celery", "celery-empty")]  # type: ignore[operator]
+    return [found(rows, key, OURS, "over_plain") for key in ("celery", "celery-empty")]
 
 
 def _times(figures: list[float], *labels: str) -> str:
@@ -110,7 +132,9 @@ def _times(figures: list[float], *labels: str) -> str:
 
 
 def _by_place(figures: list[float], form: str) -> str:
-    return ", ".join(f"{place} {figure:{form}}".replace("%", " %") for place, figure in zip(WAITING.values(), figures, strict=True))
+    return ", ".join(
+        f"{place} {figure:{form}}".replace("%", " %") for place, figure in zip(WAITING.values(), figures, strict=True)
+    )
 
 
 def _at_least(least: float) -> Callable[[float], bool]:
@@ -151,7 +175,9 @@ GOALS = [
         _against_best("redis-1", OURS, DEEP),
         _at_least(2),
     ),
-    Goal("Redis, 16 threads on one client", "≥ 3 × the best peer", _times, _against_best("redis-16", OURS), _at_least(3)),
+    Goal(
+        "Redis, 16 threads on one client", "≥ 3 × the best peer", _times, _against_best("redis-16", OURS), _at_least(3)
+    ),
     Goal(
         "asyncio, 64 callers on one bucket",
         "≥ 8 × the best peer",
@@ -221,6 +247,6 @@ WITH_COMPILED_CORE = Goal(
     "in memory, 1 thread, compiled core",
     "faster than rust-py-rate-limit",
     _times,
-    lambda rows: [rows["memory-1"].value("rust-py-rate-limit", "over_ours") + 0.0],  # type: ignore[operator]
+    lambda rows: [found(rows, "memory-1", "rust-py-rate-limit", "over_ours")],
     lambda figure: figure > 1,
 )

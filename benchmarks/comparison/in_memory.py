@@ -94,7 +94,7 @@ def _steindamm(size: Size, key: str) -> Any:  # noqa: ANN401
 
     def ask() -> bool:
         try:
-            bucket.__enter__()  # noqa: PLC2801 - what ``with`` does
+            bucket.__enter__()
         except MaxSleepExceededError:
             return False
         return True
@@ -109,7 +109,7 @@ def _async_steindamm(size: Size, key: str) -> Any:  # noqa: ANN401
 
     async def ask() -> bool:
         try:
-            await bucket.__aenter__()  # noqa: PLC2801
+            await bucket.__aenter__()
         except MaxSleepExceededError:
             return False
         return True
@@ -173,7 +173,9 @@ SYNC = [
     OURS,
     Contestant("bucketflow 0.1.0", _former, "it.consume()", wait="it.consume(block=True)", path=_former_path),
     Contestant("limits", _limits, "it.strategy.hit(it.item, it.key)"),
-    Contestant("pyrate-limiter", _pyrate, PYRATE_SYNC, wait=PYRATE_SYNC, refuse="it.try_acquire('key', blocking=False)"),
+    Contestant(
+        "pyrate-limiter", _pyrate, PYRATE_SYNC, wait=PYRATE_SYNC, refuse="it.try_acquire('key', blocking=False)"
+    ),
     RUST,
     Contestant("steindamm", _steindamm, STEINDAMM_SYNC, wait=STEINDAMM_SYNC, refuse="it.ask()"),
     Contestant("throttled-py", _throttled, "not it.limit().limited"),

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
-from fleet import redis_executable
+from workers import redis_executable
 
 import bucketflow
 

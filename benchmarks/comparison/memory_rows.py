@@ -1,4 +1,4 @@
-"""How long a call takes in one process: one thread, four, and a coroutine; one level and three; admitted and refused."""
+"""How long a call takes in one process: a thread, four, a coroutine; one level and three; admitted and refused."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ def rows(sync: Sequence[Contestant] = SYNC, asynchronous: Sequence[Contestant] =
         raced("memory-1", "1 thread, 1 level", sync, racer, also=[deep], rounds=rounds),
         raced("memory-1-deep", "1 thread, 3 levels", sync, partial(racer, levels=3), rounds=rounds),
         raced("memory-4", "4 threads, 1 level", sync, partial(threaded_racer, threads=4), rounds=rounds),
-        raced("memory-4-deep", "4 threads, 3 levels", sync, partial(threaded_racer, threads=4, levels=3), rounds=rounds),
+        raced(
+            "memory-4-deep", "4 threads, 3 levels", sync, partial(threaded_racer, threads=4, levels=3), rounds=rounds
+        ),
     ]
 
     def in_loop(one: Contestant, levels: int = 1) -> Racer:
         return task_racer(one, event_loop, levels=levels)
 
-    def refused_in_loop(one: Contestant) -> Racer:
+    def no_in_loop(one: Contestant) -> Racer:
         return task_racer(refusing(one), event_loop, size=DRY)
 
-    def refused(one: Contestant) -> Racer:
+    def no(one: Contestant) -> Racer:
         return racer(refusing(one), DRY)
 
     table += [
         raced("memory-asyncio", "asyncio, 1 level", asynchronous, in_loop, rounds=rounds),
         raced("memory-asyncio-deep", "asyncio, 3 levels", asynchronous, partial(in_loop, levels=3), rounds=rounds),
-        raced("memory-refused", "1 thread, 1 level, refused", sync, refused, rounds=rounds, refused=True),
-        raced("memory-asyncio-refused", "asyncio, 1 level, refused", asynchronous, refused_in_loop, rounds=rounds, refused=True),
+        raced("memory-refused", "1 thread, refused", sync, no, rounds=rounds, refused=True),
+        raced("memory-asyncio-refused", "asyncio, refused", asynchronous, no_in_loop, rounds=rounds, refused=True),
     ]  # fmt: skip
     event_loop.close()
     return table

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from fleet import redis_server
+from workers import redis_server
 
 from comparison.contestant import AMPLE, Contestant, prepared
 from comparison.redis_limiters import Place, in_tasks, threaded

@@ -50,7 +50,7 @@ def run(name: str) -> Sequence[results.Row]:
     if not part.hiredis:
         if "redis" in sys.modules:
             raise RuntimeError("redis-py has looked for hiredis already")
-        sys.modules["hiredis"] = None  # type: ignore[assignment] # how an import is told that it fails
+        sys.modules["hiredis"] = None  # how an import is told that it fails
     rows = getattr(import_module(f"comparison.{part.module}"), part.function)()
     results.save(name, rows)
     return rows

@@ -6,6 +6,7 @@ Where a limiter takes a client it gets the one of its place; where it makes its 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,8 +61,19 @@ class Place:
 
     @cached_property
     def async_client(self) -> redis.asyncio.Redis:
-        """The one client of all tasks."""
+        """The one client of all tasks; its connections belong to the event loop that opens them."""
         return redis.asyncio.Redis(host=HOST, port=self.port, db=self.db)
+
+    @cached_property
+    def event_loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop of all tasks."""
+        return asyncio.new_event_loop()
+
+    def close(self) -> None:
+        """Close what has been opened."""
+        self.event_loop.run_until_complete(self.async_client.aclose())
+        self.event_loop.close()
+        self.client.close()
 
     def sha(self) -> str:
         """Load the script that does nothing."""
@@ -158,7 +170,7 @@ def _heimdall(place: Place, size: Size, key: str) -> SimpleNamespace:
     from celery_heimdall import HeimdallTask, RateLimit  # noqa: PLC0415
     from celery_heimdall.task import rate_limited_countdown  # noqa: PLC0415 - what its tasks call before they run
 
-    class Task(HeimdallTask):  # type: ignore[misc]
+    class Task(HeimdallTask):
         name = key
         heimdall = {"rate_limit": RateLimit(size.window)}  # noqa: RUF012
 
@@ -203,9 +215,7 @@ def threaded(place: Place) -> list[Contestant]:
         Contestant("dramatiq", lambda size, key: _dramatiq(place, size, key), "it.take()"),
         Contestant("limits", lambda size, key: _limits(place, size, key), "it.strategy.hit(it.item, it.key)"),
         Contestant("pyrate-limiter", lambda size, key: _pyrate(client, size, key), PYRATE_SYNC, wait=PYRATE_SYNC),
-        Contestant(
-            "steindamm", lambda size, key: _steindamm(place, size, key), STEINDAMM_SYNC, wait=STEINDAMM_SYNC
-        ),
+        Contestant("steindamm", lambda size, key: _steindamm(place, size, key), STEINDAMM_SYNC, wait=STEINDAMM_SYNC),
         Contestant("throttled-py", lambda size, key: _throttled(place, size, key), "not it.limit().limited"),
     ]
 

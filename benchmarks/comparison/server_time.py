@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 import redis
-from fleet import redis_server
+from workers import redis_server
 
 from comparison.contestant import AMPLE, Contestant, prepared
 from comparison.redis_limiters import FLOOR, Place, threaded

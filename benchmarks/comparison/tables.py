@@ -150,7 +150,9 @@ def goals(verdicts: Iterable[Verdict]) -> str:
     """Return the table of the goals."""
     words = {True: "yes", False: "**no**", None: _NONE}
     lines = [[one.row, one.wanted, one.measured, words[one.held]] for one in verdicts]
-    return "\n".join(["| row | goal | measured | held |", "|---|---|---|---|", *(f"| {' | '.join(c)} |" for c in lines)])
+    return "\n".join(
+        ["| row | goal | measured | held |", "|---|---|---|---|", *(f"| {' | '.join(c)} |" for c in lines)]
+    )
 
 
 def listed(versions: Mapping[str, str]) -> str:

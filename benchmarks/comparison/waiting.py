@@ -1,5 +1,5 @@
 """
-Eight who wait at once, at 100 tokens a second: how much of the limit they get, how evenly, how long the unluckiest waits.
+Eight who wait at once, at 100 tokens a second: how much of the limit they get, how evenly, and the longest wait.
 
 The burst has been spent before they come. Each comes again as soon as it has been served, so a fair turn takes eight
 intervals.
@@ -11,11 +11,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
-from fleet import redis_server
+from workers import redis_server
 
 from comparison.contestant import Contestant, Size, prepared
 from comparison.in_memory import ASYNC_WAITING, WAITING
@@ -90,7 +91,9 @@ def threads(turns: int = TURNS, seconds: float = SECONDS) -> list[Row]:
 
 def tasks(turns: int = TURNS, seconds: float = SECONDS) -> list[Row]:
     """Measure tasks of one process."""
-    return [row("waiting-tasks", "8 tasks, in memory", ASYNC_WAITING, in_loop(), turns, seconds)]
+    return [
+        row("waiting-tasks", "8 tasks, in memory", ASYNC_WAITING, by_tasks(asyncio.new_event_loop()), turns, seconds)
+    ]
 
 
 def threads_on_redis(turns: int = TURNS, seconds: float = SECONDS) -> list[Row]:
@@ -102,9 +105,9 @@ def threads_on_redis(turns: int = TURNS, seconds: float = SECONDS) -> list[Row]:
 
 def tasks_on_redis(turns: int = TURNS, seconds: float = SECONDS) -> list[Row]:
     """Measure tasks with one client of one server."""
-    with redis_server() as port:
-        contestants = waiting_in_tasks(Place(port))
-        return [row("waiting-redis-tasks", "8 tasks, Redis", contestants, in_loop(), turns, seconds)]
+    with redis_server() as port, closing(Place(port)) as place:
+        watch = by_tasks(place.event_loop)
+        return [row("waiting-redis-tasks", "8 tasks, Redis", waiting_in_tasks(place), watch, turns, seconds)]
 
 
 def row(  # noqa: PLR0913, PLR0917 - what a row is, and how it is run
@@ -172,9 +175,8 @@ def by_threads(one: Contestant, seconds: float) -> Turn:
     return Turn(began[0], waiters)
 
 
-def in_loop() -> Watch:
-    """Return what lets tasks wait for a fresh limiter, always in one event loop, to which clients may be bound."""
-    event_loop = asyncio.new_event_loop()
+def by_tasks(event_loop: asyncio.AbstractEventLoop) -> Watch:
+    """Return what lets tasks wait for a fresh limiter."""
 
     async def work(it: Any, loop: Callable[[Any, int], Any], waiter: Waiter, end: float) -> None:  # noqa: ANN401
         while (now := time.perf_counter()) < end:
