@@ -87,19 +87,6 @@ def _ours(kind: Any, client: Any, size: Size, keys: Sequence[str], **options: An
     return bucket
 
 
-def leased(kind: Any, client: Any, size: Size, keys: Sequence[str]) -> Any:  # noqa: ANN401
-    """
-    Return a bucket of ours that takes 100 tokens a call.
-
-    Raises:
-        NotImplementedError: This version cannot.
-    """
-    try:
-        return _ours(kind, client, size, keys, lease=100)
-    except TypeError as error:
-        raise NotImplementedError("this version has no `lease`") from error
-
-
 def _limits(place: Place, size: Size, key: str) -> SimpleNamespace:
     from limits import RateLimitItemPerSecond  # noqa: PLC0415 - a peer may be absent
     from limits.storage import RedisStorage  # noqa: PLC0415
@@ -258,13 +245,13 @@ def in_tasks(place: Place) -> list[Contestant]:
 def threaded_lease(place: Place) -> Contestant:
     """Return our bucket with a lease of 100 tokens."""
     kind, client = RedisTokenBucket, place.client
-    return Contestant(LEASED, lambda size, key: leased(kind, client, size, [key]), "it.consume()", "ours")
+    return Contestant(LEASED, lambda size, key: kind(client, key, *size, lease=100), "it.consume()", "ours")
 
 
 def lease_in_tasks(place: Place) -> Contestant:
     """Return the same for tasks."""
     kind, client = AsyncRedisTokenBucket, place.async_client
-    return Contestant(LEASED, lambda size, key: leased(kind, client, size, [key]), "await it.consume()", "ours")
+    return Contestant(LEASED, lambda size, key: kind(client, key, *size, lease=100), "await it.consume()", "ours")
 
 
 def threaded_waiting(place: Place) -> list[Contestant]:
