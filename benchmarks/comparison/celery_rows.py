@@ -31,12 +31,12 @@ _LIMITED: Sequence[tuple[str, str, Role, str, Mapping[str, Any]]] = [
 ]
 
 
-def tasks_of_10_ms(rounds: int = 4, count: int = 2500) -> list[Row]:
+def tasks_of_10_ms(rounds: int = 4, count: int = 2000) -> list[Row]:
     """Measure tasks that wait as for somebody else's API."""
     return [throughput("celery", "tasks of 10 ms, three limits, none reached", 0.01, rounds, count)]
 
 
-def empty_tasks(rounds: int = 4, count: int = 3000) -> list[Row]:
+def empty_tasks(rounds: int = 4, count: int = 2500) -> list[Row]:
     """Measure tasks that do nothing: they leave the machine no rest."""
     return [throughput("celery-empty", "empty tasks, three limits, none reached", 0.0, rounds, count)]
 

@@ -11,7 +11,6 @@ import gc
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
@@ -26,7 +25,7 @@ from comparison.redis_limiters import Place, threaded
 from comparison.results import OURS, Entry, Row
 from comparison.rows import ABSENT
 
-#: Full again two seconds after the last token was taken, and a tenth after the first.
+#: Full again two seconds after the last token was taken.
 SIZE = Size(20, 10)
 #: Seconds after which all of them are idle: no expiry that depends on the limit is above twice the time to fill.
 IDLE = 5.0
@@ -114,11 +113,11 @@ def rows() -> list[Row]:
 def in_process(names: Sequence[str], buckets: int = BUCKETS, idle: float = IDLE) -> Row:
     """Measure each in a process of its own, two at once: what is measured is no time."""
     entries, left_out = [], {}
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        measuring = {name: pool.submit(bytes_a_bucket, name, buckets, idle) for name in names}
+    with get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
+        measuring = {name: pool.apply_async(bytes_a_bucket, [name, buckets, idle]) for name in names}
         for name, future in measuring.items():
             try:
-                live, after = future.result()
+                live, after = future.get(60)
             except ABSENT as error:
                 left_out[name] = str(error)
                 continue
@@ -155,7 +154,7 @@ def _resident() -> int:
 
 
 def in_redis(idle: float = IDLE) -> Row:
-    """Measure the keys that one call leaves, by the server's own account."""
+    """Measure the keys of a bucket, by the server's own account."""
     with redis_server() as port:
         contestants = threaded(Place(port))
         places = [Place(port, db) for db in range(len(contestants))]
@@ -179,9 +178,9 @@ def in_redis(idle: float = IDLE) -> Row:
 
 
 def _keys_of(one: Contestant, place: Place) -> tuple[float, float | None]:
-    """Return the bytes that the keys of a bucket take after one call, and the seconds until the last is gone."""
+    """Return the bytes that the keys of a half-empty bucket take, and the seconds until the last is gone."""
     it, loop = prepared(one, SIZE)
-    loop(it, 1)
+    loop(it, SIZE.capacity // 2)
     expiries = [place.client.pttl(key) for key in place.client.scan_iter()]
     return _bytes_in(place), None if -1 in expiries else max(expiries, default=0) / 1000
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -87,21 +87,25 @@ def _ours(kind: Any, client: Any, size: Size, keys: Sequence[str], **options: An
     return bucket
 
 
-def _limits(place: Place, size: Size, key: str) -> SimpleNamespace:
-    from limits import RateLimitItemPerSecond  # noqa: PLC0415 - a peer may be absent
-    from limits.storage import RedisStorage  # noqa: PLC0415
+@cache
+def _limits_strategy(place: Place) -> Any:  # noqa: ANN401
+    from limits.storage import RedisStorage  # noqa: PLC0415 - a peer may be absent
     from limits.strategies import SlidingWindowCounterRateLimiter  # noqa: PLC0415
 
-    strategy = SlidingWindowCounterRateLimiter(RedisStorage(place.url))
-    return SimpleNamespace(strategy=strategy, item=RateLimitItemPerSecond(*size.window), key=key)
+    return SlidingWindowCounterRateLimiter(RedisStorage(place.url))
 
 
-def _async_limits(place: Place, size: Size, key: str) -> SimpleNamespace:
-    from limits import RateLimitItemPerSecond  # noqa: PLC0415
+@cache
+def _async_limits_strategy(place: Place) -> Any:  # noqa: ANN401
     from limits.aio.storage import RedisStorage  # noqa: PLC0415
     from limits.aio.strategies import SlidingWindowCounterRateLimiter  # noqa: PLC0415
 
-    strategy = SlidingWindowCounterRateLimiter(RedisStorage(f"async+{place.url}", implementation="redispy"))
+    return SlidingWindowCounterRateLimiter(RedisStorage(f"async+{place.url}", implementation="redispy"))
+
+
+def _limits(strategy: Any, size: Size, key: str) -> SimpleNamespace:  # noqa: ANN401
+    from limits import RateLimitItemPerSecond  # noqa: PLC0415
+
     return SimpleNamespace(strategy=strategy, item=RateLimitItemPerSecond(*size.window), key=key)
 
 
@@ -200,7 +204,9 @@ def threaded(place: Place) -> list[Contestant]:
         ),
         Contestant("celery-heimdall", lambda size, key: _heimdall(place, size, key), "it.countdown() == 0"),
         Contestant("dramatiq", lambda size, key: _dramatiq(place, size, key), "it.take()"),
-        Contestant("limits", lambda size, key: _limits(place, size, key), "it.strategy.hit(it.item, it.key)"),
+        Contestant(
+            "limits", lambda size, key: _limits(_limits_strategy(place), size, key), "it.strategy.hit(it.item, it.key)"
+        ),
         Contestant("pyrate-limiter", lambda size, key: _pyrate(client, size, key), PYRATE_SYNC, wait=PYRATE_SYNC),
         Contestant("steindamm", lambda size, key: _steindamm(place, size, key), STEINDAMM_SYNC, wait=STEINDAMM_SYNC),
         Contestant("throttled-py", lambda size, key: _throttled(place, size, key), "not it.limit().limited"),
@@ -230,7 +236,9 @@ def in_tasks(place: Place) -> list[Contestant]:
             path=lambda size, keys: _ours(AsyncRedisTokenBucket, client, size, keys),
         ),
         Contestant(
-            "limits", lambda size, key: _async_limits(place, size, key), "await it.strategy.hit(it.item, it.key)"
+            "limits",
+            lambda size, key: _limits(_async_limits_strategy(place), size, key),
+            "await it.strategy.hit(it.item, it.key)",
         ),
         Contestant("pyrate-limiter", lambda size, key: _pyrate(client, size, key), PYRATE_ASYNC, wait=PYRATE_ASYNC),
         Contestant(

@@ -15,7 +15,7 @@ from comparison.results import Entry, Row
 from comparison.rows import ABSENT
 
 #: What a script calls is counted on its own and in the script.
-_SCRIPTS = ("cmdstat_evalsha", "cmdstat_eval")
+_SCRIPTS = ("cmdstat_evalsha", "cmdstat_eval", "cmdstat_fcall")
 
 
 def rows(rounds: int = 7, calls: int = 500) -> list[Row]:
