@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 
+import compare
 import pytest
 from comparison import charts, document, footprint, memory_rows, outage, redis_rows, results, server_time, waiting
 from comparison.contestant import Contestant, racer
@@ -42,6 +43,11 @@ def names(row):
 def test_every_part_is_there():
     for part in PARTS.values():
         assert callable(getattr(import_module(f"comparison.{part.module}"), part.function))
+
+
+def test_a_part_that_is_not_there_is_named(capsys):
+    assert compare.main(["memory", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("no such part: nowhere; there are memory, ")
 
 
 def test_the_rows_in_memory_can_be_run():
@@ -159,13 +165,15 @@ def in_memory(floor, peer, rust=0.3):
 def test_a_goal_is_held_missed_or_not_measured(row, held):
     judged = verdicts({"memory-1": row}, compiled=False)
     assert [verdict.held for verdict in judged[:2]] == held
-    assert [verdict.measured for verdict in judged if verdict.held is None][-1] == "not measured"
-    assert len(judged) == len(GOALS)
+    assert [verdict.measured for verdict in judged if verdict.held is None][-2] == "not measured"
+    assert len(judged) == len(GOALS) + 1
 
 
 @pytest.mark.parametrize(("rust", "held"), [(0.9, False), (1.1, True)])
 def test_the_compiled_core_has_a_goal_of_its_own(rust, held):
-    assert verdicts({"memory-1": in_memory(1.1, 1.2, rust)}, compiled=True)[-1].held is held
+    rows = {"memory-1": in_memory(1.1, 1.2, rust)}
+    assert verdicts(rows, compiled=True)[-1].held is held
+    assert verdicts(rows, compiled=False)[-1].held is None
 
 
 def test_what_a_part_has_found_is_kept_until_the_next_run(tmp_path):

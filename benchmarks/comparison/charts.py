@@ -72,9 +72,7 @@ CHARTS = {
     ],
     "redis": [
         Panel("redis-16", "Redis, 16 threads: calls a second", _column("rate"), _thousands, least=False),
-        Panel(
-            "redis-asyncio-64-on-1", "Redis, asyncio, 64 callers on a bucket", _column("rate"), _thousands, least=False
-        ),
+        Panel("redis-asyncio-64-on-1", "Redis, 64 tasks on one bucket", _column("rate"), _thousands, least=False),
     ],
     "waiting": [
         Panel("waiting-threads", "8 threads wait: the longest, in fair waits", _longest, _times),
