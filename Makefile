@@ -3,7 +3,8 @@
 #   make demo       see real workers obey a hierarchy of limits, in under a minute
 #   make test       the whole suite
 #   make lint       ruff and mypy
-#   make bench      the measurements of README.md
+#   make bench      measure beside other libraries, in ten minutes, and write docs/benchmarks.md; ARGS="redis waiting-tasks"
+#   make bench-celery   the measurements of README.md
 #   make test-all   the suite on every Python here, against Redis and against Valkey
 #   make clean      remove what the others made
 #
@@ -14,10 +15,10 @@ PYTHON ?= python3
 ARGS ?=
 PIP = -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test lint bench test-all clean
+.PHONY: help demo test lint bench bench-celery test-all clean
 
 help:
-	@sed -n '3,9s/^# *//p' Makefile
+	@sed -n '3,10s/^# *//p' Makefile
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python -m bucketflow_celery.demo $(ARGS)
@@ -30,20 +31,29 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-bench: .venv/ready
+bench: .venv-bench/peers
+	.venv-bench/bin/python benchmarks/compare.py $(ARGS)
+
+bench-celery: .venv/ready
 	.venv/bin/python benchmarks/throttle.py $(ARGS)
 
 test-all:
 	tools/test-all "$(PYTHON)" $(ARGS)
 
 clean:
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist demo-output
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist demo-output bench-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/ready: EXTRA = dev
-.venv-demo/ready: EXTRA = demo
+.venv-demo/ready .venv-bench/ready: EXTRA = demo
 
-.venv/ready .venv-demo/ready: pyproject.toml tools/pythons
+# bucketflow 0.1.0 has our own name, so it goes into a folder of its own.
+.venv-bench/peers: .venv-bench/ready benchmarks/requirements.txt
+	@.venv-bench/bin/python $(PIP) install --requirement benchmarks/requirements.txt
+	@.venv-bench/bin/python $(PIP) install --no-deps --upgrade --target .venv-bench/bucketflow-0.1.0 bucketflow==0.1.0
+	@touch $@
+
+.venv/ready .venv-demo/ready .venv-bench/ready: pyproject.toml tools/pythons
 	@python=$$(tools/pythons "$(PYTHON)" | head -n 1); \
 	if [ -z "$$python" ]; then \
 	    echo "BucketFlow needs Python 3.10 or later with its venv module, and none was found." >&2; \

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from itertools import count, islice
 
 import redis
-from fleet import redis_server
 from rich.console import Console
 from rich.table import Table
+from workers import redis_server
 
 from bucketflow.redis_calls import ScriptRunner
 from bucketflow_celery.limits import Level, Limit

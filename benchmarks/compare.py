@@ -1,39 +1,48 @@
 """
-How long a call takes, beside other libraries and beside the least that Python needs: ``python benchmarks/compare.py``.
+BucketFlow beside other libraries: ``python benchmarks/compare.py [part ...]``.
 
-In memory, in one thread, one level and three. Install ``benchmarks/requirements.txt``; a
-library that is not there is left out, and named.
+Without arguments every part runs, each in a process of its own, and ``docs/benchmarks.md`` is written from what they
+found. With them only these parts run; ``document`` writes the page from what has been found so far. Install
+``benchmarks/requirements.txt``: a library that is not there is left out, and named.
 """
 
 from __future__ import annotations
 
-from comparison import in_memory
-from comparison.contestant import Contestant, racer
-from comparison.race import Racer, best_peer, named, race
-from rich.console import Console
-from rich.table import Table
+import subprocess
+import sys
+import time
+
+from comparison import parts, results
+
+DOCUMENT = "document"
 
 
-def main() -> None:
-    """Run the rows and print them."""
-    for title, levels in (("1 level", 1), ("3 levels", 3)):
-        standings = race([runner for one in in_memory.SYNC if (runner := _runner(one, levels)) is not None])
-        floor, ours, peer = named(standings, in_memory.FLOOR.name), named(standings, "BucketFlow"), best_peer(standings)
-        table = Table("limiter", "ns a call", "× floor", title=f"in memory, 1 thread, {title}")
-        for one in sorted(standings, key=lambda one: one.typical):
-            table.add_row(one.name, f"{one.typical * 1e9:.0f}", f"{one.over(floor):.2f}")
-        Console().print(table)
-        if peer is not None:
-            print(f"BucketFlow takes {ours.over(peer):.2f} times as long as the best peer, {peer.name}")
+def main(names: list[str]) -> int:
+    """Run the parts *names*; return 2 if there is no such part."""
+    unknown = [name for name in names if name not in parts.PARTS and name != DOCUMENT]
+    if unknown:
+        print(f"no such part: {', '.join(unknown)}; there are {', '.join(parts.PARTS)} and {DOCUMENT}", file=sys.stderr)
+        return 2
+    if len(names) == 1:
+        _run(names[0])
+        return 0
+    if not names:
+        results.clear()
+    for name in names or [*parts.PARTS, DOCUMENT]:
+        subprocess.run([sys.executable, __file__, name], check=True)
+    return 0
 
 
-def _runner(one: Contestant, levels: int) -> Racer | None:
-    try:
-        return racer(one, levels=levels)
-    except (ImportError, FileNotFoundError) as error:
-        print(f"{one.name} is left out: {error}")
-        return None
+def _run(name: str) -> None:
+    begin = time.monotonic()
+    if name == DOCUMENT:
+        from comparison import document  # noqa: PLC0415 - it imports redis-py: too early for the parts
+
+        document.write()
+    else:
+        parts.run(name)
+    print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

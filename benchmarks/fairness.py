@@ -22,8 +22,8 @@ from typing import Any
 
 import redis
 from celery import Celery
-from fleet import Fleet, wait_until
 from measuring import Row, Run, limit, report, utilisation, worst_excess
+from workers import Fleet, wait_until
 
 from bucketflow_celery import Throttle
 from bucketflow_celery.limits import Level, Limit

@@ -13,9 +13,9 @@ from typing import Any
 
 import redis
 from celery import Celery
-from fleet import Fleet, redis_server, wait_until
 from rich.console import Console
 from rich.table import Table
+from workers import Fleet, redis_server, wait_until
 
 from bucketflow import testing
 from bucketflow.limit import Limit
@@ -63,12 +63,12 @@ class Run:
         with self.app.producer_or_acquire() as producer:
             return [self.app.send_task(f"tasks.{task}", args, queue=queue, producer=producer).id for _ in range(count)]
 
-    def send_many(self, count: int, tenants: Sequence[str]) -> None:
+    def send_many(self, count: int, tenants: Sequence[str], task: str = "work", args: Sequence[Any] = ()) -> None:
         """Publish *count* tasks, the tenants in turn: one of each by Celery, the others as copies of its message."""
         broker = redis.Redis(port=self.fleet.port, db=0)
         patterns = []
         for tenant in tenants:
-            self.app.send_task("tasks.work", [tenant], queue="bench-copies")
+            self.app.send_task(f"tasks.{task}", [tenant, *args], queue="bench-copies")
             patterns.append(json.loads(broker.lpop("bench-copies")))
         for begin in range(0, count, _BATCH):
             copies = [_copy(patterns[at % len(patterns)]) for at in range(begin, min(count, begin + _BATCH))]

@@ -1,4 +1,4 @@
-"""The app whose workers are measured; how it behaves stands in its environment, see ``fleet.py``."""
+"""The app whose workers are measured; how it behaves stands in its environment, see ``workers.py``."""
 
 from __future__ import annotations
 
@@ -84,6 +84,15 @@ def bucket() -> Any:  # noqa: ANN401
         client = redis.Redis(port=PORT, db=1)
         _buckets.append(RedisTokenBucket(client, "plain", LIMITS["capacity"], LIMITS["fill_rate"]))
     return _buckets[0]
+
+
+if MODE == "celery-heimdall":
+    from celery_heimdall import HeimdallTask, RateLimit
+
+    @app.task(base=HeimdallTask, heimdall={"key": "bench", "rate_limit": RateLimit(tuple(LIMITS["window"]))})
+    def watched(tenant: str | None) -> None:
+        """Record the start of a task that another library rate-limits."""
+        records.rpush("starts", f"{time.time()} {tenant}")
 
 
 if os.environ["BENCH_COUNT"] == "1":

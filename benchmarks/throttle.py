@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from fleet import Fleet, wait_until
 from measuring import Row, Run, limit, report, utilisation, worst_excess
+from workers import Fleet, wait_until
 
 
 def backlog(port: int, count: int, allowed: tuple[float, float], level: str, most: float) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -55,6 +55,8 @@ class Contestant:
         call: An expression that takes one token from ``it`` without waiting, true if it was there.
         role: See :class:`comparison.race.Racer`.
         wait: The same, but it waits for its turn; empty if the limiter cannot.
+        refuse: The same as *call*, where that would wait for a token that is not there; ``None`` where it would not,
+            empty if the limiter can only wait.
         path: Makes one for a size and the keys of its levels, root first; ``None``: one call a level, root first, is
             all that can be done.
     """
@@ -64,6 +66,7 @@ class Contestant:
     call: str
     role: Role = "peer"
     wait: str = ""
+    refuse: str | None = None
     path: Callable[[Size, Sequence[str]], Any] | None = None
 
 
@@ -75,6 +78,18 @@ def compiled(call: str) -> Callable[[Any, int], Any]:
     names: dict[str, Any] = {}
     exec("from itertools import repeat\n" + source, names)  # the expressions stand in this folder
     return names["loop"]
+
+
+def refusing(one: Contestant) -> Contestant:
+    """
+    Return *one* as it is asked when the answer is no.
+
+    Raises:
+        NotImplementedError: It can only wait.
+    """
+    if not one.refuse and one.refuse is not None:
+        raise NotImplementedError("it can only wait")
+    return one if one.refuse is None else replace(one, call=one.refuse)
 
 
 _numbers = count()

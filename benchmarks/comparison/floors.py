@@ -29,7 +29,7 @@ class MinimalBucket:
         try:
             now, full_at = monotonic(), self._full_at
             full_at = (full_at if full_at > now else now) + tokens * self._interval  # noqa: FURB136 - max() costs more
-            if full_at - now > self._burst:
+            if full_at > now + self._burst:  # one sum rounds like the other
                 return False
             self._full_at = full_at
             return True
@@ -56,7 +56,7 @@ class MinimalPath:
             for level, burst, interval in self._levels:
                 full_at = self._full_at[level]
                 full_at = (full_at if full_at > now else now) + tokens * interval  # noqa: FURB136
-                if full_at - now > burst:
+                if full_at > now + burst:
                     return False
                 after.append(full_at)
             self._full_at = after
@@ -77,7 +77,7 @@ class MinimalAsyncBucket:
         """Take *tokens* if they are there."""
         now, full_at = monotonic(), self._full_at
         full_at = (full_at if full_at > now else now) + tokens * self._interval  # noqa: FURB136
-        if full_at - now > self._burst:
+        if full_at > now + self._burst:  # one sum rounds like the other
             return False
         self._full_at = full_at
         return True

@@ -11,8 +11,11 @@ from comparison import former
 from comparison.contestant import Contestant, Size
 from comparison.floors import MinimalAsyncBucket, MinimalBucket, MinimalPath
 
-STEINDAMM_SYNC = "it.__enter__() is None"
-STEINDAMM_ASYNC = "(await it.__aenter__()) is None"
+#: With ``blocking=False`` it refuses whoever finds another thread at work, whatever tokens there are.
+PYRATE_SYNC = "it.try_acquire('key')"
+PYRATE_ASYNC = "await it.try_acquire_async('key')"
+STEINDAMM_SYNC = "it.enter() is None"
+STEINDAMM_ASYNC = "(await it.enter()) is None"
 
 
 def _hierarchy(kind: Any, size: Size, keys: Sequence[str]) -> Any:  # noqa: ANN401
@@ -79,21 +82,39 @@ def _token_bucket(size: Size, _key: str) -> Any:  # noqa: ANN401
 
 
 def steindamm_options(size: Size, key: str) -> dict[str, Any]:
-    """Return what its buckets take. They wait by themselves, for *max_sleep* seconds at most."""
+    """Return what its buckets take. They wait by themselves, for *max_sleep* seconds at most, and raise above that."""
     pace = {"capacity": size.capacity, "refill_amount": 1, "refill_frequency": 1 / size.fill_rate}
     return {"name": key, **pace, "max_sleep": 30}
 
 
 def _steindamm(size: Size, key: str) -> Any:  # noqa: ANN401
-    from steindamm import SyncTokenBucket  # noqa: PLC0415
+    from steindamm import MaxSleepExceededError, SyncTokenBucket  # noqa: PLC0415
 
-    return SyncTokenBucket.create(**steindamm_options(size, key))
+    bucket = SyncTokenBucket.create(**steindamm_options(size, key))
+
+    def ask() -> bool:
+        try:
+            bucket.__enter__()
+        except MaxSleepExceededError:
+            return False
+        return True
+
+    return SimpleNamespace(enter=bucket.__enter__, ask=ask)
 
 
 def _async_steindamm(size: Size, key: str) -> Any:  # noqa: ANN401
-    from steindamm import AsyncTokenBucket  # noqa: PLC0415
+    from steindamm import AsyncTokenBucket, MaxSleepExceededError  # noqa: PLC0415
 
-    return AsyncTokenBucket.create(**steindamm_options(size, key))
+    bucket = AsyncTokenBucket.create(**steindamm_options(size, key))
+
+    async def ask() -> bool:
+        try:
+            await bucket.__aenter__()
+        except MaxSleepExceededError:
+            return False
+        return True
+
+    return SimpleNamespace(enter=bucket.__aenter__, ask=ask)
 
 
 def _rust(size: Size, _key: str) -> Any:  # noqa: ANN401
@@ -143,7 +164,7 @@ OURS = Contestant(
     "it.consume()",
     "ours",
     "it.consume(block=True)",
-    lambda size, keys: _hierarchy(HierarchicalTokenBucket, size, keys),
+    path=lambda size, keys: _hierarchy(HierarchicalTokenBucket, size, keys),
 )
 RUST = Contestant("rust-py-rate-limit", _rust, "it.allow('key')")
 
@@ -152,9 +173,11 @@ SYNC = [
     OURS,
     Contestant("bucketflow 0.1.0", _former, "it.consume()", wait="it.consume(block=True)", path=_former_path),
     Contestant("limits", _limits, "it.strategy.hit(it.item, it.key)"),
-    Contestant("pyrate-limiter", _pyrate, "it.try_acquire('key', blocking=False)", wait="it.try_acquire('key')"),
+    Contestant(
+        "pyrate-limiter", _pyrate, PYRATE_SYNC, wait=PYRATE_SYNC, refuse="it.try_acquire('key', blocking=False)"
+    ),
     RUST,
-    Contestant("steindamm", _steindamm, STEINDAMM_SYNC, wait=STEINDAMM_SYNC),
+    Contestant("steindamm", _steindamm, STEINDAMM_SYNC, wait=STEINDAMM_SYNC, refuse="it.ask()"),
     Contestant("throttled-py", _throttled, "not it.limit().limited"),
     Contestant("token-bucket", _token_bucket, "it.consume('key')"),
 ]
@@ -169,17 +192,26 @@ ASYNC_OURS = Contestant(
 ASYNC = [
     ASYNC_FLOOR,
     ASYNC_OURS,
-    Contestant("aiolimiter", _aiolimiter, "(await it.acquire()) is None", wait="(await it.acquire()) is None"),
-    Contestant("asynciolimiter", _asynciolimiter, "(await it.wait()) is None", wait="(await it.wait()) is None"),
+    Contestant(
+        "aiolimiter",
+        _aiolimiter,
+        "(await it.acquire()) is None",
+        wait="(await it.acquire()) is None",
+        refuse="it.has_capacity() and (await it.acquire()) is None",
+    ),
+    Contestant(
+        "asynciolimiter", _asynciolimiter, "(await it.wait()) is None", wait="(await it.wait()) is None", refuse=""
+    ),
     Contestant("bucketflow 0.1.0", _async_former, "await it.consume()", wait="await it.consume(block=True)"),
     Contestant("limits", _async_limits, "await it.strategy.hit(it.item, it.key)"),
     Contestant(
         "pyrate-limiter",
         _pyrate,
-        "await it.try_acquire_async('key', blocking=False)",
-        wait="await it.try_acquire_async('key')",
+        PYRATE_ASYNC,
+        wait=PYRATE_ASYNC,
+        refuse="await it.try_acquire_async('key', blocking=False)",
     ),
-    Contestant("steindamm", _async_steindamm, STEINDAMM_ASYNC, wait=STEINDAMM_ASYNC),
+    Contestant("steindamm", _async_steindamm, STEINDAMM_ASYNC, wait=STEINDAMM_ASYNC, refuse="await it.ask()"),
     Contestant("throttled-py", _async_throttled, "not (await it.limit()).limited"),
 ]
 
@@ -202,3 +234,8 @@ ASYNC_WAITING = [
         wait="not (await it.limit(timeout=30)).limited",
     ),
 ]
+
+
+def named(name: str) -> Contestant:
+    """Return the one of :data:`SYNC` with *name*."""
+    return next(one for one in SYNC if one.name == name)

