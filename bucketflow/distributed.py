@@ -92,7 +92,7 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWat
         cost = tokens
         if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._most:
             cost = self._cost(tokens)  # says what is wrong
-        if not (cost and self._turnstile.busy):
+        if not (cost and self._turnstile.line):
             if self._path.spend(cost):
                 return True
             if not block:
@@ -110,7 +110,7 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWat
             ConfigError, CostExceedsCapacity, StoreUnavailable: As :meth:`consume` does.
         """
         cost = self._cost(tokens)
-        if cost and self._turnstile.busy:
+        if cost and self._turnstile.line:
             return self._behind(self._look(cost))
         return self._path.decision(self._ask(cost))
 
@@ -179,7 +179,7 @@ class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, Async
         cost = tokens
         if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._most:
             cost = self._cost(tokens)  # says what is wrong
-        if not (cost and self._turnstile.busy):
+        if not (cost and self._turnstile.line):
             if self._path.spend(cost):
                 return True
             if not block:
@@ -189,7 +189,7 @@ class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, Async
     async def try_consume(self, tokens: float = 1) -> Decision:
         """See :meth:`RedisTokenBucket.try_consume`."""
         cost = self._cost(tokens)
-        if cost and self._turnstile.busy:
+        if cost and self._turnstile.line:
             return self._behind(await self._look(cost))
         return await self._decide(cost)
 

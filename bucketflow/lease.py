@@ -11,7 +11,7 @@ on, so what is out is at most ``out`` less what has come since.
 Whoever settles a lease gives the rest back. Refunds stop at the ``floor``: below it the bucket would be full before the
 leases have faded. A holder that died is forgotten at the floor, at the latest.
 
-``lua/lease.lua`` mirrors the first half of this file line by line; the second half is the holder's.
+``lua/consume.lua`` mirrors the first half of this file; the second half is the holder's.
 """
 
 from __future__ import annotations
@@ -112,18 +112,16 @@ class Lease:
     Attributes:
         tokens: As given.
         left: As many may be spent, unless some have faded.
-        whole_until: µs on the holder's clock until which none has.
+        whole_until: µs on the holder's clock until which none has, even if nobody spends.
     """
 
     __slots__ = ("_path", "_unspent", "_whole", "left", "tokens", "whole_until")
 
     def __init__(self, tokens: float, path: Sequence[Limit], whole: Sequence[float]) -> None:
-        self.tokens = self.left = tokens
+        self.tokens = tokens
         self._path = path
         self._whole = whole
-        self.whole_until = min(whole)
-        # Of each level, when as many were left: a level fades at its own pace.
-        self._unspent = [(tokens, tokens)] * len(path)
+        self._keep([tokens] * len(path))
 
     def spend(self, now: int, cost: float) -> bool:
         """Spend *cost* tokens at *now*, µs on the holder's clock, if they are there."""
@@ -156,4 +154,12 @@ class Lease:
 
     def _keep(self, unspent: Sequence[float]) -> None:
         self.left = min(unspent)
+        # Of each level, when as many were left: a level fades at its own pace.
         self._unspent = [(held, self.left) for held in unspent]
+        # What was spent fades first.
+        self.whole_until = min(
+            [
+                whole_at + (self.tokens - held) * SECOND / limit.fill_rate
+                for held, limit, whole_at in zip(unspent, self._path, self._whole, strict=True)
+            ]
+        )

@@ -7,13 +7,14 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bucketflow.clock import raw
 from bucketflow.forks import forget_after_fork
 from bucketflow.lease import Lease
 from bucketflow.limit import SECOND
 from bucketflow.merging import Answer
 from bucketflow.redis_path import Level, RedisPath, pack_numbers
 from bucketflow.redis_routes import Call
-from bucketflow.scripts import exact, load_script
+from bucketflow.scripts import exact
 
 if TYPE_CHECKING:
     from bucketflow.clock import Clock
@@ -49,7 +50,7 @@ class LeasedPath(RedisPath):
         super().__init__(levels)
         self._most = most
         self._now = clock.now
-        self._lease_script = load_script("bucketflow", "lease")
+        self._read, self._scale = raw(clock)
         self.after_fork()
         forget_after_fork(self)
 
@@ -58,6 +59,7 @@ class LeasedPath(RedisPath):
         self._lock = threading.Lock()
         # One, unless loops of several threads asked at the same time.
         self._granted: list[_Granted] = []
+        self._newest: Lease | None = None
 
     @property
     def left(self) -> float:
@@ -66,12 +68,12 @@ class LeasedPath(RedisPath):
 
     def spend(self, cost: float) -> bool:
         """See :class:`RedisPath`."""
+        lease = self._newest
+        if lease is None:
+            return False
         with self._lock:
-            if not self._granted:
-                return False
-            lease = self._granted[0].lease
-            if lease.left >= cost > 0 and self._now() <= lease.whole_until:  # Lease.spend, at half its price
-                lease.left -= cost
+            if lease.left >= cost > 0 and self._read() * self._scale <= lease.whole_until:
+                lease.left -= cost  # Lease.spend, at a third of its price
                 return True
             return self._spend(cost) is not None
 
@@ -117,6 +119,7 @@ class LeasedPath(RedisPath):
             lease = Lease(tokens, self.limits, [call.made_at + (instant - now) for instant in whole])
             with self._lock:
                 self._granted.append(_Granted(lease, whole, answers[-1][2:], call.made_at))
+                self._newest = lease
         return answers
 
     def _spend(self, cost: float) -> _Granted | None:
@@ -132,10 +135,9 @@ class LeasedPath(RedisPath):
             settled.append(granted.lease.tokens)
             for instant, unspent in zip(granted.whole, granted.lease.unspent(now), strict=True):
                 settled += (instant, unspent)
+            granted.lease.left = 0.0
         self._granted = []
-        limits: list[float] = []
-        for level in self.levels:
-            limits += (level.limit.capacity, level.limit.fill_rate, level.start)
+        self._newest = None
         most = self._most if any(cost > 0 for cost in costs) else 0.0
-        args = (pack_numbers(limits), pack_numbers(costs), exact(most), pack_numbers(settled))
-        return Call.of(self._lease_script, self.keys, args, now)
+        args = (self.packed_limits(), pack_numbers(costs), exact(most), pack_numbers(settled))
+        return Call.of(self.script, self.keys, args, now)

@@ -46,13 +46,14 @@ class RedisPath:
         levels: As given.
         limits: Of each level.
         keys: Of each level.
+        script: What answers.
     """
 
     def __init__(self, levels: Sequence[Level]) -> None:
         self.levels = levels
         self.limits = [level.limit for level in levels]
         self.keys = [level.key for level in levels]
-        self._script = load_script("bucketflow", "consume")
+        self.script = load_script("bucketflow", "consume")
         self._answer = struct.Struct(f"<{2 + len(levels)}d")
         self._is_new = True
         self._packed: dict[tuple[float, ...], Call] = {}
@@ -106,10 +107,14 @@ class RedisPath:
         return [Call.of(load_script("bucketflow", "refund"), self.keys, args)]
 
     def _pack(self, costs: tuple[float, ...]) -> Call:
-        limits: list[float] = []
+        return Call.of(self.script, self.keys, (self.packed_limits(), pack_numbers(costs)))
+
+    def packed_limits(self) -> bytes:
+        """Return the limits as consume.lua reads them."""
+        numbers: list[float] = []
         for level in self.levels:
-            limits += (level.limit.span, level.limit.fill_rate, level.start)
-        return Call.of(self._script, self.keys, (pack_numbers(limits), pack_numbers(costs)))
+            numbers += (level.limit.span, level.limit.fill_rate, level.start)
+        return pack_numbers(numbers)
 
 
 def pack_numbers(numbers: Sequence[float]) -> bytes:

@@ -63,19 +63,19 @@ _Place = TypeVar("_Place", _ThreadPlace, _AsyncPlace)
 
 
 class _Turnstile(Generic[_Place]):
-    """The line itself, and what both kinds of waiting share. Every method here is short and never sleeps."""
+    """
+    The line itself, and what both kinds of waiting share. Every method here is short and never sleeps.
+
+    Attributes:
+        line: Who waits. While somebody does, a caller who does not wait must be refused: it would overtake.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._line: OrderedDict[_Place, None] = OrderedDict()
+        self.line: OrderedDict[_Place, None] = OrderedDict()
         self._last: Decision = _UNKNOWN
         self._asks_again = 0
-
-    @property
-    def busy(self) -> bool:
-        """Whether someone is waiting, so that a caller who does not wait must be refused: it would overtake."""
-        return bool(self._line)
 
     def refusal(self) -> Decision:
         """
@@ -93,28 +93,28 @@ class _Turnstile(Generic[_Place]):
             self._wake_head()
 
     def _wake_head(self) -> None:
-        while self._line:
-            head = next(iter(self._line))
+        while self.line:
+            head = next(iter(self.line))
             if head.wake():
                 return
-            del self._line[head]
+            del self.line[head]
 
     def _leave(self, place: _Place) -> None:
         with self._lock:
-            if place in self._line:
-                was_head = place is next(iter(self._line))
-                del self._line[place]
+            if place in self.line:
+                was_head = place is next(iter(self.line))
+                del self.line[place]
                 if was_head:
                     self._last, self._asks_again = _UNKNOWN, 0
                     self._wake_head()
 
     def _enter(self, place: _Place) -> None:
         with self._lock:
-            self._line[place] = None
+            self.line[place] = None
 
     def _is_head(self, place: _Place) -> bool:
         with self._lock:
-            return place is next(iter(self._line), None)
+            return place is next(iter(self.line), None)
 
     def _deadline(self, timeout: float | None) -> int | None:
         if timeout is None:

@@ -3,25 +3,53 @@
 -- ARGV     limits (packed doubles, of each level: µs to fill, fill rate, µs behind if its key is missing), costs (packed doubles; a negative one only looks)
 -- returns  for each cost {wait in µs, binding level from 0 or -1, then µs behind full at each level} (one string of packed doubles)
 -- errors   none after the first write
+-- lease    settles what the caller leased before, then answers, then takes more for the caller to spend by itself
+--   ARGV     also most tokens to lease, settled leases (packed doubles, of each: tokens, and of each level: µs at which it began to fade, tokens unspent)
+--   returns  before the rest {tokens leased, µs now, then µs at which they begin to fade at each level}
 
--- core.consume_path, operation for operation, but in one loop and with every number packed: calls and texts would be half
--- of the server's time. So this file does without core.lua, and repeats its constants.
+-- core.consume_path and lease.py, operation for operation, but in one loop and with every number packed: calls and
+-- texts would be half of the server's time. So this file does without core.lua, and repeats its constants.
 local SECOND, HALF_TICK, FULL, EPOCH = 1000000, 0.5, 0, 1704067200
-local call, pack, parse, ceil, text = redis.call, struct.pack, struct.unpack, math.ceil, string.format
+local call, pack, parse, text = redis.call, struct.pack, struct.unpack, string.format
+local ceil, max, min = math.ceil, math.max, math.min
 
 local depth, time, stored = #KEYS, call('TIME'), call('MGET', unpack(KEYS))
 local now = (time[1] - EPOCH) * SECOND + time[2]
 local limits = {parse('<' .. ('d'):rep(3 * depth), ARGV[1])}
+local most, settled = tonumber(ARGV[3]), ARGV[4]
 local states, taken, changed, reply, length = {}, {}, false, {}, 0
+-- Of what is out on lease, where anything is: behind the bucket in its value stand two more doubles.
+local floors, outs = {}, {}
 
 for level = 1, depth do
-  local start = limits[3 * level]
+  local value, start = stored[level], limits[3 * level]
   states[level] = FULL
-  if stored[level] then
-    states[level] = parse('<d', stored[level])
+  if value then
+    states[level] = parse('<d', value)
+    if #value > 8 then
+      floors[level], outs[level] = parse('<dd', value, 9)
+    end
   elseif start > 0 then
     states[level], changed = now + start, true
   end
+end
+
+if most then
+  local size = 8 + 16 * depth
+  for level = 1, depth do
+    local fill_rate, floor, out = limits[3 * level - 1], floors[level] or FULL, outs[level] or 0
+    out = max(0, min(out, (floor - now) * fill_rate / SECOND))
+    for at = 1, #settled, size do
+      local tokens = parse('<d', settled, at)
+      local whole_at, unspent = parse('<dd', settled, at + 16 * level - 8)
+      local faded = (now > whole_at and now - whole_at or 0) * fill_rate / SECOND
+      local ended = min(out, max(0, tokens - faded))
+      floor, out = floor - ended * SECOND / fill_rate, out - ended
+      states[level] = max(now, states[level] - min(unspent, ended) * SECOND / fill_rate, out > 0 and floor or FULL)
+    end
+    floors[level], outs[level] = floor, out
+  end
+  length = 2 + depth
 end
 
 for at = 1, #ARGV[2], 8 do
@@ -36,7 +64,9 @@ for at = 1, #ARGV[2], 8 do
     end
     taken[level] = now + behind
   end
-  if wait == 0 and cost > 0 then
+  if wait > 0 then
+    most = most and 0 -- whoever was refused waits for what is left
+  elseif cost > 0 then
     states, taken, changed = taken, states, true
   end
   reply[length + 1], reply[length + 2] = wait, binding
@@ -46,16 +76,36 @@ for at = 1, #ARGV[2], 8 do
   length = length + 2 + depth
 end
 
+if most then
+  local tokens = most
+  for level = 1, depth do
+    local behind = states[level] > now and states[level] - now or 0
+    local there = (limits[3 * level - 2] + HALF_TICK - behind) * limits[3 * level - 1] / SECOND
+    tokens = max(0, min(tokens, there - there % 1))
+  end
+  reply[1], reply[2] = tokens, now
+  for level = 1, depth do
+    local fill_rate = limits[3 * level - 1]
+    if tokens > 0 then
+      local behind = states[level] > now and states[level] - now or 0
+      states[level] = now + (behind + tokens * SECOND / fill_rate)
+      floors[level], outs[level] = states[level], outs[level] + tokens
+    end
+    reply[2 + level] = floors[level] - outs[level] * SECOND / fill_rate
+  end
+  changed = true
+end
+
 if changed then
   for level = 1, depth do
-    local full_at, old = states[level], stored[level]
+    local full_at = states[level]
     if full_at > now then
       local value = pack('<d', full_at)
-      if old and #old > 8 then
-        value = value .. old:sub(9) -- what is out on lease, see lease.lua
+      if (outs[level] or 0) > 0 then
+        value = value .. pack('<dd', floors[level], outs[level])
       end
       call('PSETEX', KEYS[level], text('%d', ceil((full_at - now) / 1000)), value)
-    elseif old then
+    elseif stored[level] then
       call('DEL', KEYS[level])
     end
   end

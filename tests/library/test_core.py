@@ -73,8 +73,8 @@ def test_every_shell_answers_as_the_core_does(make_exact, limit, steps):
     limit=slow_limits.filter(lambda limit: limit.capacity >= 1),
     steps=st.lists(st.tuples(gaps, st.sampled_from([1, 1, 1, 1.0, 0])), max_size=30),
 )
-def test_every_shell_answers_as_the_core_does_to_the_default_cost(make, limit, steps):
-    shell, full_at, now = make(limit.capacity, limit.fill_rate), core.FULL, 0
+def test_every_shell_answers_as_the_core_does_to_the_default_cost(make_exact, limit, steps):
+    shell, full_at, now = make_exact(limit.capacity, limit.fill_rate), core.FULL, 0
     for gap, cost in steps:
         now = max(0, now + round(gap / TICK))
         shell.at(now * TICK)

@@ -244,7 +244,7 @@ def test_threads_are_served_in_order_and_nobody_overtakes_them(redis_client):
     ]
     for number, thread in enumerate(threads):
         thread.start()
-        while len(bucket._turnstile._line) + len(served) <= number:
+        while len(bucket._turnstile.line) + len(served) <= number:
             time.sleep(0.0005)
     refusal = bucket.try_consume()
     overtook = bucket.consume()

@@ -175,7 +175,7 @@ def unpacked(reply):
 
 
 class Twin:
-    """What lease.lua does, in Python, for a path of levels."""
+    """What consume.lua does for one who leases, in Python, for a path of levels."""
 
     def __init__(self, path):
         self.path = path
@@ -227,9 +227,9 @@ calls = st.tuples(
 @given(st.lists(limits, min_size=1, max_size=3), st.lists(calls, min_size=1, max_size=15))
 def test_the_script_gives_the_same_bits_and_stores_them(redis_client, path, calls):
     redis_client.flushall()
-    script = at_stopped_clock(load_script("bucketflow", "lease"))
+    script = at_stopped_clock(load_script("bucketflow", "consume"))
     keys = [f"level {number}" for number in range(len(path))]
-    levels = packed([number for limit in path for number in (limit.capacity, limit.fill_rate, 0.0)])
+    levels = packed([number for limit in path for number in (limit.span, limit.fill_rate, 0.0)])
     twin, smallest, now, held = Twin(path), min(limit.capacity for limit in path), START, []
     for passed, shares, most, unspent_shares in calls:
         now += passed

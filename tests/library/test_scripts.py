@@ -37,14 +37,15 @@ def header(name):
     return match
 
 
+LEASE = re.compile(r"-- lease +.+\n--   ARGV +also (?P<argv>.+)\n--   returns +before the rest (?P<returns>.+)\n")
+
+
 def words(text):
-    """Return how many things *text* lists, and how many more for each level; in braces it may list twice."""
-    fixed = each = 0
-    for part in text.split(" and for each cost "):
-        first, _, more = re.sub(r"\(.*?\)", "", part).partition("then ")
-        fixed += len([word for word in first.split(",") if word.strip(" {}")])
-        each += len([word for word in more.split(",") if word.strip(" {}")])
-    return fixed, each
+    """Return how many things *text* lists, and how many more for each level."""
+    fixed, _, each = re.sub(r"\(.*?\)", "", text).partition("then ")
+    return len([word for word in fixed.split(",") if word.strip(" {}")]), len(
+        [word for word in each.split(",") if word.strip(" {}")]
+    )
 
 
 class Recorder(ScriptRunner):
@@ -66,17 +67,17 @@ class Recorder(ScriptRunner):
 
 @pytest.fixture(params=[1, 2, 3])
 def calls(request, redis_client):
-    """Return keys, arguments and reply of every operation, as the binding makes them at this depth."""
-    recorder, recorded = Recorder(redis_client), {}
-    for lease in (5, None):
-        bucket = None
+    """Return, by lease, keys, arguments and reply of every operation, as the binding makes them at this depth."""
+    recorded = {}
+    for lease in (None, 5):
+        recorder, bucket = Recorder(redis_client), None
         for level in range(request.param):
             bucket = RedisTokenBucket(redis_client, f"level{level}", 10, 1, parent=bucket, lease=lease)
         bucket._runner = recorder
         bucket.consume()
         if lease is None:
             bucket.refund()
-        recorded = recorder.calls | recorded
+        recorded[lease] = dict(recorder.calls)
         bucket.close()  # settles the lease, with no cost
     return request.param, recorded
 
@@ -85,7 +86,7 @@ def calls(request, redis_client):
 def test_the_header_says_what_the_binding_sends_and_gets(name, calls):
     depth, recorded = calls
     said = header(name)
-    keys, args, reply = recorded[name]
+    keys, args, reply = recorded[None][name]
     assert said["name"] == name
     assert len(keys) == depth
     fixed, each = words(said["argv"])
@@ -94,6 +95,16 @@ def test_the_header_says_what_the_binding_sends_and_gets(name, calls):
     length = len(reply) // 8 if isinstance(reply, bytes) else len(reply)  # packed doubles
     assert length == (fixed + each * depth if each else fixed * depth)
     assert said["errors"] == "none after the first write"
+
+
+def test_the_header_says_what_a_lease_adds(calls):
+    depth, recorded = calls
+    _, args, reply = recorded[None]["consume"]
+    _, more_args, longer_reply = recorded[5]["consume"]
+    said = LEASE.search(source("consume"))
+    assert len(more_args) == len(args) + words(said["argv"])[0]
+    fixed, each = words(said["returns"])
+    assert len(longer_reply) // 8 == len(reply) // 8 + fixed + each * depth
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

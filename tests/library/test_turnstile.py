@@ -55,8 +55,8 @@ def test_threads_are_served_in_order_and_only_the_head_asks(clock, remote, turns
     served, waits = [], []
     for name in range(4):
         waits.append(pool.submit(lambda name=name: (turnstile.wait(remote.ask), served.append(name))))
-        until(lambda name=name: len(turnstile._line) == name + 1 and clock.sleeping == (1,))
-    assert turnstile.busy
+        until(lambda name=name: len(turnstile.line) == name + 1 and clock.sleeping == (1,))
+    assert turnstile.line
     assert remote.questions == 1
     for second in range(1, 5):
         clock.advance(1)
@@ -64,13 +64,13 @@ def test_threads_are_served_in_order_and_only_the_head_asks(clock, remote, turns
         assert served == list(range(second))
         until(lambda second=second: clock.sleeping == ((second + 1,) if second < 4 else ()))
     assert remote.questions == 8  # asked on becoming the head, and when told to come again
-    assert not turnstile.busy
+    assert not turnstile.line
 
 
 def test_a_refusal_beyond_the_timeout_comes_back_at_once(clock, remote, turnstile):
     decision = turnstile.wait(remote.ask, timeout=0.999)
     assert (decision.allowed, decision.retry_after, clock.now()) == (False, 1, 0)
-    assert not turnstile.busy
+    assert not turnstile.line
 
 
 def test_who_stands_behind_a_head_that_waits_longer_is_refused_without_a_question(clock, remote, turnstile, pool):
@@ -86,13 +86,13 @@ def test_who_stands_behind_a_head_that_waits_longer_is_refused_without_a_questio
 
 def test_one_whose_question_fails_leaves_and_the_next_one_asks(clock, remote, turnstile, pool):
     def fail():
-        clock.sleep(1, turnstile._line and next(iter(turnstile._line)).event)
+        clock.sleep(1, turnstile.line and next(iter(turnstile.line)).event)
         raise OSError("gone")
 
     failing = pool.submit(turnstile.wait, fail)
     until(lambda: clock.sleeping == (1,))
     next_one = pool.submit(turnstile.wait, remote.ask)
-    until(lambda: len(turnstile._line) == 2)
+    until(lambda: len(turnstile.line) == 2)
     clock.advance(1)
     with pytest.raises(OSError, match="gone"):
         failing.result(timeout=30)
@@ -112,7 +112,7 @@ def test_a_nudge_lets_the_head_ask_at_once(clock, remote, turnstile, pool):
 def test_a_timeout_that_is_no_time_is_named(remote, turnstile, timeout):
     with pytest.raises(ConfigError, match="timeout"):
         turnstile.wait(remote.ask, timeout)
-    assert not turnstile.busy
+    assert not turnstile.line
 
 
 async def test_coroutines_are_served_in_order_and_a_cancelled_one_lets_the_next_ask():
@@ -129,7 +129,7 @@ async def test_coroutines_are_served_in_order_and_a_cancelled_one_lets_the_next_
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(results[2], asyncio.CancelledError)
     assert served == [(0, 1), (1, 2), (3, 3), (4, 4)]
-    assert not turnstile.busy
+    assert not turnstile.line
 
 
 async def test_a_cancelled_head_lets_the_next_one_ask(clock, remote):
@@ -147,9 +147,9 @@ def test_loops_in_several_threads_wait_in_one_line(clock, remote, pool):
     turnstile, waits = AsyncTurnstile(clock), []
     for place in range(3):
         waits.append(pool.submit(asyncio.run, turnstile.wait(remote.ask_async, timeout=60)))
-        until(lambda place=place: len(turnstile._line) == place + 1 and len(clock.sleeping) == place + 1)
+        until(lambda place=place: len(turnstile.line) == place + 1 and len(clock.sleeping) == place + 1)
     for second, wait in enumerate(waits, 1):
         until(lambda second=second: clock.sleeping[:1] == (second,))
         clock.advance(1)
         assert wait.result(timeout=30).allowed
-    assert not turnstile.busy
+    assert not turnstile.line
