@@ -92,7 +92,7 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWat
         cost = tokens
         if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._most:
             cost = self._cost(tokens)  # says what is wrong
-        if not (cost and self._turnstile.line):
+        if not (cost and self._turnstile.line and self._turnstile.is_busy()):
             if self._path.spend(cost):
                 return True
             if not block:
@@ -110,7 +110,7 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWat
             ConfigError, CostExceedsCapacity, StoreUnavailable: As :meth:`consume` does.
         """
         cost = self._cost(tokens)
-        if cost and self._turnstile.line:
+        if cost and self._turnstile.is_busy():
             return self._behind(self._look(cost))
         return self._path.decision(self._ask(cost))
 
@@ -136,7 +136,6 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWat
         """
         if self._watch is not None:
             self._watch.close()
-        self._give_back()
         self._runner.close()
 
     def _ask(self, cost: float) -> Answer:
@@ -149,11 +148,6 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWat
 
     def _look(self, cost: float) -> Decision:
         return self._path.decision(self._ask(-cost))
-
-    def _give_back(self) -> None:
-        call = self._path.give_back()
-        if call is not None:
-            self._runner.run_all([call])  # an error changes nothing: what is not given back fades
 
 
 class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, AsyncLeaseWatch]):
@@ -179,7 +173,7 @@ class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, Async
         cost = tokens
         if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._most:
             cost = self._cost(tokens)  # says what is wrong
-        if not (cost and self._turnstile.line):
+        if not (cost and self._turnstile.line and self._turnstile.is_busy()):
             if self._path.spend(cost):
                 return True
             if not block:
@@ -189,7 +183,7 @@ class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, Async
     async def try_consume(self, tokens: float = 1) -> Decision:
         """See :meth:`RedisTokenBucket.try_consume`."""
         cost = self._cost(tokens)
-        if cost and self._turnstile.line:
+        if cost and self._turnstile.is_busy():
             return self._behind(await self._look(cost))
         return await self._decide(cost)
 
@@ -206,8 +200,7 @@ class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, Async
     async def close(self) -> None:
         """See :meth:`RedisTokenBucket.close`; the connections are those of this event loop."""
         if self._watch is not None:
-            self._watch.close()
-        await self._give_back()
+            await self._watch.close()
         await self._runner.close()
 
     async def _ask(self, cost: float) -> Answer:
@@ -223,11 +216,6 @@ class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, Async
 
     async def _look(self, cost: float) -> Decision:
         return await self._decide(-cost)
-
-    async def _give_back(self) -> None:
-        call = self._path.give_back()
-        if call is not None:
-            await self._runner.run_all([call])
 
 
 def create_redis_bucket_hierarchy(

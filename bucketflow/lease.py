@@ -2,14 +2,14 @@
 Tokens taken ahead, to be spent without asking: how many may be held for how long. No clock, no lock, no I/O.
 
 For everybody else a lease is a ``consume`` like any other, so their answers stay honest. But a bucket refills while
-leased tokens lie unspent, and spent later they would come on top of a full bucket. So a lease is whole only until its
-bucket, reckoned without all that is out on lease, would be full; from then on it fades by ``fill_rate``, as fast as the
-bucket gets tokens. What faded is in the bucket again. So bucket and leases together never hold more than the capacity:
-with ``out`` tokens out and the bucket at ``full_at``, that instant is ``full_at - out / fill_rate``. It only moves
-on, so what is out is at most ``out`` less what has come since.
+leased tokens lie unspent, and spent later they would come on top of a full bucket. So a lease fades while the bucket
+gets the leased tokens again: from the instant at which it would have been full without them, by ``fill_rate``. These
+stretches of time follow one another and never overlap, however many hold leases. So bucket and leases together never
+hold more than the capacity, and nothing is lost: what faded is in the bucket.
 
-Whoever settles a lease gives the rest back. Refunds stop at the ``floor``: below it the bucket would be full before the
-leases have faded. A holder that died is forgotten at the floor, at the latest.
+Whoever settles a lease gives the rest back. But the bucket may not be full before the last stretch is over, the
+``floor``: so while others hold later leases, there is room only for what was consumed after those. Settling the last
+one takes its own stretch off. Holders that died are forgotten at the floor.
 
 ``lua/consume.lua`` mirrors the first half of this file; the second half is the holder's.
 """
@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bucketflow import core
-from bucketflow.core import FULL, HALF_TICK, take
+from bucketflow.core import FULL, HALF_TICK
 from bucketflow.limit import SECOND, Limit
 
-__all__ = ["NONE", "Lease", "Out", "leasable", "lease", "refund", "right", "settle", "still_out", "whole_until"]
+__all__ = ["NONE", "Lease", "Out", "leasable", "lease", "refund", "right", "settle", "still_out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Out:
 
     Attributes:
         floor: The instant, in µs, before which the bucket must not be full again.
-        tokens: At most so many are held, by all holders.
+        tokens: As many were leased and not settled, by all holders.
     """
 
     floor: float
@@ -45,14 +45,27 @@ class Out:
 NONE = Out(FULL, 0.0)
 
 
-def still_out(limit: Limit, out: Out, now: int) -> Out:
-    """Return what is out at *now*: what faded is not."""
-    return Out(out.floor, max(0.0, min(out.tokens, (out.floor - now) * limit.fill_rate / SECOND)))
+def still_out(out: Out, now: int) -> Out:
+    """Return what is out at *now*, in µs: from the floor on, nothing."""
+    return out if out.floor > now else NONE
 
 
-def whole_until(limit: Limit, out: Out) -> float:
-    """Return the instant, in µs, until which nothing fades."""
-    return out.floor - out.tokens * SECOND / limit.fill_rate
+def leasable(limit: Limit, full_at: float, now: int, most: float) -> float:
+    """Return how many whole tokens there are to lease, at most *most*."""
+    behind = full_at - now if full_at > now else 0.0
+    return max(0.0, min(most, math.floor((limit.span + HALF_TICK - behind) * limit.fill_rate / SECOND)))
+
+
+def lease(limit: Limit, full_at: float, out: Out, now: int, tokens: float) -> tuple[float, float, Out]:
+    """
+    Lease *tokens*. Whether they are there is :func:`leasable`.
+
+    Returns:
+        The instant, in µs, until which the lease is whole; the bucket; and what is out then.
+    """
+    whole_at = max(float(now), full_at)
+    full_at = whole_at + tokens * SECOND / limit.fill_rate
+    return whole_at, full_at, Out(full_at, out.tokens + tokens)
 
 
 def right(limit: Limit, tokens: float, whole_at: float, now: float) -> float:
@@ -70,34 +83,22 @@ def settle(  # noqa: PLR0913, PLR0917 - a bucket, and a lease
     Args:
         limit: Of the bucket.
         full_at: The bucket, in µs.
-        out: As :func:`still_out` returns it.
+        out: As :func:`still_out` returns it. If nothing is, the lease has faded, or the server was emptied meanwhile.
         now: µs on the bucket's clock.
         tokens: As many were leased.
-        whole_at: :func:`whole_until` right after they were.
+        whole_at: As :func:`lease` returned it.
         unspent: As many may go back.
     """
-    ended = min(out.tokens, right(limit, tokens, whole_at, now))
-    left = Out(out.floor - ended * SECOND / limit.fill_rate, out.tokens - ended)
-    # Where less is out than was leased, the bucket is another one: the server was emptied meanwhile.
-    return refund(limit, full_at, left, now, min(unspent, ended)), left
+    if out.tokens <= 0:
+        return full_at, out
+    is_last = whole_at + tokens * SECOND / limit.fill_rate == out.floor
+    out = Out(whole_at if is_last else out.floor, out.tokens - tokens) if out.tokens > tokens else NONE
+    return refund(limit, full_at, out, now, unspent), out
 
 
 def refund(limit: Limit, full_at: float, out: Out, now: int, cost: float) -> float:
-    """Return the bucket with *cost* tokens more: at most its capacity, less what is still *out*."""
-    floor = out.floor if out.tokens > 0 else FULL
-    return max(floor, core.refund(limit, full_at, now, cost))
-
-
-def leasable(limit: Limit, full_at: float, now: int, most: float) -> float:
-    """Return how many whole tokens there are to lease, at most *most*."""
-    behind = full_at - now if full_at > now else 0.0
-    return max(0.0, min(most, math.floor((limit.span + HALF_TICK - behind) * limit.fill_rate / SECOND)))
-
-
-def lease(limit: Limit, full_at: float, out: Out, now: int, tokens: float) -> tuple[float, Out]:
-    """Return the bucket with *tokens* leased, and what is out then. Whether they are there is :func:`leasable`."""
-    full_at = take(limit, full_at, now, tokens)
-    return full_at, Out(full_at, out.tokens + tokens)
+    """Return the bucket with *cost* tokens more, but not full before the floor of what is *out*."""
+    return max(out.floor, core.refund(limit, full_at, now, cost))
 
 
 class Lease:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
-from typing import Any
-from weakref import WeakKeyDictionary, WeakMethod
+from weakref import WeakKeyDictionary
 
 from bucketflow.forks import forget_after_fork
+from bucketflow.redis_calls import AsyncScriptRunner, ScriptRunner
 from bucketflow.redis_lease import LeasedPath
 
 __all__ = ["AsyncLeaseWatch", "ThreadLeaseWatch"]
@@ -19,16 +18,16 @@ IDLE = 1.0
 
 class ThreadLeaseWatch:
     """
-    Watches from a daemon thread.
+    Watches from a daemon thread, which outlives its bucket if somebody forgot to close that.
 
     Args:
         path: What may be on lease.
-        give_back: A method that settles it; of an object that may go away meanwhile.
+        runner: Runs the call that settles it. If Redis does not answer, what is on lease is left to fade.
     """
 
-    def __init__(self, path: LeasedPath, give_back: Callable[[], None]) -> None:
+    def __init__(self, path: LeasedPath, runner: ScriptRunner) -> None:
         self._path = path
-        self._give_back = WeakMethod(give_back)
+        self._runner = runner
         self.after_fork()
         forget_after_fork(self)
 
@@ -40,33 +39,38 @@ class ThreadLeaseWatch:
 
     def wake(self) -> None:
         """Watch, if there is something to watch."""
-        if not self._runs and self._path.left > 0:
-            with self._lock:
-                if not self._runs:
-                    self._runs = True
-                    self._closed.clear()
+        if self._runs or self._path.left <= 0:
+            return
+        with self._lock:
+            if not self._runs:
+                self._runs = True
+                self._closed.clear()
+                try:
                     threading.Thread(target=self._run, name="bucketflow-lease", daemon=True).start()
+                except RuntimeError:  # no thread can be had, or the interpreter ends: the lease fades by itself
+                    self._runs = False
 
     def close(self) -> None:
-        """End the watch."""
+        """End the watch, and give back what there is."""
         self._closed.set()
+        self._give_back()
 
     def _run(self) -> None:
-        left = self._path.left
-        while left > 0 and not self._closed.wait(IDLE):
-            left = self._look(left)
-        self._runs = False
+        try:
+            left = self._path.left
+            while left > 0 and not self._closed.wait(IDLE):
+                if self._path.left == left:
+                    self._give_back()
+                left = self._path.left
+        finally:
+            self._runs = False
         if not self._closed.is_set():
-            self.wake()  # unless somebody leased between the last look and this line
+            self.wake()  # unless somebody leased between the last look and the line before
 
-    def _look(self, before: float) -> float:
-        """Give back what is still there as it was *before*; return what is left."""
-        give_back = self._give_back()
-        if give_back is None:
-            return 0.0
-        if self._path.left == before:
-            give_back()
-        return self._path.left
+    def _give_back(self) -> None:
+        call = self._path.give_back()
+        if call is not None:
+            self._runner.run_all([call])
 
 
 class AsyncLeaseWatch:
@@ -75,12 +79,12 @@ class AsyncLeaseWatch:
 
     Args:
         path: What may be on lease.
-        give_back: A coroutine method, see :class:`ThreadLeaseWatch`.
+        runner: See :class:`ThreadLeaseWatch`.
     """
 
-    def __init__(self, path: LeasedPath, give_back: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, path: LeasedPath, runner: AsyncScriptRunner) -> None:
         self._path = path
-        self._give_back: WeakMethod[Callable[[], Any]] = WeakMethod(give_back)
+        self._runner = runner
         self._timers: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.TimerHandle] = WeakKeyDictionary()
         self._tasks: set[asyncio.Future[None]] = set()
 
@@ -88,22 +92,28 @@ class AsyncLeaseWatch:
         """Watch from this loop, if there is something to watch."""
         loop = asyncio.get_running_loop()
         if loop not in self._timers and self._path.left > 0:
+            for other in [other for other in self._timers if other.is_closed()]:
+                self._timers.pop(other, None)  # it would stay: its timer knows it
             self._timers[loop] = loop.call_later(IDLE, self._look, loop, self._path.left)
 
-    def close(self) -> None:
-        """End the watch from this loop."""
+    async def close(self) -> None:
+        """End the watch from this loop, and give back what there is."""
         timer = self._timers.pop(asyncio.get_running_loop(), None)
         if timer is not None:
             timer.cancel()
+        await self._give_back()
 
     def _look(self, loop: asyncio.AbstractEventLoop, before: float) -> None:
         self._timers.pop(loop, None)
-        give_back, left = self._give_back(), self._path.left
-        if give_back is None or left == 0:
-            return
+        left = self._path.left
         if left == before:
-            task = asyncio.ensure_future(give_back())
+            task = asyncio.ensure_future(self._give_back())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        else:
+        elif left > 0:
             self._timers[loop] = loop.call_later(IDLE, self._look, loop, left)
+
+    async def _give_back(self) -> None:
+        call = self._path.give_back()
+        if call is not None:
+            await self._runner.run_all([call])

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from threading import get_ident
 from typing import Any, Protocol
 
 import redis
@@ -52,14 +54,16 @@ class _Request:
         error: Why there is none.
         turn: What its caller waits for: the answer, or its turn to ask.
         asks: Whether its caller was told to ask for all that wait.
+        thread: Its caller's.
     """
 
-    __slots__ = ("answer", "asks", "cost", "error", "path", "turn")
+    __slots__ = ("answer", "asks", "cost", "error", "path", "thread", "turn")
 
-    def __init__(self, path: Asked, cost: float, turn: Any) -> None:  # noqa: ANN401 - a lock, or a future
+    def __init__(self, path: Asked, cost: float, turn: Any, thread: int = 0) -> None:  # noqa: ANN401 - a lock, or a future
         self.path = path
         self.cost = cost
         self.turn = turn
+        self.thread = thread
         self.answer: Answer | None = None
         self.error: StoreUnavailable | None = None
         self.asks = False
@@ -114,21 +118,26 @@ class ThreadMerger:
     """
     For threads: one of those who wait asks for all of them.
 
+    An exception out of a signal handler may end a call between any two lines, so nobody relies on whoever asks: the
+    same thread does not wait for itself, and others take over when their patience ends. Two who ask at once do no harm.
+
     Args:
         run_call: Runs one call, or raises ``StoreUnavailable``.
         run_all: Runs calls in one exchange, see :meth:`bucketflow.redis_calls.ScriptRunner.run_all`.
+        patience: Seconds, more than two exchanges can take.
     """
 
-    def __init__(self, run_call: Callable[[Call], Any], run_all: RunAll) -> None:
+    def __init__(self, run_call: Callable[[Call], Any], run_all: RunAll, patience: float) -> None:
         self._run_call = run_call
         self._run_all = run_all
+        self._patience = min(patience, threading.TIMEOUT_MAX)
         self.reset()
 
     def reset(self) -> None:
         """Forget all calls: in a forked child those who made them are not there."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._waiting: list[_Request] = []
-        self._is_asking = False
+        self._asker = 0  # the thread that asks
 
     def ask(self, path: Asked, cost: float) -> Answer:
         """
@@ -137,14 +146,14 @@ class ThreadMerger:
         Raises:
             StoreUnavailable: The server did not answer this call, or timed out on the one before it.
         """
-        request = None
+        request, thread = None, get_ident()
         with self._lock:
-            if self._is_asking:
-                request = _Request(path, cost, threading.Lock())
+            if self._asker in (0, thread):
+                self._asker = thread
+            else:
+                request = _Request(path, cost, threading.Lock(), thread)
                 request.turn.acquire()
                 self._waiting.append(request)
-            else:
-                self._is_asking = True
         return self._ask_alone(path, cost) if request is None else self._ask_together(request)
 
     def _ask_alone(self, path: Asked, cost: float) -> Answer:
@@ -159,31 +168,32 @@ class ThreadMerger:
             self._pass_on(late)
 
     def _ask_together(self, request: _Request) -> Answer:
-        self._wait(request)
-        if request.asks:
-            with self._lock:
-                batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
-            late = None
-            try:
+        batch: list[_Request] = []
+        late = None
+        try:
+            if not request.turn.acquire(timeout=self._patience):
+                self._take_over(request)
+            if request.asks:
+                with self._lock:
+                    batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
                 together = _Batch(batch)
                 late = together.settle(self._run_all(together.calls) if together.calls else ())
-            finally:
-                self._pass_on(late)
-                for other in batch:
-                    if other is not request:
-                        other.turn.release()
-        return request.result()
-
-    def _wait(self, request: _Request) -> None:
-        try:
-            request.turn.acquire()
-        except BaseException:  # also KeyboardInterrupt: the others must be asked for all the same
+        finally:  # also after KeyboardInterrupt: the others must be asked for all the same
             with self._lock:
                 if request in self._waiting:
                     self._waiting.remove(request)
             if request.asks:
-                self._pass_on(None)
-            raise
+                self._pass_on(late)
+            for other in batch:
+                _release(other)
+        return request.result()
+
+    def _take_over(self, request: _Request) -> None:
+        with self._lock:
+            if request in self._waiting:
+                self._waiting.remove(request)
+                self._waiting.insert(0, request)
+                self._asker, request.asks = request.thread, True
 
     def _pass_on(self, late: StoreUnavailable | None) -> None:
         """Let the first of those who wait ask for all; if the server was *late*, they have waited long enough, too."""
@@ -191,12 +201,17 @@ class ThreadMerger:
             if late is not None:
                 for request in self._waiting:
                     request.fail(late)
-                    request.turn.release()
+                    _release(request)
                 self._waiting = []
-            self._is_asking = bool(self._waiting)
+            self._asker = self._waiting[0].thread if self._waiting else 0
             if self._waiting:
                 self._waiting[0].asks = True
-                self._waiting[0].turn.release()
+                _release(self._waiting[0])
+
+
+def _release(request: _Request) -> None:
+    with suppress(RuntimeError):  # it is awake already
+        request.turn.release()
 
 
 class AsyncMerger:

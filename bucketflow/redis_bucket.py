@@ -111,16 +111,16 @@ class RedisBucket(Generic[RunnerT, TurnstileT, WatchT]):
             raise ConfigError("key", key, "another key than those above it: a bucket cannot be its own parent")
         start = 0.0 if initial_tokens is None else take(self.limit, FULL, 0, capacity - initial_tokens)
         self._levels = (*above, Level(stored, self.limit, start))
+        self._runner = self._shared_runner(redis_client, timeout)
         if lease is None:
             self._path, self._watch = RedisPath(self._levels), None
         else:
             self._path = path = LeasedPath(self._levels, lease, clock)
-            self._watch = self._watch_class(path, self._give_back)
+            self._watch = self._watch_class(path, self._runner)  # type: ignore[arg-type] # of the same half
         narrowest: Any = parent._narrowest if parent else self  # noqa: SLF001
         self._narrowest: Any = narrowest if narrowest.capacity <= capacity else self
         self._most: float = self._narrowest.capacity
         self._turnstile = self._turnstile_class(clock)
-        self._runner = self._shared_runner(redis_client, timeout)
 
     @classmethod
     def _shared_runner(cls, client: Client | AsyncClient, timeout: float) -> RunnerT:
@@ -147,10 +147,6 @@ class RedisBucket(Generic[RunnerT, TurnstileT, WatchT]):
     def fill_rate(self) -> float:
         """Tokens per second of this bucket."""
         return self.limit.fill_rate
-
-    def _give_back(self) -> Any:  # noqa: ANN401 - awaited in one half
-        """Settle what is on lease."""
-        raise NotImplementedError
 
     def _cost(self, tokens: float) -> float:
         return check_cost(tokens, self._most, self._narrowest.key)

@@ -46,6 +46,10 @@ class Subscription:
         return None if message is None else message["data"]
 
 
+#: Exchanges that a call may take: it must connect, find out whom to ask, and be repeated with the script's text.
+_PATIENCE = 10
+
+
 def _check_timeout(timeout: float) -> float:
     return check_number("timeout", timeout, "seconds above 0", above=True)
 
@@ -85,7 +89,7 @@ class ScriptRunner:
         self._client = client
         self._timeout = _check_timeout(timeout)
         self._is_cluster = is_cluster(SYNC, client)
-        self._route = route_of(SYNC, client, self._timeout)
+        self._made: Route | None = route_of(SYNC, client, self._timeout)
         self._mergers: dict[int, ThreadMerger] = {}
         forget_after_fork(self)
 
@@ -159,7 +163,9 @@ class ScriptRunner:
     def merger(self, slot: int) -> ThreadMerger:
         """Return what puts the questions of the buckets in *slot*: on a cluster others may be on another server."""
         slot = slot if self._is_cluster else 0
-        return self._mergers.get(slot) or self._mergers.setdefault(slot, ThreadMerger(self.run_call, self.run_all))
+        return self._mergers.get(slot) or self._mergers.setdefault(
+            slot, ThreadMerger(self.run_call, self.run_all, _PATIENCE * self._timeout)
+        )
 
     @contextmanager
     def subscribe(self, channel: str) -> Iterator[Subscription]:
@@ -170,6 +176,7 @@ class ScriptRunner:
             StoreUnavailable: Redis is away; also raised by the subscription.
         """
         address, node = next(iter(list(self._route.nodes.items())))
+        node.release_kept()  # or a small pool would have none left
         pubsub = node.client.pubsub(ignore_subscribe_messages=True)
         try:
             pubsub.subscribe(channel)
@@ -187,9 +194,16 @@ class ScriptRunner:
 
     def after_fork(self) -> None:
         """Leave the parent's connections to the parent, and its calls; every fork does so by itself."""
-        self._route = route_of(SYNC, self._client, self._timeout)
+        self._made = None
         for merger in self._mergers.values():
             merger.reset()
+
+    @property
+    def _route(self) -> Route:
+        route = self._made
+        if route is None:
+            route = self._made = route_of(SYNC, self._client, self._timeout)
+        return route
 
 
 class _Here:
@@ -267,5 +281,7 @@ class AsyncScriptRunner:
         loop = asyncio.get_running_loop()
         here = self._loops.get(loop)
         if here is None:
+            for other in [other for other in self._loops if other.is_closed()]:
+                self._loops.pop(other, None)  # it would stay: what is in it knows it
             here = self._loops[loop] = _Here(route_of(ASYNC, self._client, self._timeout))
         return here

@@ -52,13 +52,15 @@ class Node:
         redis-py's ``execute_command`` costs four times the CPU, for what a script does not need: packing arguments of
         any type, callbacks for replies, telemetry, and the loop that would repeat the call.
         """
-        connection = self.connect()
+        connection = None
         try:
+            connection = self.connect()
             connection.send_packed_command(commands if len(commands) == 1 else [b"".join(commands)])
             replies = [_read(connection) for _ in commands]
         except BaseException:
-            connection.disconnect()  # or a late reply would answer the next call
-            self.release(connection)
+            if connection is not None:
+                connection.disconnect()  # or a late reply would answer the next call
+                self.release(connection)
             raise
         if not self._keep(connection):
             self.release(connection)
@@ -105,10 +107,14 @@ class Node:
         """Return *connection* to the pool."""
         self.client.connection_pool.release(connection)
 
-    def close(self) -> None:
-        """Close the connections; the next call opens new ones."""
+    def release_kept(self) -> None:
+        """Return to the pool what is kept for the next call; only for the half that has threads."""
         while (kept := self._kept()) is not None:
             self.release(kept.it)
+
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        self.release_kept()
         for pool in self.pools:
             pool.disconnect()
 

@@ -70,8 +70,9 @@ class RedisPath:
         """See :class:`bucketflow.merging.Asked`."""
         call = self._packed.get(costs)  # most calls ask for the same few costs
         if call is None:
+            is_new = self._is_new  # before packing: it may become known meanwhile
             call = self._pack(costs)
-            if not self._is_new:
+            if not is_new:
                 if len(self._packed) >= _PACKED:
                     self._packed.clear()
                 self._packed[costs] = call

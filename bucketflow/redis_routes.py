@@ -167,9 +167,11 @@ class _Cluster:
         self.failed(address)
 
     def _node(self, address: Address) -> Node:
-        if address not in self.nodes:
-            self.nodes[address] = node_at(self._driver, self._client, address, self._timeout)
-        return self.nodes[address]
+        node = self.nodes.get(address)
+        if node is None:
+            made = node_at(self._driver, self._client, address, self._timeout)
+            node = self.nodes.setdefault(address, made)  # another thread may have been quicker
+        return node
 
     def failed(self, address: Address) -> None:
         """Move a node that failed to the end of those :meth:`_learn` asks."""
@@ -192,8 +194,9 @@ class _Cluster:
                 if isinstance(raised, redis.TimeoutError):  # the caller has waited long enough
                     break
             else:
-                if slot in self._owners:
-                    return self._owners[slot]
+                owner = self._owners.get(slot)
+                if owner is not None:
+                    return owner
                 error = RedisError(f"no node has slot {slot}")
         raise error
 
@@ -209,7 +212,7 @@ class _Cluster:
         for address in announced:
             self._node(address)
         for address in set(self.nodes) - announced:
-            del self.nodes[address]
+            self.nodes.pop(address, None)
         self._owners = owners
 
 

@@ -12,10 +12,12 @@ import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from bucketflow.core import Decision
+from bucketflow.forks import forget_after_fork
 from bucketflow.limit import SECOND, check_number
 
 if TYPE_CHECKING:
@@ -35,10 +37,13 @@ class _ThreadPlace:
     def __init__(self) -> None:
         self.event = threading.Event()
 
-    def wake(self) -> bool:
-        """Wake whoever stands here. Return whether there is still somebody."""
+    def is_left(self) -> bool:
+        """Return whether nobody stands here any more."""
+        return False
+
+    def wake(self) -> None:
+        """Wake whoever stands here."""
         self.event.set()
-        return True
 
 
 class _AsyncPlace:
@@ -50,13 +55,14 @@ class _AsyncPlace:
         self.event = asyncio.Event()
         self.loop = asyncio.get_running_loop()
 
-    def wake(self) -> bool:
+    def is_left(self) -> bool:
         """See :class:`_ThreadPlace`."""
-        try:
+        return self.loop.is_closed()  # over its head
+
+    def wake(self) -> None:
+        """See :class:`_ThreadPlace`."""
+        with suppress(RuntimeError):  # closed since we looked: the next who looks passes it over
             self.loop.call_soon_threadsafe(self.event.set)
-        except RuntimeError:  # its loop was closed over its head
-            return False
-        return True
 
 
 _Place = TypeVar("_Place", _ThreadPlace, _AsyncPlace)
@@ -67,15 +73,27 @@ class _Turnstile(Generic[_Place]):
     The line itself, and what both kinds of waiting share. Every method here is short and never sleeps.
 
     Attributes:
-        line: Who waits. While somebody does, a caller who does not wait must be refused: it would overtake.
+        line: Who waits. While :meth:`is_busy`, a caller who does not wait must be refused: it would overtake.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self.after_fork()
+        forget_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin anew: those who wait are the parent's threads."""
         self._lock = threading.Lock()
         self.line: OrderedDict[_Place, None] = OrderedDict()
         self._last: Decision = _UNKNOWN
         self._asks_again = 0
+
+    def is_busy(self) -> bool:
+        """Return whether somebody waits; whoever left without a word does not count."""
+        if not self.line:
+            return False
+        with self._lock:
+            return self._head() is not None
 
     def refusal(self) -> Decision:
         """
@@ -92,12 +110,19 @@ class _Turnstile(Generic[_Place]):
         with self._lock:
             self._wake_head()
 
-    def _wake_head(self) -> None:
+    def _head(self) -> _Place | None:
         while self.line:
             head = next(iter(self.line))
-            if head.wake():
-                return
+            if not head.is_left():
+                return head
             del self.line[head]
+            self._last, self._asks_again = _UNKNOWN, 0
+        return None
+
+    def _wake_head(self) -> None:
+        head = self._head()
+        if head is not None:
+            head.wake()
 
     def _leave(self, place: _Place) -> None:
         with self._lock:
@@ -114,7 +139,7 @@ class _Turnstile(Generic[_Place]):
 
     def _is_head(self, place: _Place) -> bool:
         with self._lock:
-            return place is next(iter(self.line), None)
+            return place is self._head()
 
     def _deadline(self, timeout: float | None) -> int | None:
         if timeout is None:

@@ -38,14 +38,20 @@ if most then
   local size = 8 + 16 * depth
   for level = 1, depth do
     local fill_rate, floor, out = limits[3 * level - 1], floors[level] or FULL, outs[level] or 0
-    out = max(0, min(out, (floor - now) * fill_rate / SECOND))
+    if floor <= now then
+      floor, out = FULL, 0
+    end
     for at = 1, #settled, size do
-      local tokens = parse('<d', settled, at)
-      local whole_at, unspent = parse('<dd', settled, at + 16 * level - 8)
-      local faded = (now > whole_at and now - whole_at or 0) * fill_rate / SECOND
-      local ended = min(out, max(0, tokens - faded))
-      floor, out = floor - ended * SECOND / fill_rate, out - ended
-      states[level] = max(now, states[level] - min(unspent, ended) * SECOND / fill_rate, out > 0 and floor or FULL)
+      if out > 0 then
+        local tokens = parse('<d', settled, at)
+        local whole_at, unspent = parse('<dd', settled, at + 16 * level - 8)
+        if out <= tokens then
+          floor, out = FULL, 0
+        else
+          floor, out = whole_at + tokens * SECOND / fill_rate == floor and whole_at or floor, out - tokens
+        end
+        states[level] = max(now, floor, states[level] - unspent * SECOND / fill_rate)
+      end
     end
     floors[level], outs[level] = floor, out
   end
@@ -85,17 +91,17 @@ if most then
   end
   reply[1], reply[2] = tokens, now
   for level = 1, depth do
-    local fill_rate = limits[3 * level - 1]
+    local whole_at = max(now, states[level])
     if tokens > 0 then
-      local behind = states[level] > now and states[level] - now or 0
-      states[level] = now + (behind + tokens * SECOND / fill_rate)
+      states[level] = whole_at + tokens * SECOND / limits[3 * level - 1]
       floors[level], outs[level] = states[level], outs[level] + tokens
     end
-    reply[2 + level] = floors[level] - outs[level] * SECOND / fill_rate
+    reply[2 + level] = whole_at
   end
   changed = true
 end
 
+local packed = pack('<' .. ('d'):rep(length), unpack(reply)) -- here, because it fails where there are thousands
 if changed then
   for level = 1, depth do
     local full_at = states[level]
@@ -110,4 +116,4 @@ if changed then
     end
   end
 end
-return pack('<' .. ('d'):rep(length), unpack(reply))
+return packed

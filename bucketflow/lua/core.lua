@@ -31,35 +31,13 @@ local function take(limit, full_at, now, cost)
   return now + (behind + cost * SECOND / limit.fill_rate)
 end
 
--- out: what is out on lease, see lease.py; nothing if it is left out.
-local function refund(limit, full_at, now, cost, out)
-  local floor = out and out.tokens > 0 and out.floor or FULL
-  return math.max(now, floor, full_at - cost * SECOND / limit.fill_rate)
+local function refund(limit, full_at, now, cost)
+  return math.max(now, full_at - cost * SECOND / limit.fill_rate)
 end
 
 local function tokens_at(limit, full_at, now)
   local behind = full_at > now and full_at - now or 0
   return math.max(0, limit.capacity - behind * limit.fill_rate / SECOND)
-end
-
--- full_at of a stored bucket, and what is out on lease from it.
-local function unpack_bucket(packed)
-  local full_at, out = packed and struct.unpack('<d', packed) or FULL, {floor = FULL, tokens = 0}
-  if packed and #packed == 24 then
-    out.floor, out.tokens = struct.unpack('<dd', packed, 9)
-  end
-  return full_at, out
-end
-
--- Store a bucket for as long as it lacks tokens. PX 0 would be an error, PX rounded down would grant tokens early.
--- The server writes a number with 17 digits, so a whole one needs no format.
-local function write(key, full_at, now, out)
-  if full_at > now then
-    local lease = out.tokens > 0 and struct.pack('<dd', out.floor, out.tokens) or ''
-    redis.call('SET', key, struct.pack('<d', full_at) .. lease, 'PX', math.ceil((full_at - now) / 1000))
-  else
-    redis.call('DEL', key)
-  end
 end
 
 -- A reply's numbers keep their fraction only as strings, and all their bits only with 17 digits.

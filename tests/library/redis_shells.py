@@ -98,7 +98,7 @@ class LeasedRedisShell(RedisShell):
 
     def bucket(self, *args):
         bucket = RedisTokenBucket(self.client, *args, lease=2, clock=self.clock)
-        bucket._runner = StoppedRunner(self.client)
+        bucket._runner = bucket._watch._runner = StoppedRunner(self.client)
         return bucket
 
     def at(self, seconds):

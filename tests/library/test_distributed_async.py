@@ -92,3 +92,26 @@ def test_a_bucket_outlives_its_event_loop(redis_server):
         return granted
 
     assert [asyncio.run(use()) for _ in range(3)] == [True] * 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of those who waited in it
+def test_a_loop_that_was_closed_over_its_waiters_holds_up_nobody(redis_server, redis_client):
+    assert redis_client.dbsize() == 0
+    client = redis.asyncio.Redis(port=redis_server.port)
+    bucket = AsyncRedisTokenBucket(client, "shop", 1, 50, initial_tokens=0)
+    loop = asyncio.new_event_loop()
+    waiters = [loop.create_task(bucket.consume(block=True)) for _ in range(2)]
+    loop.run_until_complete(asyncio.sleep(0.005))
+    loop.close()
+    assert asyncio.run(bucket.consume(block=True, timeout=5))
+    del waiters
+
+
+def test_loops_that_ended_are_forgotten(redis_server, redis_client):
+    assert redis_client.dbsize() == 0
+    bucket = AsyncRedisTokenBucket(redis.asyncio.Redis(port=redis_server.port), "shop", 100, SLOW, lease=10)
+    for _ in range(5):
+        assert asyncio.run(bucket.consume())
+        bucket._path.give_back()  # so that the next loop asks, too
+    assert len(bucket._runner._loops) == 1
+    assert len(bucket._watch._timers) <= 1

@@ -36,14 +36,13 @@ class Fleet:
 
     def step(self, kind, passed, whom, share):
         self.now += round(passed * self.limit.span * (0.1 if whom else 1))
-        self.out = leases.still_out(self.limit, self.out, self.now)
+        self.out = leases.still_out(self.out, self.now)
         getattr(self, kind)(whom, share)
 
     def lease(self, _, share):
         tokens = leases.leasable(self.limit, self.full_at, self.now, 1 + share * self.limit.capacity)
         if tokens > 0:
-            self.full_at, self.out = leases.lease(self.limit, self.full_at, self.out, self.now, tokens)
-            whole = leases.whole_until(self.limit, self.out)
+            whole, self.full_at, self.out = leases.lease(self.limit, self.full_at, self.out, self.now, tokens)
             self.holders.append((leases.Lease(tokens, [self.limit], [whole]), whole))
 
     def spend(self, whom, share):
@@ -109,16 +108,41 @@ def test_no_window_ever_exceeds_the_limit_whoever_leases_spends_settles_or_vanis
     assert worst_excess(fleet.starts, limit) <= a_tick(limit)
 
 
-def test_leases_that_are_settled_at_once_cost_only_what_was_spent_in_whatever_order():
+@pytest.mark.parametrize(("order", "left"), [((2, 1, 0), 94), ((0, 0, 0), 94 - 2 * 28), ((1, 1, 0), 94 - 28)])
+def test_leases_cost_what_was_spent_and_what_was_settled_under_a_later_one(order, left):
     fleet = Fleet(Limit(100, 1))
     for _ in range(3):
         fleet.lease(0, 0.29)
     for lease, _ in fleet.holders:
+        assert lease.tokens == pytest.approx(30)
         assert lease.spend(fleet.now, 2)
-    for whom in (1, 0, 0):
+    for whom in order:
         fleet.settle(whom, 0)
-    assert fleet.there_is() == pytest.approx(94)
-    assert fleet.out.tokens == 0
+    assert fleet.there_is() == pytest.approx(left)
+    assert fleet.out == leases.NONE
+
+
+@pytest.mark.parametrize("holders", [1, 2, 8])
+def test_however_many_hold_leases_whoever_stays_below_the_limit_is_served_and_hardly_asks(holders):
+    """Each asks for one token at a time, together for nine tenths of what comes."""
+    limit = Limit(1000, 100)
+    fleet, held, asked, refused = Fleet(limit), [None] * holders, 0, 0
+    for request in range(20_000):
+        fleet.now = START + round(request / 90 * SECOND)
+        whom = request % holders
+        if held[whom] is not None and held[whom][0].spend(fleet.now, 1):
+            continue
+        asked += 1
+        fleet.out = leases.still_out(fleet.out, fleet.now)
+        if held[whom] is not None:
+            fleet.holders.append(held[whom])
+            fleet.settle(-1, 0)
+        decision, fleet.full_at = core.consume(limit, fleet.full_at, fleet.now)
+        refused += not decision.allowed
+        fleet.lease(0, 0.099)
+        held[whom] = fleet.holders.pop() if fleet.holders else None
+    assert refused == 0
+    assert asked <= 20_000 / 25
 
 
 def test_a_lease_of_a_full_bucket_fades_as_the_bucket_refills():
@@ -150,7 +174,7 @@ def test_what_a_dead_holder_had_is_back_when_it_has_faded():
     fleet.now += 5 * SECOND
     assert fleet.there_is() == 50
     fleet.now += 5 * SECOND
-    assert leases.still_out(fleet.limit, fleet.out, fleet.now).tokens == 0
+    assert leases.still_out(fleet.out, fleet.now) == leases.NONE
     assert fleet.there_is() == 100
 
 
@@ -183,7 +207,7 @@ class Twin:
         self.outs = [leases.NONE for _ in path]
 
     def run(self, now, costs, most, settled):
-        self.outs = [leases.still_out(*level, now) for level in zip(self.path, self.outs, strict=True)]
+        self.outs = [leases.still_out(out, now) for out in self.outs]
         for tokens, whole, unspent in settled:
             for level, limit in enumerate(self.path):
                 self.states[level], self.outs[level] = leases.settle(
@@ -199,12 +223,12 @@ class Twin:
         tokens = most if all_paid else 0
         for limit, full_at in zip(self.path, self.states, strict=True):
             tokens = leases.leasable(limit, full_at, now, tokens)
+        whole = [max(float(now), full_at) for full_at in self.states]
         if tokens > 0:
             for level, limit in enumerate(self.path):
-                self.states[level], self.outs[level] = leases.lease(
+                whole[level], self.states[level], self.outs[level] = leases.lease(
                     limit, self.states[level], self.outs[level], now, tokens
                 )
-        whole = [leases.whole_until(*level) for level in zip(self.path, self.outs, strict=True)]
         return [tokens, now, *whole, *answers]
 
     def forget_what_is_full(self, now):

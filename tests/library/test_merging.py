@@ -83,7 +83,7 @@ def server():
 
 @pytest.fixture
 def merger(server):
-    return ThreadMerger(server.run_call, server.run_all)
+    return ThreadMerger(server.run_call, server.run_all, 30)
 
 
 @pytest.fixture
@@ -161,12 +161,8 @@ class Interrupted(BaseException):
 class InterruptedTurn:
     """A turn whose owner gets Ctrl-C while waiting for it."""
 
-    def __init__(self):
-        self.acquired = 0
-
-    def acquire(self):
-        self.acquired += 1
-        if self.acquired > 1:  # the first is the merger's own, and never waits
+    def acquire(self, timeout=None):
+        if timeout is not None:  # the other one is the merger's own, and never waits
             raise Interrupted
 
 
@@ -183,6 +179,28 @@ def test_who_is_interrupted_while_waiting_is_not_asked_for_and_the_others_are(me
     assert first.result(30) == (1.0,)
     assert other.result(30) == (3.0,)
     assert server.asked == [[(1.0,)], [(3.0,)]]
+
+
+def test_when_whoever_asks_was_lost_another_takes_over(server, pool):
+    merger = ThreadMerger(server.run_call, server.run_all, 0.01)
+    merger._asker = -1  # Ctrl-C came between two lines
+    server.gate.release(2)
+    assert pool.submit(merger.ask, Path(), 1.0).result(30) == (1.0,)
+    assert pool.submit(merger.ask, Path(), 2.0).result(30) == (2.0,)
+
+
+def test_a_signal_handler_may_ask_while_its_thread_does(merger, server):
+    answers = []
+
+    class Interrupting(Path):
+        def call(self, costs):
+            if costs == (1.0,):
+                answers.append(merger.ask(self, 2.0))
+            return costs
+
+    server.gate.release(2)
+    answers.append(merger.ask(Interrupting(), 1.0))
+    assert answers == [(2.0,), (1.0,)]
 
 
 async def test_coroutines_are_asked_for_together_too(server):

@@ -106,3 +106,26 @@ def test_a_child_process_opens_its_own_connections(redis_client):
     assert all(bucket.consume() for _ in range(100))
     assert os.waitpid(child, 0)[1] == 0
     assert bucket.tokens == pytest.approx(799, abs=0.01)
+
+
+def test_a_child_does_not_queue_up_behind_its_parents_threads(redis_client):
+    bucket = RedisTokenBucket(redis_client, "shop", 1, SLOW, initial_tokens=0)
+    bucket.consume(0)
+    waiter = threading.Thread(target=bucket.consume, kwargs={"block": True, "timeout": 2000}, daemon=True)
+    waiter.start()
+    wait_until(lambda: bucket._turnstile.line)
+    child = os.fork()
+    if child == 0:
+        bucket.refund()
+        os._exit(0 if bucket.consume() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_small_pool_is_enough_to_call_and_to_subscribe(redis_server, redis_client):
+    assert redis_client.dbsize() == 0
+    pool = redis.ConnectionPool(port=redis_server.port, max_connections=1)
+    bucket = RedisTokenBucket(redis.Redis(connection_pool=pool), "shop", 5, SLOW)
+    assert bucket.consume()
+    with bucket._runner.subscribe("channel") as subscription:
+        assert subscription.get(0.01) is None
+    assert bucket.consume()

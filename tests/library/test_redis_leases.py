@@ -65,15 +65,16 @@ def test_close_gives_the_rest_back(redis_client, spent):
     assert other.tokens == about(100 - spent)
 
 
-def test_holders_that_close_in_any_order_leave_only_what_was_spent_taken(redis_client):
+@pytest.mark.parametrize(("order", "left"), [((1, 0), 96), ((0, 1), 96 - 20)])
+def test_what_is_given_back_under_a_later_lease_comes_back_with_time_only(redis_client, order, left):
     root = RedisTokenBucket(redis_client, "shop", 100, SLOW)
-    holders = [RedisTokenBucket(redis_client, f"tenant{n}", 50, SLOW, parent=root, lease=20) for n in range(3)]
+    holders = [RedisTokenBucket(redis_client, f"tenant{n}", 50, SLOW, parent=root, lease=20) for n in range(2)]
     for holder in holders:
         assert holder.consume(2)
-    for holder in holders:
-        holder.close()
-    assert root.tokens == about(94)
-    assert [holder.tokens for holder in holders] == [about(48)] * 3
+    for number in order:
+        holders[number].close()
+    assert root.tokens == about(left)
+    assert [holder.tokens for holder in holders] == [about(48)] * 2
 
 
 def test_looking_settles_first_so_that_what_is_seen_is_true(redis_client):
@@ -184,13 +185,28 @@ def test_the_watch_ends_with_what_there_is_to_watch(redis_client, monkeypatch):
     closed.close()
     watch.join(30)
     assert not watch.is_alive()
-    gone = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
-    gone.consume()
+    forgotten = RedisTokenBucket(redis_client, "forgotten", 100, SLOW, lease=60)
+    forgotten.consume()
     (watch,) = set(threading.enumerate()) - others
-    del gone
+    del forgotten
     gc.collect()
     watch.join(30)
     assert not watch.is_alive()
+    assert RedisTokenBucket(redis_client, "forgotten", 100, SLOW).tokens == about(99)
+
+
+def test_where_no_thread_can_be_had_the_lease_is_used_all_the_same(redis_client, monkeypatch):
+    bucket = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
+
+    def cannot_start(_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", cannot_start)
+        assert bucket.consume()
+    assert bucket.consume()
+    bucket.close()
+    assert bucket.tokens == about(98)
 
 
 def test_a_child_does_not_spend_what_its_parent_holds(redis_client):
