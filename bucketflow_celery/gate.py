@@ -129,7 +129,9 @@ class Gate:
             self._handling.fail(request, error)
             return
         self._inbox.append(Entry(request, queue, passage, self._host.monotonic(), ticket.since, dict(ticket.dues)))
-        self.run()
+        # While a question is on its way nobody else can ask: the round that lands it asks for all who came meanwhile.
+        if self._flight is None:
+            self.run()
 
     def run(self) -> None:
         """Let in whoever may start. Any thread may call; one at a time works for all of them."""
