@@ -21,7 +21,7 @@ from typing import Any
 from bucketflow.errors import BucketflowError, StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission import Answer, Ask
-from bucketflow_celery.asking import Outcome
+from bucketflow_celery.asking import Asker, Outcome
 from bucketflow_celery.handling import Handling
 from bucketflow_celery.host import Host
 from bucketflow_celery.lines import Entry, Line, Lines, Passage
@@ -79,8 +79,7 @@ class Gate:
 
     Args:
         host: The worker.
-        ask: Puts questions to the store in one round trip, and tells the outcome to its second argument, later or
-            before it returns: see :class:`bucketflow_celery.asking.Asker`.
+        asker: Puts questions to the store.
         resolve: What a request needs that came from a queue; raises ``BucketflowError`` if it can never start.
         outage: What to do while the store is away.
         patience: How long is too long.
@@ -91,14 +90,14 @@ class Gate:
         self,
         host: Host,
         *,
-        ask: Callable[[Sequence[Ask], Callable[[Outcome], None]], None],
+        asker: Asker,
         resolve: Callable[[Any, str], Passage],
         outage: Outage,
         patience: Patience,
         stats: Stats,
     ) -> None:
         self._host = host
-        self._ask = ask
+        self._asker = asker
         self._resolve = resolve
         self._outage = outage
         self._max_hold = patience.max_hold
@@ -192,7 +191,7 @@ class Gate:
                 self._when_free()
             if len(self._lines):
                 wake_at = min(ready_at if ready_at > now else self._next_sweep, self._next_sweep)
-            first = next((entry for entry in self._inbox if _is_worth_parking(entry)), None)
+            first = next(filter(_is_worth_parking, self._inbox), None) if self._room.is_open else None
             if first is not None:
                 wake_at = min(wake_at, max(first.arrived + NO_SLOT, self._outage.until))
         room_at = self._room.wake_at()
@@ -261,7 +260,7 @@ class Gate:
     def _park_those_without_a_slot(self) -> None:
         """Park who has waited for a slot, so that another worker can start it, and who would be parked in any case."""
         now = self._host.monotonic()
-        if self._flight is not None or self._outage.until > now:
+        if not self._room.is_open or self._flight is not None or self._outage.until > now:
             return
         before = now - NO_SLOT if self._free() <= 0 else -inf
         waiting = deque(entry for entry in self._inbox if not self._is_parked_at_once(entry, before))
@@ -306,7 +305,7 @@ class Gate:
             flight.outcome, flight.landed = outcome, True
             self.run()
 
-        self._ask(asks, on_outcome)
+        self._asker.ask(asks, on_outcome, urgent=bool(asks and self._inbox))
         self._land()
 
     def _land(self) -> None:

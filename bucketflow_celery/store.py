@@ -96,9 +96,10 @@ class RedisStore:
 
     def question(self, asks: Sequence[Ask], version: str) -> tuple[Script, list[bytes], list[str | bytes]]:
         """Return the script of :meth:`admit`, its keys and its arguments, for a caller that runs it by itself."""
-        keys, limits, parked = self._table_keys[:1], [], []
+        keys, tenants = self._table_keys[:1], []
+        limits: list[float] = []
         tasks: list[float] = []
-        tenants = []
+        parked: list[str] = []
         index: dict[str, int] = {}
         for ask in asks:
             queue = 0
