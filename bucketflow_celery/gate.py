@@ -27,7 +27,7 @@ from bucketflow_celery.host import Host
 from bucketflow_celery.lines import Entry, Line, Lines, Passage
 from bucketflow_celery.outage import Outage
 from bucketflow_celery.places import Places
-from bucketflow_celery.room import NoRoom, Room
+from bucketflow_celery.room import REMEMBERED, NoRoom, Room
 from bucketflow_celery.stats import Stats
 from bucketflow_celery.ticket import Ticket
 
@@ -113,6 +113,7 @@ class Gate:
         self._closed = False
         self._next_sweep = 0.0
         self._asked_at = -LOOK
+        self._dry_until: dict[str, float] = {}  # of levels, by key, as those were told who were then parked
         self._flight: _Flight | None = None
 
     def open(self, room: Room) -> None:
@@ -238,7 +239,7 @@ class Gate:
             self._handling.start(entry)
         elif self._outage.until > now:
             self._without_store(entry, self._lines.of(STORE, None))
-        elif passage.parks and self._room.blocks(entry):
+        elif passage.parks and self._blocks(entry, now):
             self._park(entry)
         elif not passage.parks and (blocked := self._lines.blocking(passage.path)) is not None:
             self._handling.join(entry, blocked)
@@ -263,15 +264,21 @@ class Gate:
         if not self._room.is_open or self._flight is not None or self._outage.until > now:
             return
         before = now - NO_SLOT if self._free() <= 0 else -inf
-        waiting = deque(entry for entry in self._inbox if not self._is_parked_at_once(entry, before))
+        waiting = deque(entry for entry in self._inbox if not self._is_parked_at_once(entry, now, before))
         if len(waiting) < len(self._inbox):
             self._inbox = waiting
 
-    def _is_parked_at_once(self, entry: Entry, before: float) -> bool:
-        if not _is_worth_parking(entry) or (entry.arrived >= before and not self._room.blocks(entry)):
+    def _is_parked_at_once(self, entry: Entry, now: float, before: float) -> bool:
+        if not _is_worth_parking(entry) or (entry.arrived >= before and not self._blocks(entry, now)):
             return False
         self._park(entry)
         return True
+
+    def _blocks(self, entry: Entry, now: float) -> bool:
+        """Return whether *entry* would wait in any case: for its tenant's backlog, or for a level that told when."""
+        return self._room.blocks(entry) or any(
+            self._dry_until.get(level.key, now) > now for level in entry.passage.path
+        )
 
     def keep(self, entry: Entry, seconds: float) -> None:
         """Hold an entry that could not be parked, for so many seconds."""
@@ -360,6 +367,9 @@ class Gate:
             level = ask.path[answer.binding]
             if not level.returns:
                 dry[level.key] = self._lines.of(level.key, level)
+            if len(self._dry_until) >= REMEMBERED:
+                self._dry_until.clear()
+            self._dry_until[level.key] = self._host.monotonic() + answer.wait / SECOND
             if self._handling.is_refused(entry, level, answer.wait / SECOND):
                 return
         self._park(entry)
@@ -401,6 +411,7 @@ class Gate:
                 line.put_back([entry])
 
     def _resolve_again(self, batch: list[tuple[Entry, Line | None]]) -> None:
+        self._dry_until.clear()
         # Under the new limits it may be another bucket that binds, or none: everybody queues up anew, in their order.
         self._inbox.extend([entry for entry in self._everybody(batch) if self._renew(entry)])
 
