@@ -91,10 +91,3 @@ def test_a_level_that_said_not_before_t_is_not_asked_again_before_t(on_limit, le
             if answer.binding is not None:
                 told[ask.path[answer.binding].key] = now + answer.wait
     assert told
-
-
-def test_whoever_may_not_wait_that_long_is_given_up_at_once_all_the_same():
-    fleet = Fleet({"tenants": {"*": Limit(1, 1 / 60)}}, parks=True)
-    jobs = [fleet.send(Job(at=number / 10, tenant="a", on_limit="park", max_wait=2)) for number in range(4)]
-    fleet.run(1)
-    assert [len(job.errors) for job in jobs] == [0, 1, 1, 1]
