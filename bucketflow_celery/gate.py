@@ -276,12 +276,11 @@ class Gate:
 
     def _blocks(self, entry: Entry, now: float) -> bool:
         """Return whether *entry* would wait in any case: for its tenant's backlog, or for a level that told when."""
-        passage = entry.passage
-        if (
-            passage.max_wait is not None
-        ):  # one that would wait for too long is to be given up now, not when it is handed out
-            return self._room.blocks(entry)
-        return self._room.blocks(entry) or any(self._dry_until.get(level.key, now) > now for level in passage.path)
+        if self._room.blocks(entry):
+            return True
+        if entry.passage.max_wait is not None:
+            return False  # only an answer tells whether that would be too long; then it fails at once
+        return any(self._dry_until.get(level.key, now) > now for level in entry.passage.path)
 
     def keep(self, entry: Entry, seconds: float) -> None:
         """Hold an entry that could not be parked, for so many seconds."""
