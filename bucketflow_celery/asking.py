@@ -20,8 +20,12 @@ Outcome: TypeAlias = "Sequence[Answer] | StoreUnavailable | None"
 class Asker(Protocol):
     """Puts questions, one call at a time."""
 
-    def ask(self, asks: Sequence[Ask], done: Callable[[Outcome], None]) -> None:
-        """Put *asks*, length >= 0, in one round trip; call *done* with the outcome, later or before this returns."""
+    def ask(self, asks: Sequence[Ask], done: Callable[[Outcome], None], *, urgent: bool) -> None:
+        """
+        Put *asks*, length >= 0, in one round trip; call *done* with the outcome, later or before this returns.
+
+        It is *urgent* where more tasks wait than there are free slots: each moment of these slots is lost then.
+        """
 
     def close(self) -> None:
         """Forget what is in flight."""
@@ -70,8 +74,9 @@ class DirectAsker:
         self._store = store
         self._edition = _Edition(book)
 
-    def ask(self, asks: Sequence[Ask], done: Callable[[Outcome], None]) -> None:
+    def ask(self, asks: Sequence[Ask], done: Callable[[Outcome], None], *, urgent: bool) -> None:
         """See :class:`Asker`."""
+        del urgent  # it waits in any case
         outcome: Outcome = None
         try:
             if not self._edition.is_old():
@@ -99,7 +104,7 @@ class HubAsker:
         self._edition = _Edition(book)
         self._runner = runner
 
-    def ask(self, asks: Sequence[Ask], done: Callable[[Outcome], None]) -> None:
+    def ask(self, asks: Sequence[Ask], done: Callable[[Outcome], None], *, urgent: bool) -> None:
         """See :class:`Asker`."""
         if self._edition.is_old():
             done(None)
@@ -113,7 +118,7 @@ class HubAsker:
                 outcome = error
             done(outcome)
 
-        self._runner.run(*self._store.question(asks, self._edition.version), on_reply)
+        self._runner.run(*self._store.question(asks, self._edition.version), on_reply, urgent=urgent)
 
     def close(self) -> None:
         """See :class:`Asker`."""

@@ -21,13 +21,13 @@ from typing import Any
 from bucketflow.errors import BucketflowError, StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission import Answer, Ask
-from bucketflow_celery.asking import Outcome
+from bucketflow_celery.asking import Asker, Outcome
 from bucketflow_celery.handling import Handling
 from bucketflow_celery.host import Host
 from bucketflow_celery.lines import Entry, Line, Lines, Passage
 from bucketflow_celery.outage import Outage
 from bucketflow_celery.places import Places
-from bucketflow_celery.room import NoRoom, Room
+from bucketflow_celery.room import REMEMBERED, NoRoom, Room
 from bucketflow_celery.stats import Stats
 from bucketflow_celery.ticket import Ticket
 
@@ -79,8 +79,7 @@ class Gate:
 
     Args:
         host: The worker.
-        ask: Puts questions to the store in one round trip, and tells the outcome to its second argument, later or
-            before it returns: see :class:`bucketflow_celery.asking.Asker`.
+        asker: Puts questions to the store.
         resolve: What a request needs that came from a queue; raises ``BucketflowError`` if it can never start.
         outage: What to do while the store is away.
         patience: How long is too long.
@@ -91,14 +90,14 @@ class Gate:
         self,
         host: Host,
         *,
-        ask: Callable[[Sequence[Ask], Callable[[Outcome], None]], None],
+        asker: Asker,
         resolve: Callable[[Any, str], Passage],
         outage: Outage,
         patience: Patience,
         stats: Stats,
     ) -> None:
         self._host = host
-        self._ask = ask
+        self._asker = asker
         self._resolve = resolve
         self._outage = outage
         self._max_hold = patience.max_hold
@@ -114,6 +113,7 @@ class Gate:
         self._closed = False
         self._next_sweep = 0.0
         self._asked_at = -LOOK
+        self._dry_until: dict[str, float] = {}  # of levels, by key, as those were told who were then parked
         self._flight: _Flight | None = None
 
     def open(self, room: Room) -> None:
@@ -129,7 +129,9 @@ class Gate:
             self._handling.fail(request, error)
             return
         self._inbox.append(Entry(request, queue, passage, self._host.monotonic(), ticket.since, dict(ticket.dues)))
-        self.run()
+        # While a question is on its way nobody else can ask: the round that lands it asks for all who came meanwhile.
+        if self._flight is None:
+            self.run()
 
     def run(self) -> None:
         """Let in whoever may start. Any thread may call; one at a time works for all of them."""
@@ -190,7 +192,7 @@ class Gate:
                 self._when_free()
             if len(self._lines):
                 wake_at = min(ready_at if ready_at > now else self._next_sweep, self._next_sweep)
-            first = next((entry for entry in self._inbox if _is_worth_parking(entry)), None)
+            first = next(filter(_is_worth_parking, self._inbox), None) if self._room.is_open else None
             if first is not None:
                 wake_at = min(wake_at, max(first.arrived + NO_SLOT, self._outage.until))
         room_at = self._room.wake_at()
@@ -237,7 +239,7 @@ class Gate:
             self._handling.start(entry)
         elif self._outage.until > now:
             self._without_store(entry, self._lines.of(STORE, None))
-        elif passage.parks and self._room.blocks(entry):
+        elif passage.parks and self._blocks(entry, now):
             self._park(entry)
         elif not passage.parks and (blocked := self._lines.blocking(passage.path)) is not None:
             self._handling.join(entry, blocked)
@@ -259,18 +261,26 @@ class Gate:
     def _park_those_without_a_slot(self) -> None:
         """Park who has waited for a slot, so that another worker can start it, and who would be parked in any case."""
         now = self._host.monotonic()
-        if self._flight is not None or self._outage.until > now:
+        if not self._room.is_open or self._flight is not None or self._outage.until > now:
             return
         before = now - NO_SLOT if self._free() <= 0 else -inf
-        waiting = deque(entry for entry in self._inbox if not self._is_parked_at_once(entry, before))
+        waiting = deque(entry for entry in self._inbox if not self._is_parked_at_once(entry, now, before))
         if len(waiting) < len(self._inbox):
             self._inbox = waiting
 
-    def _is_parked_at_once(self, entry: Entry, before: float) -> bool:
-        if not _is_worth_parking(entry) or (entry.arrived >= before and not self._room.blocks(entry)):
+    def _is_parked_at_once(self, entry: Entry, now: float, before: float) -> bool:
+        if not _is_worth_parking(entry) or (entry.arrived >= before and not self._blocks(entry, now)):
             return False
         self._park(entry)
         return True
+
+    def _blocks(self, entry: Entry, now: float) -> bool:
+        """Return whether *entry* would wait in any case: for its tenant's backlog, or for a level that told when."""
+        if self._room.blocks(entry):
+            return True
+        if entry.passage.max_wait is not None:
+            return False  # only an answer tells whether that would be too long; then it fails at once
+        return any(self._dry_until.get(level.key, now) > now for level in entry.passage.path)
 
     def keep(self, entry: Entry, seconds: float) -> None:
         """Hold an entry that could not be parked, for so many seconds."""
@@ -304,7 +314,7 @@ class Gate:
             flight.outcome, flight.landed = outcome, True
             self.run()
 
-        self._ask(asks, on_outcome)
+        self._asker.ask(asks, on_outcome, urgent=bool(asks and self._inbox))
         self._land()
 
     def _land(self) -> None:
@@ -359,6 +369,9 @@ class Gate:
             level = ask.path[answer.binding]
             if not level.returns:
                 dry[level.key] = self._lines.of(level.key, level)
+            if len(self._dry_until) >= REMEMBERED:
+                self._dry_until.clear()
+            self._dry_until[level.key] = self._host.monotonic() + answer.wait / SECOND
             if self._handling.is_refused(entry, level, answer.wait / SECOND):
                 return
         self._park(entry)
@@ -400,6 +413,7 @@ class Gate:
                 line.put_back([entry])
 
     def _resolve_again(self, batch: list[tuple[Entry, Line | None]]) -> None:
+        self._dry_until.clear()
         # Under the new limits it may be another bucket that binds, or none: everybody queues up anew, in their order.
         self._inbox.extend([entry for entry in self._everybody(batch) if self._renew(entry)])
 

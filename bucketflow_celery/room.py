@@ -87,6 +87,8 @@ class Room:
         stats: Where to count.
     """
 
+    is_open = True
+
     def __init__(  # noqa: PLR0913 - its seams, each given by name
         self,
         host: RoomHost,
@@ -423,6 +425,7 @@ class Room:
 class NoRoom:
     """In place of a :class:`Room`, in a worker that parks nothing."""
 
+    is_open = False
     reserved = 0
     must_look = False
     looked_at = -inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -93,42 +94,37 @@ class RedisStore:
         """See :class:`Store`."""
         return self.read(asks, version, self.runner.run(*self.question(asks, version)))
 
-    def question(self, asks: Sequence[Ask], version: str) -> tuple[Script, list[bytes], list[str]]:
+    def question(self, asks: Sequence[Ask], version: str) -> tuple[Script, list[bytes], list[str | bytes]]:
         """Return the script of :meth:`admit`, its keys and its arguments, for a caller that runs it by itself."""
-        keys = self._table_keys[:1]
+        keys, tenants = self._table_keys[:1], []
+        limits: list[float] = []
+        tasks: list[float] = []
+        parked: list[str] = []
         index: dict[str, int] = {}
-        args = [version]
         for ask in asks:
-            args += (
-                exact(ask.cost),
-                str(ask.patience),
-                self._backlog(ask, keys, index),
-                ask.tenant,
-                str(len(ask.path)),
-            )
+            queue = 0
+            if ask.backlog is not None:
+                if ask.backlog not in parked:
+                    parked.append(ask.backlog)
+                queue = parked.index(ask.backlog) + 1
+                tenants.append(ask.tenant)
+            tasks += (ask.cost, ask.patience, queue, len(ask.path))
             for level, due in zip(ask.path, ask.dues, strict=True):
-                if level.key not in index:
+                number = index.get(level.key)
+                if number is None:
+                    number = index[level.key] = len(keys)
                     keys.append(self._key(level.key))
-                    index[level.key] = len(keys)
-                limit, returns = level.limit, "1" if level.returns else "0"
-                args += (str(index[level.key]), exact(limit.capacity), exact(limit.fill_rate), str(due), returns)
-        return load_script(_PACKAGE, "admit"), keys, args
+                    limits += (level.limit.capacity, level.limit.fill_rate, level.returns)
+                tasks += (number, due)
+        for name in parked:
+            keys += self.backlogs.line_keys(name)
+        return load_script(_PACKAGE, "admit"), keys, [version, _doubles(limits), _doubles(tasks), *tenants]
 
-    def _backlog(self, ask: Ask, keys: list[bytes], index: dict[str, int]) -> str:
-        """Return where, from 1, the keys are that tell who is parked before *ask*; 0 if it is not to be parked."""
-        if ask.backlog is None:
-            return "0"
-        if (name := f"park:{ask.backlog}") not in index:
-            index[name] = len(keys) + 1
-            keys += self.backlogs.line_keys(ask.backlog)
-        return str(index[name])
-
-    def read(self, asks: Sequence[Ask], version: str, reply: Sequence[Any]) -> tuple[str, list[Answer] | None]:
+    def read(self, asks: Sequence[Ask], version: str, reply: Any) -> tuple[str, list[Answer] | None]:
         """Return what :meth:`admit` returns, from the *reply* to :meth:`question`."""
-        now_in_force = reply[0].decode(errors="replace")
-        if now_in_force != version:
-            return now_in_force, None
-        return version, _answers(asks, reply[1:])
+        if isinstance(reply, list):
+            return reply[0].decode(errors="replace"), None
+        return version, _answers(asks, struct.unpack(f"<{len(reply) // 8}d", reply))
 
     def leave(self, ask: Ask) -> None:
         """See :class:`Store`."""
@@ -184,12 +180,16 @@ def _table(raw: bytes) -> Any:
         return raw
 
 
-def _answers(asks: Sequence[Ask], numbers: Sequence[int]) -> list[Answer]:
+def _doubles(numbers: Sequence[float]) -> bytes:
+    return struct.pack(f"<{len(numbers)}d", *numbers)
+
+
+def _answers(asks: Sequence[Ask], numbers: Sequence[float]) -> list[Answer]:
     answers, at = [], 0
     for ask in asks:
-        admitted, binding, wait = numbers[at : at + 3]
-        at += 3 + len(ask.path)
-        answers.append(
-            Answer(admitted == 1, None if binding < 0 else binding, wait, tuple(numbers[at - len(ask.path) : at]))
-        )
+        status, binding, wait = numbers[at : at + 3]
+        end = at + 3 + len(ask.path)
+        dues = tuple(map(int, numbers[at + 3 : end]))
+        answers.append(Answer(status == 1, None if binding < 0 else int(binding), int(wait), dues))
+        at = end
     return answers

@@ -62,7 +62,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._learn_limits()
         self._gate = Gate(
             self._host,
-            ask=self._asker.ask,
+            asker=self._asker,
             resolve=self._resolve,
             outage=Outage(settings.on_store_error),
             patience=_patience(consumer, settings.max_hold, settings.max_countdown),

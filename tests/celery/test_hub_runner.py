@@ -12,6 +12,7 @@ from redis import Redis
 from bucketflow.errors import StoreUnavailable
 from bucketflow.redis_calls import ScriptRunner
 from bucketflow.scripts import Script
+from bucketflow_celery import hub_runner
 from bucketflow_celery.hub_runner import HubRunner
 
 TIMEOUT = 0.5
@@ -26,8 +27,8 @@ class Loop:
         self.runner = HubRunner(ScriptRunner(Redis.from_url(url), TIMEOUT), self.hub, TIMEOUT)
         self.outcomes = []
 
-    def ask(self, word):
-        self.runner.run(ECHO, [b"key"], [word], self.outcomes.append)
+    def ask(self, word, *, urgent=False):
+        self.runner.run(ECHO, [b"key"], [word], self.outcomes.append, urgent=urgent)
 
     def turn(self):
         next(self.hub.loop)
@@ -57,6 +58,43 @@ def test_the_answer_comes_through_the_loop_and_not_before(loop):
     assert loop.outcomes == []
     assert loop.outcome() == b"a"
     loop.ask("b")
+    assert loop.outcome() == b"b"
+
+
+def test_an_urgent_question_is_answered_before_the_loop_turns(loop, monkeypatch):
+    monkeypatch.setattr(hub_runner, "MOMENT", 5000)
+    loop.ask("a")
+    loop.outcome()
+    loop.ask("b", urgent=True)
+    assert loop.outcomes == [b"b"]
+    assert loop.events() == []
+
+
+def test_a_server_that_lets_an_urgent_question_wait_is_left_to_the_loop_for_a_while(loop, fresh_redis, monkeypatch):
+    monkeypatch.setattr(hub_runner, "AFTERWARDS", 2)
+    loop.ask("a")
+    loop.outcome()
+    fresh_redis.pause()
+    loop.ask("b", urgent=True)
+    assert loop.outcomes == []
+    fresh_redis.resume()
+    assert loop.outcome() == b"b"
+    monkeypatch.setattr(hub_runner, "MOMENT", 5000)
+    for _ in range(2):
+        loop.ask("c", urgent=True)
+        assert loop.outcomes == []
+        assert loop.outcome() == b"c"
+    loop.ask("d", urgent=True)
+    assert loop.outcomes == [b"d"]
+
+
+@pytest.mark.parametrize("urgent", [False, True])
+def test_a_server_that_is_away_fails_the_question_and_is_found_when_it_is_back(loop, fresh_redis, urgent):
+    fresh_redis.kill()
+    loop.ask("a", urgent=urgent)
+    assert isinstance(loop.outcome(), StoreUnavailable)
+    fresh_redis.restart()
+    loop.ask("b", urgent=urgent)
     assert loop.outcome() == b"b"
 
 

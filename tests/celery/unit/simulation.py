@@ -303,7 +303,7 @@ class Worker:
         self.asker = DirectAsker(self.store, self.book)
         self.gate = Gate(
             self,
-            ask=self.ask,
+            asker=self,
             resolve=self.resolve,
             outage=Outage(options["on_store_error"]),
             patience=Patience(options["max_hold"], options["max_countdown"]),
@@ -394,13 +394,13 @@ class Worker:
     def handed(self, job, redelivered, on_end):
         return Request(job, redelivered=redelivered, on_end=on_end)
 
-    def ask(self, asks, done):
+    def ask(self, asks, done, *, urgent):
         """Do as the askers of a worker do: answer at once, or later."""
         if not self.fleet.latency:
-            self.asker.ask(asks, done)
+            self.asker.ask(asks, done, urgent=urgent)
             return
 
-        self.at_a_distance(lambda tell: self.asker.ask(asks, tell), done)
+        self.at_a_distance(lambda tell: self.asker.ask(asks, tell, urgent=urgent), done)
 
     def at_a_distance(self, call, done):
         """Make a call that takes its time to get there, even if this process is dead by then; so does the reply."""

@@ -100,17 +100,21 @@ def test_an_operation_that_says_so_writes_nothing(name):
 
 def test_admit(recorded):
     depth, tasks, recorder = recorded
-    calls = recorder.calls
-    keys, args, reply = calls["admit"]
-    said = header("admit")
-    fixed, _, rest = said["argv"].partition("then for each task:")
-    each, _, level = rest.partition("and for each level, root first:")
+    keys, args, reply = recorder.calls["admit"]
+    fixed, limits, questions, tenants = parts(
+        header("admit")["argv"], "limits (", "tasks (", "then for each task that is parked:"
+    )
+    (_, limit), (_, each, level) = parts(limits, "of each level:"), parts(questions, "of each task:", "root first:")
     assert len(keys) == 1 + depth
-    assert len(args) == words(fixed) + tasks * (words(each) + depth * words(level))
-    fixed, _, each = said["returns"].partition("else ")[2].partition("then for each task:")
-    each, _, level = each.rpartition(", ")
-    assert level.startswith("due µs at each level")
-    assert len(reply) == words(fixed) + tasks * (words(each) + depth)
+    assert (len(args), words(fixed), words(tenants)) == (3, 1, 1)
+    assert len(args[1]) == 8 * depth * words(limit.rstrip(")"))
+    assert len(args[2]) == 8 * tasks * (
+        words(each.partition(", and for each level")[0]) + depth * words(level.rstrip(")"))
+    )
+    each = header("admit")["returns"].partition("of each task:")[2].partition("(one string")[0]
+    each, _, due = each.rpartition(", ")
+    assert due.startswith("due µs at each level")
+    assert len(reply) == 8 * tasks * (words(each) + depth)
 
 
 def test_leave(recorded):
