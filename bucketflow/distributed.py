@@ -93,7 +93,8 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWat
         if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._most:
             cost = self._cost(tokens)  # says what is wrong
         if not (cost and self._turnstile.line and self._turnstile.is_busy()):
-            if self._path.spend(cost):
+            lease = self._path.newest
+            if lease is not None and cost and self._path.spend(lease, cost):
                 return True
             if not block:
                 return self._ask(cost)[0] == 0
@@ -174,7 +175,8 @@ class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, Async
         if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._most:
             cost = self._cost(tokens)  # says what is wrong
         if not (cost and self._turnstile.line and self._turnstile.is_busy()):
-            if self._path.spend(cost):
+            lease = self._path.newest
+            if lease is not None and cost and self._path.spend(lease, cost):
                 return True
             if not block:
                 return (await self._ask(cost))[0] == 0

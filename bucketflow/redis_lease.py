@@ -12,6 +12,7 @@ from bucketflow.forks import forget_after_fork
 from bucketflow.lease import Lease
 from bucketflow.limit import SECOND
 from bucketflow.merging import Answer
+from bucketflow.redis_node import pack, pack_words
 from bucketflow.redis_path import Level, RedisPath, pack_numbers
 from bucketflow.redis_routes import Call
 from bucketflow.scripts import exact
@@ -48,7 +49,9 @@ class LeasedPath(RedisPath):
 
     def __init__(self, levels: Sequence[Level], most: float, clock: Clock) -> None:
         super().__init__(levels)
-        self._most = most
+        self._most = exact(most).encode()
+        self._limits: bytes | None = None  # packed once they do not change any more, and all before them in the call
+        self._head = b""
         self._now = clock.now
         self._read, self._scale = raw(clock)
         self.after_fork()
@@ -59,23 +62,20 @@ class LeasedPath(RedisPath):
         self._lock = threading.Lock()
         # One, unless loops of several threads asked at the same time.
         self._granted: list[_Granted] = []
-        self._newest: Lease | None = None
+        self.newest = None
 
     @property
     def left(self) -> float:
         """Tokens on lease, as far as they have not faded since somebody last looked."""
         return sum([granted.lease.left for granted in self._granted])
 
-    def spend(self, cost: float) -> bool:
-        """See :class:`RedisPath`."""
-        lease = self._newest
-        if lease is None:
-            return False
+    def spend(self, lease: Lease, cost: float) -> bool:
+        """Take *cost* tokens of *lease* if they are there, and have not faded."""
         with self._lock:
-            if lease.left >= cost > 0 and self._read() * self._scale <= lease.whole_until:
+            if lease.left >= cost and self._read() * self._scale <= lease.whole_until:
                 lease.left -= cost  # Lease.spend, at a third of its price
                 return True
-            return self._spend(cost) is not None
+        return False
 
     def held(self, cost: float) -> Answer | None:
         """See :class:`bucketflow.merging.Asked`. What others have taken since the lease began is not in the answer."""
@@ -119,7 +119,7 @@ class LeasedPath(RedisPath):
             lease = Lease(tokens, self.limits, [call.made_at + (instant - now) for instant in whole])
             with self._lock:
                 self._granted.append(_Granted(lease, whole, answers[-1][2:], call.made_at))
-                self._newest = lease
+                self.newest = lease
         return answers
 
     def _spend(self, cost: float) -> _Granted | None:
@@ -137,7 +137,11 @@ class LeasedPath(RedisPath):
                 settled += (instant, unspent)
             granted.lease.left = 0.0
         self._granted = []
-        self._newest = None
-        most = self._most if any(cost > 0 for cost in costs) else 0.0
-        args = (self.packed_limits(), pack_numbers(costs), exact(most), pack_numbers(settled))
-        return Call.of(self.script, self.keys, args, now)
+        self.newest = None
+        limits = self._limits
+        if limits is None:
+            limits = self.packed_limits()
+            self._head = pack(("EVALSHA", self.script.sha, len(self.keys), *self.keys, limits), more=3)
+            self._limits = None if self._is_new else limits
+        args = (pack_numbers(costs), self._most if max(costs, default=0.0) > 0 else b"0", pack_numbers(settled))
+        return Call(self.script, self.keys, (limits, *args), self._head + pack_words(args), now)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import redis
 from redis.exceptions import ResponseError
 
-__all__ = ["Node", "pack"]
+__all__ = ["Node", "pack", "pack_words"]
 
 ResultT = TypeVar("ResultT")
 
@@ -170,11 +170,21 @@ async def _read_async(connection: Any) -> Any:  # noqa: ANN401
         return error
 
 
-def pack(command: Sequence[str | bytes | int]) -> bytes:
-    """Return *command* in the form of the Redis protocol: an array of strings, each with its length."""
-    parts = [b"*%d" % len(command)]
-    for word in command:
+def pack(command: Sequence[str | bytes | int], more: int = 0) -> bytes:
+    """
+    Return *command* in the form of the Redis protocol: an array of strings, each with its length.
+
+    Args:
+        command: Its words.
+        more: How many will follow: see :func:`pack_words`.
+    """
+    return b"*%d\r\n%b" % (len(command) + more, pack_words(command))
+
+
+def pack_words(words: Sequence[str | bytes | int]) -> bytes:
+    """Return *words* as they stand in a command."""
+    parts = []
+    for word in words:
         raw = word if isinstance(word, bytes) else str(word).encode()
-        parts += (b"$%d" % len(raw), raw)
-    parts.append(b"")
-    return b"\r\n".join(parts)
+        parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
+    return b"".join(parts)

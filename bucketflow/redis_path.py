@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 
 from bucketflow.core import Decision, tokens_at
+from bucketflow.lease import Lease
 from bucketflow.limit import SECOND, Limit
 from bucketflow.merging import Answer
 from bucketflow.redis_routes import Call
@@ -47,7 +48,10 @@ class RedisPath:
         limits: Of each level.
         keys: Of each level.
         script: What answers.
+        newest: The lease to spend first, if this process holds any.
     """
+
+    newest: Lease | None = None
 
     def __init__(self, levels: Sequence[Level]) -> None:
         self.levels = levels
@@ -58,12 +62,12 @@ class RedisPath:
         self._is_new = True
         self._packed: dict[tuple[float, ...], Call] = {}
 
-    def spend(self, cost: float) -> bool:  # noqa: ARG002 - see LeasedPath
-        """Take *cost* tokens without asking Redis, if as many are on lease; here nothing ever is."""
+    def spend(self, lease: Lease, cost: float) -> bool:  # noqa: ARG002
+        """Take *cost* tokens of :attr:`newest`; here there is none."""
         return False
 
     def held(self, cost: float) -> Answer | None:  # noqa: ARG002
-        """See :class:`bucketflow.merging.Asked`: the same, with an answer."""
+        """See :class:`bucketflow.merging.Asked`; here nothing is ever on lease."""
         return None
 
     def call(self, costs: tuple[float, ...]) -> Call:
