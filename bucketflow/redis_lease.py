@@ -140,8 +140,8 @@ class LeasedPath(RedisPath):
         self.newest = None
         limits = self._limits
         if limits is None:
-            limits = self.packed_limits()
+            is_new, limits = self._is_new, self.packed_limits()
             self._head = pack(("EVALSHA", self.script.sha, len(self.keys), *self.keys, limits), more=3)
-            self._limits = None if self._is_new else limits
+            self._limits = None if is_new else limits
         args = (pack_numbers(costs), self._most if max(costs, default=0.0) > 0 else b"0", pack_numbers(settled))
         return Call(self.script, self.keys, (limits, *args), self._head + pack_words(args), now)

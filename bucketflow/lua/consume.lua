@@ -19,7 +19,7 @@ local limits = {parse('<' .. ('d'):rep(3 * depth), ARGV[1])}
 local most, settled = tonumber(ARGV[3]), ARGV[4]
 local states, taken, changed, reply, length = {}, {}, false, {}, 0
 -- Of what is out on lease, where anything is: behind the bucket in its value stand two more doubles.
-local floors, outs = {}, {}
+local floors, outs
 
 for level = 1, depth do
   local value, start = stored[level], limits[3 * level]
@@ -27,6 +27,7 @@ for level = 1, depth do
   if value then
     states[level] = parse('<d', value)
     if #value > 8 then
+      floors, outs = floors or {}, outs or {}
       floors[level], outs[level] = parse('<dd', value, 9)
     end
   elseif start > 0 then
@@ -35,6 +36,7 @@ for level = 1, depth do
 end
 
 if most then
+  floors, outs = floors or {}, outs or {}
   local size = 8 + 16 * depth
   for level = 1, depth do
     local fill_rate, floor, out = limits[3 * level - 1], floors[level] or FULL, outs[level] or 0
@@ -107,7 +109,7 @@ if changed then
     local full_at = states[level]
     if full_at > now then
       local value = pack('<d', full_at)
-      if (outs[level] or 0) > 0 then
+      if outs and (outs[level] or 0) > 0 then
         value = value .. pack('<dd', floors[level], outs[level])
       end
       call('PSETEX', KEYS[level], text('%d', ceil((full_at - now) / 1000)), value)
