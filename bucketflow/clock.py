@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from bucketflow.limit import SECOND
@@ -45,7 +46,8 @@ class SystemClock:
         try:
             await asyncio.wait((waiting,), timeout=seconds)
         finally:
-            waiting.cancel()
+            with suppress(RuntimeError):  # its loop was closed over it
+                waiting.cancel()
 
 
 SYSTEM_CLOCK = SystemClock()

@@ -94,7 +94,6 @@ def test_a_bucket_outlives_its_event_loop(redis_server):
     assert [asyncio.run(use()) for _ in range(3)] == [True] * 3
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of those who waited in it
 def test_a_loop_that_was_closed_over_its_waiters_holds_up_nobody(redis_server, redis_client):
     assert redis_client.dbsize() == 0
     client = redis.asyncio.Redis(port=redis_server.port)
