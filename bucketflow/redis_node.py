@@ -113,10 +113,13 @@ class Node:
             self.release(kept.it)
 
     def close(self) -> None:
-        """Close the connections; the next call opens new ones."""
+        """Close the connections, but those of calls under way; the next call opens new ones."""
         self.release_kept()
         for pool in self.pools:
-            pool.disconnect()
+            if isinstance(pool, redis.BlockingConnectionPool):
+                pool.disconnect()  # redis-py 5's knows no other way
+            else:
+                pool.disconnect(inuse_connections=False)
 
     def _keep(self, connection: Any) -> bool:  # noqa: ANN401
         """

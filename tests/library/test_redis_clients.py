@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
@@ -129,3 +130,12 @@ def test_a_small_pool_is_enough_to_call_and_to_subscribe(redis_server, redis_cli
     with bucket._runner.subscribe("channel") as subscription:
         assert subscription.get(0.01) is None
     assert bucket.consume()
+
+
+def test_closing_hurts_no_call_that_another_thread_has_under_way(redis_client):
+    bucket = RedisTokenBucket(redis_client, "shop", 10_000, SLOW)
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(lambda: [bucket.consume() for _ in range(300)]) for _ in range(2)]
+        while not all(future.done() for future in futures):
+            bucket.close()
+        assert all(all(future.result()) for future in futures)
