@@ -89,10 +89,11 @@ def settle(  # noqa: PLR0913, PLR0917 - a bucket, and a lease
         whole_at: As :func:`lease` returned it.
         unspent: As many may go back.
     """
-    if out.tokens <= 0:
+    ends_at = whole_at + tokens * SECOND / limit.fill_rate
+    if out.tokens <= 0 or ends_at <= now:  # what is out may be of those who came after it had faded
         return full_at, out
-    is_last = whole_at + tokens * SECOND / limit.fill_rate == out.floor
-    out = Out(whole_at if is_last else out.floor, out.tokens - tokens) if out.tokens > tokens else NONE
+    floor = whole_at if ends_at == out.floor else out.floor
+    out = Out(floor, out.tokens - tokens) if out.tokens > tokens else NONE
     return refund(limit, full_at, out, now, unspent), out
 
 

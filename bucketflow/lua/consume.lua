@@ -44,13 +44,14 @@ if most then
       floor, out = FULL, 0
     end
     for at = 1, #settled, size do
-      if out > 0 then
-        local tokens = parse('<d', settled, at)
-        local whole_at, unspent = parse('<dd', settled, at + 16 * level - 8)
+      local tokens = parse('<d', settled, at)
+      local whole_at, unspent = parse('<dd', settled, at + 16 * level - 8)
+      local ends_at = whole_at + tokens * SECOND / fill_rate
+      if out > 0 and ends_at > now then
         if out <= tokens then
           floor, out = FULL, 0
         else
-          floor, out = whole_at + tokens * SECOND / fill_rate == floor and whole_at or floor, out - tokens
+          floor, out = ends_at == floor and whole_at or floor, out - tokens
         end
         states[level] = max(now, floor, states[level] - unspent * SECOND / fill_rate)
       end

@@ -21,7 +21,7 @@ limits = st.builds(Limit, st.sampled_from([3, 10, 100]), st.sampled_from([0.5, 3
 sometime = st.floats(0, 1.5)  # of the time that the bucket needs to fill
 STEPS = ("lease", "spend", "settle", "vanish", "consume", "refund")
 steps = st.lists(st.tuples(st.sampled_from(STEPS), sometime, st.integers(0, 9), st.floats(0, 1)), max_size=60)
-several = settings(max_examples=300, deadline=None)
+several = settings(max_examples=500, deadline=None)
 
 
 class Fleet:
@@ -143,6 +143,18 @@ def test_however_many_hold_leases_whoever_stays_below_the_limit_is_served_and_ha
         held[whom] = fleet.holders.pop() if fleet.holders else None
     assert refused == 0
     assert asked <= 20_000 / 25
+
+
+def test_a_lease_that_has_faded_ends_nobody_elses():
+    fleet = Fleet(Limit(3, 1))
+    fleet.lease(0, 0)
+    fleet.now += 10 * SECOND
+    fleet.out = leases.still_out(fleet.out, fleet.now)
+    fleet.lease(0, 0)
+    fleet.settle(0, 0)
+    assert fleet.out.tokens == 1
+    fleet.refund(0, 0)
+    assert fleet.there_is() == pytest.approx(3)
 
 
 def test_a_lease_of_a_full_bucket_fades_as_the_bucket_refills():
