@@ -183,7 +183,7 @@ class ScriptRunner:
             yield Subscription(pubsub)
         except FAILURES as error:
             self._route.failed(address)
-            raise StoreUnavailable(node.label, str(error) or type(error).__name__) from error
+            raise unavailable(node, error) from error
         finally:
             pubsub.close()
 

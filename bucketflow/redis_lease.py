@@ -96,7 +96,7 @@ class LeasedPath(RedisPath):
             return self._lease(costs)
 
     def give_back(self) -> Call | None:
-        """See :class:`RedisPath`."""
+        """Return the call that settles what is on lease, ``None`` if nothing is."""
         with self._lock:
             return self._lease(()) if self._granted else None
 

@@ -85,24 +85,16 @@ class RedisPath:
     def answers(self, call: Call, reply: bytes) -> Sequence[Answer]:  # noqa: ARG002
         """See :class:`bucketflow.merging.Asked`."""
         if self._is_new:
-            self.is_known()
+            for level in self.levels:
+                level.start = 0.0  # Redis has it now, or had a bucket already: none is to be started again
+            self._is_new = False
         return list(self._answer.iter_unpack(reply))
-
-    def is_known(self) -> None:
-        """Take note that Redis has heard of every level, so that none is to be started again."""
-        for level in self.levels:
-            level.start = 0.0
-        self._is_new = False
 
     def decision(self, answer: Answer) -> Decision:
         """Return what *answer* says, in seconds and tokens."""
         wait, binding, *behind = answer
         tokens = tuple([tokens_at(limit, late, 0) for limit, late in zip(self.limits, behind, strict=True)])
         return Decision(wait == 0, wait / SECOND, None if wait == 0 else int(binding), tokens)
-
-    def give_back(self) -> Call | None:
-        """Return the call that settles what is on lease, ``None`` if nothing is."""
-        return None
 
     def refund(self, cost: float) -> list[Call]:
         """Return the calls, in order, that give *cost* tokens back at every level."""

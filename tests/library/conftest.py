@@ -1,4 +1,4 @@
-"""The fixture through which every shell hears the same story."""
+"""The fixtures through which every shell hears the same story, and one that lets threads get in each other's way."""
 
 from __future__ import annotations
 
@@ -43,3 +43,12 @@ def make_exact(request):
 def maker(request):
     shell = SHELLS[request.param]
     return partial(shell, request.getfixturevalue("redis_client")) if issubclass(shell, RedisShell) else shell
+
+
+@pytest.fixture
+def often_switched():
+    """Make the interpreter change threads at every chance it has."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -41,15 +40,6 @@ def consume(bucket, *args, **kwargs):
     """Let a thread, or a loop of its own, call ``consume``."""
     result = bucket.consume(*args, **kwargs)
     return asyncio.run(result) if asyncio.iscoroutine(result) else result
-
-
-@pytest.fixture
-def often_switched():
-    """Make the interpreter change threads at every chance it has."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
@@ -24,15 +23,6 @@ class InterruptedClock(FakeClock):
 
     def sleep(self, *_):
         raise KeyboardInterrupt
-
-
-@pytest.fixture
-def often_switched():
-    """Make the interpreter change threads at every chance it has."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.fixture
