@@ -9,7 +9,7 @@
 
 -- core.consume_path and lease.py, operation for operation, but in one loop and with every number packed: calls and
 -- texts would be half of the server's time. So this file does without core.lua, and repeats its constants.
-local SECOND, HALF_TICK, FULL, EPOCH = 1000000, 0.5, 0, 1704067200
+local SECOND, HALF_TICK, FULL, EPOCH, GRACE = 1000000, 0.5, 0, 1704067200, 100000
 local call, pack, parse, text = redis.call, struct.pack, struct.unpack, string.format
 local ceil, max, min = math.ceil, math.max, math.min
 
@@ -17,7 +17,8 @@ local depth, time, stored = #KEYS, call('TIME'), call('MGET', unpack(KEYS))
 local now = (time[1] - EPOCH) * SECOND + time[2]
 local limits = {parse('<' .. ('d'):rep(3 * depth), ARGV[1])}
 local most, settled = tonumber(ARGV[3]), ARGV[4]
-local states, taken, changed, reply, length = {}, {}, false, {}, 0
+-- Made at the size they will have: a table that grows costs as much as a command.
+local states, taken, changed, reply, length = {unpack(KEYS)}, {unpack(KEYS)}, false, {0, 0, unpack(KEYS)}, 0
 -- Of what is out on lease, where anything is: behind the bucket in its value stand two more doubles.
 local floors, outs
 
@@ -113,7 +114,13 @@ if changed then
       if outs and (outs[level] or 0) > 0 then
         value = value .. pack('<dd', floors[level], outs[level])
       end
-      call('PSETEX', KEYS[level], text('%d', ceil((full_at - now) / 1000)), value)
+      -- Only every so often is a key's expiry set, which costs more than the value: keys expire on full tenths of a second.
+      local before, ends_at = stored[level], ceil(full_at / GRACE)
+      if before and #before == #value and ceil(parse('<d', before) / GRACE) == ends_at then
+        call('SETRANGE', KEYS[level], '0', value)
+      else
+        call('PSETEX', KEYS[level], text('%d', ceil((ends_at * GRACE - now) / 1000)), value)
+      end
     elseif stored[level] then
       call('DEL', KEYS[level])
     end

@@ -1,9 +1,11 @@
 -- core: bucketflow/core.py, line by line, and where Redis keeps what it computes. Put in front of every operation.
 -- A bucket is the string of one little-endian double, full_at in µs; a missing key is a full bucket.
+-- A key expires on the first full GRACE at which its bucket is full: so most writes can leave the expiry as it is.
 
 local SECOND = 1000000
 local HALF_TICK = 0.5
 local FULL = 0
+local GRACE = 100000
 
 -- Instants count from 2024-01-01 UTC: a double of today then keeps 1/64 µs or finer; from 1970 it keeps 1/4 µs.
 local EPOCH = 1704067200

@@ -63,6 +63,7 @@ def test_close_gives_the_rest_back(redis_client, spent):
     assert all(holder.consume() for _ in range(spent))
     holder.close()
     assert other.tokens == about(100 - spent)
+    assert redis_client.strlen("bucketflow:{shop}") == 8  # the bucket alone: nothing is out on lease
 
 
 @pytest.mark.parametrize(("order", "left"), [((1, 0), 96), ((0, 1), 96 - 20)])
