@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 import redis
 from redis.exceptions import ResponseError
 
+from bucketflow.spin_wait import SpinWait
+
 __all__ = ["Node", "pack", "pack_words"]
 
 ResultT = TypeVar("ResultT")
@@ -44,6 +46,7 @@ class Node:
     timeout: float
     is_shared_out: bool = False
     _idle: list[_Kept] = field(default_factory=list)
+    _spin_wait: SpinWait = field(default_factory=SpinWait)
 
     def exchange(self, commands: Sequence[bytes]) -> list[Any]:
         """
@@ -56,6 +59,7 @@ class Node:
         try:
             connection = self.connect()
             connection.send_packed_command(commands if len(commands) == 1 else [b"".join(commands)])
+            self._spin_wait.wait(connection.can_read)
             replies = [_read(connection) for _ in commands]
         except BaseException:
             if connection is not None:

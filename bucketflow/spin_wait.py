@@ -1,0 +1,53 @@
+"""Wait awake for what comes at once: to fall asleep and be woken up takes a processor longer than such a wait."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+__all__ = ["SPIN", "SpinWait"]
+
+#: Seconds that a wait stays awake: a server on the same machine answers sooner, one across a network does not.
+SPIN = 0.0001
+
+#: Most waits in a row that go to sleep at once.
+_MOST_SKIPPED = 255
+
+#: Lets the server run first where there is one processor for both; Windows has only the second way.
+_give_way: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
+
+
+class SpinWait:
+    """
+    Decides which waits stay awake: while nothing comes within :data:`SPIN`, half as many each time, down to 1 of 256.
+
+    Args:
+        clock: Returns seconds.
+        give_way: Lets others have the processor for a moment.
+    """
+
+    __slots__ = ("_clock", "_give_way", "_skipping", "_to_skip")
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, give_way: Callable[[], None] = _give_way) -> None:
+        self._clock = clock
+        self._give_way = give_way
+        self._skipping = 0  # waits to leave out after the last one that was in vain
+        self._to_skip = 0  # of which are still to come
+
+    def wait(self, is_ready: Callable[[], object]) -> None:
+        """
+        Return once *is_ready*, or as soon as it is better to sleep until then.
+
+        Raises what *is_ready* raises.
+        """
+        if self._to_skip:
+            self._to_skip -= 1
+            return
+        ends_at = self._clock() + SPIN
+        while not is_ready():
+            if self._clock() >= ends_at:
+                self._skipping = self._to_skip = min(2 * self._skipping + 1, _MOST_SKIPPED)
+                return
+            self._give_way()
+        self._skipping = 0
