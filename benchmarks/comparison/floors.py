@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from threading import Lock
 from time import monotonic
@@ -94,6 +95,21 @@ class Ping:
         connection = self._pool.get_connection()
         try:
             connection.send_packed_command([_PING])
+            return connection.read_response() == b"PONG"
+        finally:
+            self._pool.release(connection)
+
+
+class AwakePing(Ping):
+    """The same, by a caller who does not sleep until the answer is there."""
+
+    def call(self) -> bool:
+        """See :meth:`Ping.call`."""
+        connection = self._pool.get_connection()
+        try:
+            connection.send_packed_command([_PING])
+            while not connection.can_read():
+                os.sched_yield()
             return connection.read_response() == b"PONG"
         finally:
             self._pool.release(connection)

@@ -19,7 +19,7 @@ import redis.asyncio
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
 from comparison import former
 from comparison.contestant import Contestant, Size
-from comparison.floors import AsyncPing, EmptyScript, Ping
+from comparison.floors import AsyncPing, AwakePing, EmptyScript, Ping
 from comparison.in_memory import (
     PYRATE_ASYNC,
     PYRATE_SYNC,
@@ -31,6 +31,7 @@ from comparison.in_memory import (
 )
 
 FLOOR = "a PING, packed beforehand"
+AWAKE_FLOOR = f"{FLOOR}, awaited awake"
 LEASED = "BucketFlow, lease=100"
 HOST = "127.0.0.1"
 _EMPTY = "return 1"
@@ -181,6 +182,9 @@ def threaded(place: Place) -> list[Contestant]:
     client = place.client
     return [
         Contestant(FLOOR, lambda _, __: Ping(client), "it.call()", "floor", path=lambda _, __: Ping(client)),
+        Contestant(
+            AWAKE_FLOOR, lambda _, __: AwakePing(client), "it.call()", "floor", path=lambda _, __: AwakePing(client)
+        ),
         Contestant(
             "redis-py's evalsha of an empty script",
             lambda _, key: EmptyScript(client, place.sha(), (key,)),

@@ -10,7 +10,7 @@ import redis
 from workers import redis_server
 
 from comparison.contestant import AMPLE, Contestant, prepared
-from comparison.redis_limiters import FLOOR, Place, threaded
+from comparison.redis_limiters import AWAKE_FLOOR, FLOOR, Place, threaded
 from comparison.results import Entry, Row
 from comparison.rows import ABSENT
 
@@ -22,7 +22,7 @@ def rows(rounds: int = 7, calls: int = 500) -> list[Row]:
     """Measure one level and three, admitted."""
     with redis_server() as port:
         place = Place(port)
-        contestants = [one for one in threaded(place) if one.name != FLOOR]
+        contestants = [one for one in threaded(place) if one.name not in (FLOOR, AWAKE_FLOOR)]
         return [row(place, contestants, levels, rounds, calls) for levels in (1, 3)]
 
 
