@@ -67,7 +67,7 @@ def test_the_rows_through_redis_can_be_run(place):
 
 
 def test_the_server_counts_its_own_time(place):
-    row = server_time.row(place, without_peers(threaded(place))[1:], levels=3, rounds=2, calls=5)
+    row = server_time.row(place, without_peers(threaded(place))[1:], threads=2, levels=3, rounds=2, calls=5)
     assert row.value("BucketFlow", "server_us") > 0
 
 

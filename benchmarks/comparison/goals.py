@@ -123,6 +123,10 @@ def _leases(rows: Rows) -> list[float]:
     return [1 / found(rows, key, LEASED, "over_ours") for key in ("redis-lease", "redis-asyncio-lease")]
 
 
+def _server(rows: Rows) -> list[float]:
+    return [found(rows, key, OURS, "server_us") for key in ("server-1-3", "server-16-3")]
+
+
 def _celery(rows: Rows) -> list[float]:
     return [found(rows, key, OURS, "over_plain") for key in ("celery", "celery-empty")]
 
@@ -203,8 +207,8 @@ GOALS = [
     Goal(
         "server time, 3 levels, admitted",
         "≤ 10 µs",
-        lambda figures: f"{figures[0]:.1f} µs",
-        _of("server-3", OURS, "server_us"),
+        lambda figures: f"1 thread: {figures[0]:.1f} µs, 16 threads: {figures[1]:.1f} µs",
+        _server,
         _at_most(10),
     ),
     Goal(

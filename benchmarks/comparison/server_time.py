@@ -2,53 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from statistics import median
-from typing import Any
 
 import redis
 from workers import redis_server
 
-from comparison.contestant import AMPLE, Contestant, prepared
+from comparison.contestant import Contestant, racer, threaded_racer
 from comparison.redis_limiters import AWAKE_FLOOR, FLOOR, Place, threaded
 from comparison.results import Entry, Row
-from comparison.rows import ABSENT
+from comparison.rows import entered
+
+#: Threads that share a client, and levels.
+SHAPES = ((1, 1), (1, 3), (16, 1), (16, 3))
 
 #: What a script calls is counted on its own and in the script.
 _SCRIPTS = ("cmdstat_evalsha", "cmdstat_eval", "cmdstat_fcall")
 
 
-def rows(rounds: int = 7, calls: int = 500) -> list[Row]:
-    """Measure one level and three, admitted."""
+def rows(rounds: int = 7, calls: int = 320) -> list[Row]:
+    """Measure admitted calls: one caller, whom the server waits for, and many, at one level and at three."""
     with redis_server() as port:
         place = Place(port)
         contestants = [one for one in threaded(place) if one.name not in (FLOOR, AWAKE_FLOOR)]
-        return [row(place, contestants, levels, rounds, calls) for levels in (1, 3)]
+        return [row(place, contestants, *shape, rounds, calls) for shape in SHAPES]
 
 
-def row(place: Place, contestants: Sequence[Contestant], levels: int, rounds: int, calls: int) -> Row:
+def row(  # noqa: PLR0913, PLR0917 - what a row may vary
+    place: Place, contestants: Sequence[Contestant], threads: int, levels: int, rounds: int, calls: int
+) -> Row:
     """Let *contestants* make so many calls each round, in turns."""
-    ready: dict[str, tuple[Any, Callable[[Any, int], Any]]] = {}
-    left_out = {}
-    for one in contestants:
-        try:
-            it, loop = ready[one.name] = prepared(one, AMPLE, levels)
-            loop(it, 1)
-        except ABSENT as error:
-            left_out[one.name] = str(error)
-    spent: dict[str, list[float]] = {name: [] for name in ready}
+    ready = partial(racer, levels=levels) if threads == 1 else partial(threaded_racer, threads=threads, levels=levels)
+    racers, left_out = entered(contestants, ready)
+    spent: dict[str, list[float]] = {one.name: [] for one in racers}
+    for one in racers:
+        one.run(threads)
     for turn in range(rounds):
-        names = list(ready)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            it, loop = ready[name]
+        for one in racers[turn % len(racers) :] + racers[: turn % len(racers)]:
             place.client.config_resetstat()
-            loop(it, calls)
-            spent[name].append(_microseconds(place.client) / calls)
-    roles = {one.name: one.role for one in contestants}
-    entries = [Entry(name, roles[name], {"server_us": median(times)}) for name, times in spent.items()]
+            one.run(calls)
+            spent[one.name].append(_microseconds(place.client) / calls)
+    entries = [Entry(one.name, one.role, {"server_us": median(spent[one.name])}) for one in racers]
+    title = f"{threads} thread" + ("s" if threads > 1 else "") + f", {levels} level" + ("s" if levels > 1 else "")
     for entry in entries:
-        print(f"server, {levels} levels: {entry.name} {entry.values['server_us']:.2f} µs")
-    return Row(f"server-{levels}", f"{levels} level" + ("s" if levels > 1 else ""), entries, left_out)
+        print(f"server, {title}: {entry.name} {entry.values['server_us']:.2f} µs")
+    return Row(f"server-{threads}-{levels}", title, entries, left_out)
 
 
 def _microseconds(client: redis.Redis) -> float:

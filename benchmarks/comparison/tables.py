@@ -141,7 +141,12 @@ CPU = {
     for key, head in {**THREADS, **TASKS, "redis-asyncio-1-on-1": "asyncio, 1 caller"}.items()
     if not key.endswith("-deep")
 }
-SERVER = {"server-1": "1 level", "server-3": "3 levels"}
+SERVER = {
+    "server-1-1": "1 thread, 1 level",
+    "server-1-3": "1 thread, 3 levels",
+    "server-16-1": "16 threads, 1 level",
+    "server-16-3": "16 threads, 3 levels",
+}
 OUTAGE = {"outage-gone": "gone", "outage-hung": "hung"}
 BYTES = {"live": "just used", "idle": "idle"}
 

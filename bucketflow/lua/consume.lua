@@ -10,15 +10,14 @@
 -- core.consume_path and lease.py, operation for operation, but in one loop and with every number packed: calls and
 -- texts would be half of the server's time. So this file does without core.lua, and repeats its constants.
 local SECOND, HALF_TICK, FULL, EPOCH, GRACE = 1000000, 0.5, 0, 1704067200, 100000
-local call, pack, parse, text = redis.call, struct.pack, struct.unpack, string.format
-local ceil, max, min = math.ceil, math.max, math.min
+local call, pack, parse, text, ceil = redis.call, struct.pack, struct.unpack, string.format, math.ceil
 
 local depth, time, stored = #KEYS, call('TIME'), call('MGET', unpack(KEYS))
 local now = (time[1] - EPOCH) * SECOND + time[2]
 local limits = {parse('<' .. ('d'):rep(3 * depth), ARGV[1])}
-local most, settled = tonumber(ARGV[3]), ARGV[4]
--- Made at the size they will have: a table that grows costs as much as a command.
-local states, taken, changed, reply, length = {unpack(KEYS)}, {unpack(KEYS)}, false, {0, 0, unpack(KEYS)}, 0
+local most, settled = ARGV[3] and tonumber(ARGV[3]), ARGV[4]
+-- Made with room for three levels: tables that grow would cost as much as a command.
+local states, taken, changed, reply, length = {0, 0, 0}, {0, 0, 0}, false, {0, 0, 0, 0, 0}, 0
 -- Of what is out on lease, where anything is: behind the bucket in its value stand two more doubles.
 local floors, outs
 
@@ -54,7 +53,7 @@ if most then
         else
           floor, out = ends_at == floor and whole_at or floor, out - tokens
         end
-        states[level] = max(now, floor, states[level] - unspent * SECOND / fill_rate)
+        states[level] = math.max(now, floor, states[level] - unspent * SECOND / fill_rate)
       end
     end
     floors[level], outs[level] = floor, out
@@ -91,11 +90,11 @@ if most then
   for level = 1, depth do
     local behind = states[level] > now and states[level] - now or 0
     local there = (limits[3 * level - 2] + HALF_TICK - behind) * limits[3 * level - 1] / SECOND
-    tokens = max(0, min(tokens, there - there % 1))
+    tokens = math.max(0, math.min(tokens, there - there % 1))
   end
   reply[1], reply[2] = tokens, now
   for level = 1, depth do
-    local whole_at = max(now, states[level])
+    local whole_at = math.max(now, states[level])
     if tokens > 0 then
       states[level] = whole_at + tokens * SECOND / limits[3 * level - 1]
       floors[level], outs[level] = states[level], outs[level] + tokens
@@ -105,7 +104,7 @@ if most then
   changed = true
 end
 
-local packed = pack('<' .. ('d'):rep(length), unpack(reply)) -- here, because it fails where there are thousands
+local packed = pack('<' .. ('d'):rep(length), unpack(reply, 1, length)) -- here, because it fails where there are thousands
 if changed then
   for level = 1, depth do
     local full_at = states[level]
@@ -114,12 +113,13 @@ if changed then
       if outs and (outs[level] or 0) > 0 then
         value = value .. pack('<dd', floors[level], outs[level])
       end
-      -- Only every so often is a key's expiry set, which costs more than the value: keys expire on full tenths of a second.
-      local before, ends_at = stored[level], ceil(full_at / GRACE)
-      if before and #before == #value and ceil(parse('<d', before) / GRACE) == ends_at then
+      -- Keys expire on full tenths of a second: to set the expiry costs more than to set the value, and most calls need not.
+      local before, tenth = stored[level], full_at - full_at % GRACE
+      local was = before and #before == #value and parse('<d', before)
+      if was and was - was % GRACE == tenth then
         call('SETRANGE', KEYS[level], '0', value)
       else
-        call('PSETEX', KEYS[level], text('%d', ceil((ends_at * GRACE - now) / 1000)), value)
+        call('PSETEX', KEYS[level], text('%d', ceil((tenth + GRACE - now) / 1000)), value)
       end
     elseif stored[level] then
       call('DEL', KEYS[level])

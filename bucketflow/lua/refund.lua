@@ -19,7 +19,8 @@ end
 for level, key in ipairs(KEYS) do
   if states[level] > now then
     local value = struct.pack('<d', states[level]) .. stored[level]:sub(9)
-    redis.call('SET', key, value, 'PX', math.ceil((math.ceil(states[level] / GRACE) * GRACE - now) / 1000))
+    local tenth = states[level] - states[level] % GRACE
+    redis.call('SET', key, value, 'PX', math.ceil((tenth + GRACE - now) / 1000))
   else
     redis.call('DEL', key)
   end
