@@ -15,6 +15,7 @@ from bucketflow.redis_calls import ScriptRunner
 from bucketflow.redis_node import Node
 from bucketflow.redis_routes import FAILURES, Plan, Question, proceed
 from bucketflow.scripts import Script
+from bucketflow.spin_wait import SpinWait
 
 __all__ = ["HubRunner"]
 
@@ -48,6 +49,7 @@ class HubRunner:
         self._deadline = 0.0
         self._timer: Any = None
         self._poll: Callable[[int], list[tuple[int, int]]] | None = None
+        self._spin_wait = SpinWait()
         self._in_vain = 0
 
     def run(
@@ -113,7 +115,11 @@ class HubRunner:
         if self._in_vain > 0:
             self._in_vain -= 1
             return False
-        answers = self._poll is not None and bool(self._poll(MOMENT))
+        poll = self._poll
+        if poll is None:
+            return False
+        self._spin_wait.wait(lambda: poll(0))
+        answers = bool(poll(MOMENT))
         if not answers:
             self._in_vain = AFTERWARDS
         return answers
