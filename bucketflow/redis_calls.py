@@ -121,7 +121,7 @@ class ScriptRunner:
         node = self._route.only
         if node is not None:  # one server that knows the script needs no plan: nearly every call ends here
             try:
-                (reply,) = node.exchange([call.packed])
+                (reply,) = node.exchange([call.packed], alone=True)
             except FAILURES as error:
                 raise unavailable(node, error) from error
             if not isinstance(reply, NoScriptError):

@@ -48,18 +48,23 @@ class Node:
     _idle: list[_Kept] = field(default_factory=list)
     _spin_wait: SpinWait = field(default_factory=SpinWait)
 
-    def exchange(self, commands: Sequence[bytes]) -> list[Any]:
+    def exchange(self, commands: Sequence[bytes], *, alone: bool = False) -> list[Any]:
         """
         Send *commands* at once, and return a reply or an error of the server for each; only for the half with threads.
 
         redis-py's ``execute_command`` costs four times the CPU, for what a script does not need: packing arguments of
         any type, callbacks for replies, telemetry, and the loop that would repeat the call.
+
+        Args:
+            commands: Packed.
+            alone: Whether no other thread waits for this exchange: it would need what a spin takes.
         """
         connection = None
         try:
             connection = self.connect()
             connection.send_packed_command(commands if len(commands) == 1 else [b"".join(commands)])
-            self._spin_wait.wait(connection.can_read)
+            if alone:
+                self._spin_wait.wait(connection.can_read)
             replies = [_read(connection) for _ in commands]
         except BaseException:
             if connection is not None:

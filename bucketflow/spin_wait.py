@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
+from time import monotonic
 
 __all__ = ["SPIN", "SpinWait"]
 
@@ -14,9 +13,6 @@ SPIN = 0.0001
 #: Most waits in a row that go to sleep at once.
 _MOST_SKIPPED = 255
 
-#: Lets the server run first where there is one processor for both; Windows has only the second way.
-_give_way: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
-
 
 class SpinWait:
     """
@@ -24,14 +20,12 @@ class SpinWait:
 
     Args:
         clock: Returns seconds.
-        give_way: Lets others have the processor for a moment.
     """
 
-    __slots__ = ("_clock", "_give_way", "_skipping", "_to_skip")
+    __slots__ = ("_clock", "_skipping", "_to_skip")
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, give_way: Callable[[], None] = _give_way) -> None:
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._give_way = give_way
         self._skipping = 0  # waits to leave out after the last one that was in vain
         self._to_skip = 0  # of which are still to come
 
@@ -44,10 +38,11 @@ class SpinWait:
         if self._to_skip:
             self._to_skip -= 1
             return
+        # Without sched_yield: on a busy machine that costs the rest of a time slice, and a server that wakes up on this
+        # processor takes it anyway.
         ends_at = self._clock() + SPIN
         while not is_ready():
             if self._clock() >= ends_at:
                 self._skipping = self._to_skip = min(2 * self._skipping + 1, _MOST_SKIPPED)
                 return
-            self._give_way()
         self._skipping = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from threading import Lock
 from time import monotonic
@@ -109,7 +108,7 @@ class AwakePing(Ping):
         try:
             connection.send_packed_command([_PING])
             while not connection.can_read():
-                os.sched_yield()
+                pass
             return connection.read_response() == b"PONG"
         finally:
             self._pool.release(connection)
