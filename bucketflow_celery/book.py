@@ -11,7 +11,7 @@ from celery import Celery
 
 from bucketflow.errors import BucketflowError, ConfigError
 from bucketflow_celery.errors import ConfigErrors
-from bucketflow_celery.limits import Level, LimitTable, check_cost
+from bucketflow_celery.limits import Level, LimitTable
 from bucketflow_celery.lines import Passage
 from bucketflow_celery.parked import Candidate, Known, TaskType
 from bucketflow_celery.rules import cost_of
@@ -76,7 +76,6 @@ class Book:
 
         Raises:
             ConfigError: Its tenant or its cost cannot be told from its arguments.
-            CostExceedsCapacity: A level on its path can never grant its cost.
         """
         try:
             return self._passage(task, headers, args, kwargs, queue)
@@ -92,7 +91,6 @@ class Book:
         whom = tenant_of(task, settings.tenant, headers, args, kwargs)
         cost = cost_of(rules.cost, task.run, args, kwargs)
         path = limits.path(queue, whom, task.name, rules.limit) if cost else ()
-        check_cost(path, cost)
         return Passage(
             path,
             cost,

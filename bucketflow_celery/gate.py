@@ -18,12 +18,13 @@ from math import inf
 from operator import attrgetter
 from typing import Any
 
-from bucketflow.errors import BucketflowError, StoreUnavailable
+from bucketflow.errors import BucketflowError, CostExceedsCapacity, StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission import Answer, Ask
 from bucketflow_celery.asking import Asker, Outcome
 from bucketflow_celery.handling import Handling
 from bucketflow_celery.host import Host
+from bucketflow_celery.limits import check_cost
 from bucketflow_celery.lines import Entry, Line, Lines, Passage
 from bucketflow_celery.outage import Outage
 from bucketflow_celery.places import Places
@@ -128,7 +129,10 @@ class Gate:
         except BucketflowError as error:
             self._handling.fail(request, error)
             return
-        self._inbox.append(Entry(request, queue, passage, self._host.monotonic(), ticket.since, dict(ticket.dues)))
+        entry = Entry(request, queue, passage, self._host.monotonic(), ticket.since, dict(ticket.dues))
+        if not self._can_start(entry):
+            return
+        self._inbox.append(entry)
         # While a question is on its way nobody else can ask: the round that lands it asks for all who came meanwhile.
         if self._flight is None:
             self.run()
@@ -231,7 +235,7 @@ class Gate:
     def _must_ask(self, entry: Entry, now: float) -> bool:
         """Return whether the store decides about *entry*; if not, that is done."""
         passage = entry.passage
-        if passage.parks and self._room.may_have(entry):
+        if self._may_be_parked(entry):
             self._park(entry)
         elif passage.paused is not None:
             self._pause(entry)
@@ -246,6 +250,20 @@ class Gate:
         else:
             return True
         return False
+
+    def _may_be_parked(self, entry: Entry) -> bool:
+        return entry.passage.parks and self._room.may_have(entry)
+
+    def _can_start(self, entry: Entry) -> bool:
+        """Return whether *entry* can ever start under these limits; if not, it has failed."""
+        if self._may_be_parked(entry):
+            return True  # it may have run under other limits: only parking it can tell, and fails it at its turn
+        try:
+            check_cost(entry.passage.path, entry.passage.cost)
+        except CostExceedsCapacity as error:
+            self._handling.give_up(entry, error)
+            return False
+        return True
 
     def _park(self, entry: Entry) -> None:
         self._handling.waited(entry)
@@ -284,6 +302,8 @@ class Gate:
 
     def keep(self, entry: Entry, seconds: float) -> None:
         """Hold an entry that could not be parked, for so many seconds."""
+        if not self._can_start(entry):
+            return  # it cannot be parked at all, so it was not
         entry.ready_at = self._host.monotonic() + seconds
         self._handling.join(entry, self._lines.of(FULL, None))
 
@@ -430,7 +450,7 @@ class Gate:
             self._handling.give_up(entry, error)
             return False
         entry.ready_at = 0.0
-        return True
+        return self._can_start(entry)
 
     def _sweep(self) -> None:
         now = self._host.monotonic()

@@ -20,6 +20,7 @@ from bucketflow.errors import BucketflowError
 from bucketflow.limit import SECOND
 from bucketflow_celery import parcel
 from bucketflow_celery.errors import ThrottleTimeout
+from bucketflow_celery.limits import check_cost
 from bucketflow_celery.lines import Entry, Passage
 from bucketflow_celery.parked import Handed, Lane, Parcel
 from bucketflow_celery.worker_host import WorkerHost
@@ -123,6 +124,7 @@ class Parking:
             passage = self._throttle.book.passage(
                 request.task, request.request_dict, request.args, request.kwargs, entry.queue
             )
+            check_cost(passage.path, passage.cost)
         except BucketflowError as error:
             self._host.fail(request, error)
             return

@@ -97,18 +97,21 @@ def test_killed_while_it_parks(parking, rabbit_server, step, after):
     assert excess(parking.records.of("starts"), CAPACITY, RATE) <= JITTER
 
 
-def test_a_message_that_comes_again_after_its_task_has_run_is_parked_no_more(parking):
+@pytest.mark.parametrize("meanwhile", ["the same limits", "its cost has become impossible"])
+def test_a_message_that_comes_again_after_its_task_has_run_is_parked_no_more(parking, meanwhile):
     parking.configure(broker_transport_options={"visibility_timeout": 3})
     worker = dying(parking, "room.Room._on_parked")
     parking.throttle().pause(queue="celery")
     arm(parking)
-    [sent] = parking.send("work")
+    [sent] = parking.send("heavy", CAPACITY, link_error=parking.app.signature("workloads.errback"))
     assert worker.wait_end() == -signal.SIGKILL
     parking.throttle().resume(queue="celery")
     first = parking.worker()
     ran(parking, [sent])
     first.terminate()
     first.wait_end()
+    if meanwhile != "the same limits":
+        parking.throttle().set_limits({"queues": {"*": {"rate": f"{RATE}/s", "capacity": CAPACITY - 1}}})
 
     time.sleep(3)
     parking.worker()
@@ -116,6 +119,8 @@ def test_a_message_that_comes_again_after_its_task_has_run_is_parked_no_more(par
 
     assert parking.records.deliveries()[sent.id] == 2
     ran(parking, [sent])
+    assert sent.get(timeout=5) == CAPACITY
+    assert not parking.records.of("errbacks")
 
 
 @pytest.mark.parametrize(

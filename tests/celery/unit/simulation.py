@@ -26,7 +26,7 @@ from bucketflow.testing import FakeClock
 from bucketflow_celery.asking import DirectAsker
 from bucketflow_celery.book import Book
 from bucketflow_celery.gate import Gate, Patience
-from bucketflow_celery.limits import LimitTable, check_cost
+from bucketflow_celery.limits import LimitTable
 from bucketflow_celery.lines import Passage
 from bucketflow_celery.outage import Outage
 from bucketflow_celery.settings import Settings
@@ -423,7 +423,6 @@ class Worker:
     def resolve(self, request, queue):
         job = request.job
         path = self.path(job)
-        check_cost(path, job.cost)
         paused = self.book.limits.pause(queue, job.tenant, job.name)
         return Passage(path, job.cost, job.max_wait, job.on_limit, job.tenant, paused)
 

@@ -479,6 +479,44 @@ def test_a_message_that_comes_back_when_its_task_has_long_run_does_not_run_again
     assert_at_rest(fleet)
 
 
+@LATENCIES
+@pytest.mark.parametrize(
+    ("lowered", "lost", "came_to"),
+    [
+        (3.5, 4.0, (1, 0)),  # it had run
+        (3.25, 3.2, (1, 0)),  # it had run, and its second delivery waited for a slot when it became impossible
+        (1.0, 1.5, (0, 1)),  # it had become impossible, and failed
+    ],
+)
+def test_a_message_that_comes_back_when_its_task_has_become_impossible_ends_it_no_second_time(
+    lowered, lost, came_to, latency
+):
+    limits = {"queues": {"q": Limit(5, 1)}}
+    fleet = fleet_of(limits, [parked(cost=5), parked(cost=3, duration=1)], slots=1, latency=latency)
+    fleet.at(lowered, lambda: fleet.store.set_limits({"queues": {"q": Limit(1, 1)}}))
+    fleet.at(lost, lambda: fleet.workers[0].lose_connection(forgotten=60))
+    fleet.run_out()
+    first, second = fleet.jobs
+    assert (len(first.starts), len(first.errors)) == (1, 0)
+    assert (len(second.starts), len(second.errors)) == came_to
+    assert_at_rest(fleet)
+
+
+@LATENCIES
+@pytest.mark.parametrize("parkable", [True, False])
+def test_one_that_comes_back_impossible_and_was_never_parked_fails_once(parkable, latency):
+    fleet = fleet_of({"queues": {"r": Limit(5, 1)}}, [Job(duration=1)], slots=1, latency=latency)
+    impossible = fleet.send(parked(queue="r", cost=3))
+    fleet.at(0.05, fleet.workers[0].lose_connection)
+    fleet.at(0.055, lambda: fleet.store.set_limits({"queues": {"r": Limit(1, 1)}}))
+    if not parkable:
+        fleet.workers[0].parking.parcel = lambda _entry, **_options: None
+    fleet.run_out()
+    assert [type(error) for error in impossible.errors] == [CostExceedsCapacity]
+    assert (impossible.starts, impossible.deliveries, impossible.parked) == ([], 2, int(parkable))
+    assert_at_rest(fleet)
+
+
 @pytest.mark.parametrize("after", [0.0005, 0.001, 0.0015, 0.0025])
 @pytest.mark.parametrize("acks_late", [False, True])
 def test_a_connection_lost_while_an_end_is_told_leaves_nothing_behind(acks_late, after):
