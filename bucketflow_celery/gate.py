@@ -1,5 +1,5 @@
 """
-The gate in front of a worker's pool: who asks when, and what becomes of the answer. Knows no Celery.
+The gate in front of a worker's pool: who asks the store, and when. Knows no Celery.
 
 A task is asked for only when a slot is free, so that tokens are never taken by one who then waits. Tasks that nothing
 limits pass in their turn. Those refused by ``all`` or their queue stand in a line in which only the head asks, once,
@@ -19,18 +19,19 @@ from operator import attrgetter
 from typing import Any
 
 from bucketflow.errors import BucketflowError, CostExceedsCapacity, StoreUnavailable
-from bucketflow.limit import SECOND
-from bucketflow_celery.admission import Answer, Ask
-from bucketflow_celery.asking import Asker, Outcome
+from bucketflow_celery.admission import Ask
+from bucketflow_celery.asking import Asker
+from bucketflow_celery.flights import Batch, Flights
 from bucketflow_celery.handling import Handling
 from bucketflow_celery.host import Host
 from bucketflow_celery.limits import check_cost
 from bucketflow_celery.lines import Entry, Line, Lines, Passage
 from bucketflow_celery.outage import Outage
 from bucketflow_celery.places import Places
-from bucketflow_celery.room import REMEMBERED, NoRoom, Room
+from bucketflow_celery.room import NoRoom, Room
 from bucketflow_celery.stats import Stats
 from bucketflow_celery.ticket import Ticket
+from bucketflow_celery.verdicts import Verdicts
 
 __all__ = ["Gate", "Patience"]
 
@@ -64,16 +65,6 @@ class Patience:
     max_countdown: float
 
 
-@dataclass(slots=True)
-class _Flight:
-    """A question on its way, with the line that each task stood in."""
-
-    batch: list[tuple[Entry, Line | None]]
-    asks: list[Ask]
-    outcome: Outcome = None
-    landed: bool = False
-
-
 class Gate:
     """
     Admission in one worker.
@@ -98,7 +89,6 @@ class Gate:
         stats: Stats,
     ) -> None:
         self._host = host
-        self._asker = asker
         self._resolve = resolve
         self._outage = outage
         self._max_hold = patience.max_hold
@@ -113,9 +103,8 @@ class Gate:
         self._again = False
         self._closed = False
         self._next_sweep = 0.0
-        self._asked_at = -LOOK
-        self._dry_until: dict[str, float] = {}  # of levels, by key, as those were told who were then parked
-        self._flight: _Flight | None = None
+        self._flights = Flights(asker, stats, host.monotonic, self.run)
+        self._verdicts = Verdicts(self._lines, self._places, self._handling, park=self._park, monotonic=host.monotonic)
 
     def open(self, room: Room) -> None:
         """Let tasks be parked in *room*, and be handed out from there."""
@@ -134,7 +123,7 @@ class Gate:
             return
         self._inbox.append(entry)
         # While a question is on its way nobody else can ask: the round that lands it asks for all who came meanwhile.
-        if self._flight is None:
+        if not self._flights.is_out:
             self.run()
 
     def run(self) -> None:
@@ -156,7 +145,7 @@ class Gate:
         """Stop, and return those who were waiting: the caller leaves them to the broker."""
         self.stop()
         with self._turn:
-            flight, self._flight = self._flight, None
+            flight = self._flights.drop()
             asked = [] if flight is None else [entry for entry, _ in flight.batch]
             waiting = [*asked, *self._lines.clear(), *self._inbox]
             self._inbox.clear()
@@ -173,24 +162,23 @@ class Gate:
         self._sweep()
         self._look()
         self._park_those_without_a_slot()
-        while self._flight is None and (free := self._free()) > 0:
+        while not self._flights.is_out and (free := self._free()) > 0:
             batch = self._collect(min(free, MOST))
             if batch is None:
                 break
             self._put(batch)
         self._room.work(self._free)
-        if self._flight is None:  # else whoever comes meanwhile is asked for next, in one call
+        if not self._flights.is_out:  # else whoever comes meanwhile is asked for next, in one call
             self._lines.prune()
         self._stats.waiting = len(self._lines) + len(self._inbox)
         self._rest()
 
     def _free(self) -> int:
-        asked = 0 if self._flight is None else len(self._flight.batch)
-        return self._host.free() - asked - self._room.reserved
+        return self._host.free() - self._flights.size - self._room.reserved
 
     def _rest(self) -> None:
         now, wake_at = self._host.monotonic(), inf
-        if self._flight is None:
+        if not self._flights.is_out:
             ready_at = max(self._lines.next_ready_at(), self._outage.until)
             if self._inbox or ready_at <= now:
                 self._when_free()
@@ -213,10 +201,10 @@ class Gate:
         elif self._host.free() <= 0:  # else it waits for an answer, and so do we
             self._host.when_free(self.run)
 
-    def _collect(self, most: int) -> list[tuple[Entry, Line | None]] | None:
+    def _collect(self, most: int) -> Batch | None:
         """Take up to *most* tasks that may ask, each with the line it stood in; ``None`` if there is nothing to do."""
         now = self._host.monotonic()
-        batch: list[tuple[Entry, Line | None]] = []
+        batch: Batch = []
         if self._outage.until <= now:
             for line in self._lines.ready(now):
                 taken = line.take_ready(now, most - len(batch))
@@ -279,7 +267,7 @@ class Gate:
     def _park_those_without_a_slot(self) -> None:
         """Park who has waited for a slot, so that another worker can start it, and who would be parked in any case."""
         now = self._host.monotonic()
-        if not self._room.is_open or self._flight is not None or self._outage.until > now:
+        if not self._room.is_open or self._flights.is_out or self._outage.until > now:
             return
         before = now - NO_SLOT if self._free() <= 0 else -inf
         waiting = deque(entry for entry in self._inbox if not self._is_parked_at_once(entry, now, before))
@@ -298,7 +286,7 @@ class Gate:
             return True
         if entry.passage.max_wait is not None:
             return False  # only an answer tells whether that would be too long; then it fails at once
-        return any(self._dry_until.get(level.key, now) > now for level in entry.passage.path)
+        return self._verdicts.is_dry(entry.passage.path, now)
 
     def keep(self, entry: Entry, seconds: float) -> None:
         """Hold an entry that could not be parked, for so many seconds."""
@@ -311,103 +299,45 @@ class Gate:
         """Take note that an entry does not wait here any more."""
         self._handling.leave(entry)
 
-    def _put(self, batch: list[tuple[Entry, Line | None]]) -> None:
+    def _put(self, batch: Batch) -> None:
         batch = [(entry, line) for entry, line in batch if not self._handling.is_gone(entry)]
         asks = [self._places.question(entry, self._handling.waited(entry)) for entry, _ in batch]
         if asks:
-            self._fly(batch, asks)
+            self._ask(batch, asks)
 
     def _look(self) -> None:
         """Ask nothing, to hear of new limits, where no task has been asked for of late: none may be limited yet."""
         now = self._host.monotonic()
-        is_due = self._room.must_look or now - max(self._asked_at, self._room.looked_at) >= LOOK
-        if self._flight is None and self._outage.until <= now and is_due:
-            self._fly([], [])
+        is_due = self._room.must_look or now - max(self._flights.asked_at, self._room.looked_at) >= LOOK
+        if not self._flights.is_out and self._outage.until <= now and is_due:
+            self._ask([], [])
 
-    def _fly(self, batch: list[tuple[Entry, Line | None]], asks: list[Ask]) -> None:
-        self._asked_at = self._host.monotonic()
+    def _ask(self, batch: Batch, asks: Sequence[Ask]) -> None:
         self._room.must_look = False
-        self._stats.round_trips += 1
-        flight = self._flight = _Flight(batch, asks)
-
-        def on_outcome(outcome: Outcome) -> None:
-            flight.outcome, flight.landed = outcome, True
-            self.run()
-
-        self._asker.ask(asks, on_outcome, urgent=bool(asks and self._inbox))
+        self._flights.put(batch, asks, urgent=bool(asks and self._inbox))
         self._land()
 
     def _land(self) -> None:
         """Act on the outcome of the question that was put, if it is there."""
-        flight = self._flight
-        if flight is None or not flight.landed:
+        flight = self._flights.take()
+        if flight is None:
             return
-        self._flight = None
-        if isinstance(flight.outcome, StoreUnavailable):
-            self._places.restore(flight.asks)
-            self._store_failed(flight.outcome, flight.batch)
+        batch, asks, outcome = flight.batch, flight.asks, flight.outcome
+        if isinstance(outcome, StoreUnavailable):
+            self._places.restore(asks)
+            self._store_failed(outcome, batch)
             return
         if self._outage.recovered():
             logger.warning("the store of the limits answers again")
-        if flight.outcome is None:
-            self._places.restore(flight.asks)
-            self._resolve_again(flight.batch)
-        else:
-            self._settle(flight.batch, flight.asks, flight.outcome)
-
-    def _settle(self, batch: list[tuple[Entry, Line | None]], asks: Sequence[Ask], answers: Sequence[Answer]) -> None:
-        fronts: dict[Line, list[Entry]] = {}
-        dry: dict[str, Line] = {}
-        left: list[Ask] = []
-        unsettled = deque(zip(batch, asks, answers, strict=True))
+        if outcome is None:
+            self._places.restore(asks)
+            self._resolve_again(batch)
+            return
+        unsettled = deque(zip(batch, asks, outcome, strict=True))
         try:
-            while unsettled:
-                (entry, origin), ask, answer = unsettled.popleft()
-                if answer.admitted:
-                    self._handling.start(entry)
-                    continue
-                if entry.passage.parks:
-                    self._refuse_and_park(entry, ask, answer, dry)
-                    continue
-                self._places.settle(entry, answer)
-                line = self._line_for(entry, origin, ask, answer, dry)
-                if line is None:
-                    left.append(ask)
-                elif line is origin:
-                    fronts.setdefault(line, []).append(entry)
-                else:
-                    self._handling.join(entry, line)
-        finally:  # whatever went wrong with one of them, the others are still here
+            self._verdicts.settle(unsettled)
+        finally:
             self._inbox.extendleft(entry for (entry, _), _, _ in reversed(unsettled))
-            for line, entries in fronts.items():
-                line.put_back(entries)
-            for ask in left:
-                self._lines.wake(ask)
-
-    def _refuse_and_park(self, entry: Entry, ask: Ask, answer: Answer, dry: dict[str, Line]) -> None:
-        if answer.binding is not None:
-            level = ask.path[answer.binding]
-            if not level.returns:
-                dry[level.key] = self._lines.of(level.key, level)
-            if len(self._dry_until) >= REMEMBERED:
-                self._dry_until.clear()
-            self._dry_until[level.key] = self._host.monotonic() + answer.wait / SECOND
-            if self._handling.is_refused(entry, level, answer.wait / SECOND):
-                return
-        self._park(entry)
-
-    def _line_for(
-        self, entry: Entry, origin: Line | None, ask: Ask, answer: Answer, dry: dict[str, Line]
-    ) -> Line | None:
-        """Act on a refusal; return the line in which the task waits, ``None`` if it does not wait here."""
-        if answer.binding is None:
-            return next(dry[level.key] for level in ask.path if level.key in dry)
-        level = ask.path[answer.binding]
-        line = self._lines.of(level.key, level)
-        if not level.returns:
-            dry[level.key] = line
-        wait, had_place = answer.wait / SECOND, ask.dues[answer.binding] > 0
-        return line if self._handling.refuse(entry, origin, level, wait, had_place=had_place) else None
 
     def _without_store(self, entry: Entry, line: Line) -> None:
         if self._outage.policy == "admit":
@@ -416,7 +346,7 @@ class Gate:
             entry.ready_at = self._outage.until
             self._handling.join(entry, line)
 
-    def _store_failed(self, error: StoreUnavailable, batch: list[tuple[Entry, Line | None]]) -> None:
+    def _store_failed(self, error: StoreUnavailable, batch: Batch) -> None:
         self._stats.store_errors += 1
         if self._outage.failed(self._host.monotonic()):
             logger.error("%s; on_store_error=%r until it answers", error, self._outage.policy)
@@ -432,12 +362,12 @@ class Gate:
                 entry.ready_at = self._outage.until
                 line.put_back([entry])
 
-    def _resolve_again(self, batch: list[tuple[Entry, Line | None]]) -> None:
-        self._dry_until.clear()
+    def _resolve_again(self, batch: Batch) -> None:
+        self._verdicts.forget()
         # Under the new limits it may be another bucket that binds, or none: everybody queues up anew, in their order.
         self._inbox.extend([entry for entry in self._everybody(batch) if self._renew(entry)])
 
-    def _everybody(self, batch: list[tuple[Entry, Line | None]]) -> list[Entry]:
+    def _everybody(self, batch: Batch) -> list[Entry]:
         """Take all who are here out of where they stand, in the order in which they came."""
         newcomers = [self._inbox.popleft() for _ in range(len(self._inbox))]
         waiting = [*(entry for entry, _ in batch), *self._lines.clear(), *newcomers]
