@@ -18,19 +18,19 @@ from math import inf
 from operator import attrgetter
 from typing import Any
 
-from bucketflow.errors import BucketflowError, CostExceedsCapacity, StoreUnavailable
+from bucketflow.errors import BucketflowError, StoreUnavailable
 from bucketflow_celery.admission import Ask
 from bucketflow_celery.asking import Asker
 from bucketflow_celery.flights import Batch, Flights
 from bucketflow_celery.handling import Handling
 from bucketflow_celery.host import Host
-from bucketflow_celery.limits import check_cost
-from bucketflow_celery.lines import Entry, Line, Lines, Passage
+from bucketflow_celery.lines import Entry, Lines, Passage
 from bucketflow_celery.outage import Outage
 from bucketflow_celery.places import Places
 from bucketflow_celery.room import NoRoom, Room
 from bucketflow_celery.stats import Stats
 from bucketflow_celery.ticket import Ticket
+from bucketflow_celery.triage import Triage
 from bucketflow_celery.verdicts import Verdicts
 
 __all__ = ["Gate", "Patience"]
@@ -45,10 +45,6 @@ LOOK = 5.0
 NO_SLOT = 0.1
 #: Seconds between two looks for tasks that have been held too long.
 SWEEP = 1.0
-#: Seconds after which a task of a paused tenant that was sent back comes again.
-PAUSE = 5.0
-#: Keys of the lines of those who wait for the store itself, to be parked, and for the end of a pause.
-STORE, FULL, PAUSED = "", " full", " paused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +100,12 @@ class Gate:
         self._closed = False
         self._next_sweep = 0.0
         self._flights = Flights(asker, stats, host.monotonic, self.run)
-        self._verdicts = Verdicts(self._lines, self._places, self._handling, park=self._park, monotonic=host.monotonic)
+        self._triage = Triage(self._lines, self._handling, outage, host.monotonic)
+        self._verdicts = Verdicts(self._lines, self._places, self._handling, self._triage)
 
     def open(self, room: Room) -> None:
         """Let tasks be parked in *room*, and be handed out from there."""
-        self._room = room
+        self._room = self._triage.room = room
         self.run()
 
     def enter(self, request: Any, queue: str, ticket: Ticket) -> None:
@@ -119,7 +116,7 @@ class Gate:
             self._handling.fail(request, error)
             return
         entry = Entry(request, queue, passage, self._host.monotonic(), ticket.since, dict(ticket.dues))
-        if not self._can_start(entry):
+        if not self._triage.can_start(entry):
             return
         self._inbox.append(entry)
         # While a question is on its way nobody else can ask: the round that lands it asks for all who came meanwhile.
@@ -184,8 +181,8 @@ class Gate:
                 self._when_free()
             if len(self._lines):
                 wake_at = min(ready_at if ready_at > now else self._next_sweep, self._next_sweep)
-            first = next(filter(_is_worth_parking, self._inbox), None) if self._room.is_open else None
-            if first is not None:
+            first = next((entry for entry in self._inbox if entry.passage.is_worth_parking), None)
+            if first is not None and self._room.is_open:
                 wake_at = min(wake_at, max(first.arrived + NO_SLOT, self._outage.until))
         room_at = self._room.wake_at()
         if room_at is not None and room_at <= now:
@@ -216,53 +213,9 @@ class Gate:
             return None
         while self._inbox and len(batch) < min(most, self._free()):
             entry = self._inbox.popleft()
-            if self._must_ask(entry, now):
+            if self._triage.must_ask(entry, now):
                 batch.append((entry, None))
         return batch
-
-    def _must_ask(self, entry: Entry, now: float) -> bool:
-        """Return whether the store decides about *entry*; if not, that is done."""
-        passage = entry.passage
-        if self._may_be_parked(entry):
-            self._park(entry)
-        elif passage.paused is not None:
-            self._pause(entry)
-        elif not passage.path:
-            self._handling.start(entry)
-        elif self._outage.until > now:
-            self._without_store(entry, self._lines.of(STORE, None))
-        elif passage.parks and self._blocks(entry, now):
-            self._park(entry)
-        elif not passage.parks and (blocked := self._lines.blocking(passage.path)) is not None:
-            self._handling.join(entry, blocked)
-        else:
-            return True
-        return False
-
-    def _may_be_parked(self, entry: Entry) -> bool:
-        return entry.passage.parks and self._room.may_have(entry)
-
-    def _can_start(self, entry: Entry) -> bool:
-        """Return whether *entry* can ever start under these limits; if not, it has failed."""
-        if self._may_be_parked(entry):
-            return True  # it may have run under other limits: only parking it can tell, and fails it at its turn
-        try:
-            check_cost(entry.passage.path, entry.passage.cost)
-        except CostExceedsCapacity as error:
-            self._handling.give_up(entry, error)
-            return False
-        return True
-
-    def _park(self, entry: Entry) -> None:
-        self._handling.waited(entry)
-        self._room.add(entry)
-
-    def _pause(self, entry: Entry) -> None:
-        if entry.passage.parks:
-            self._park(entry)
-        elif entry.passage.paused in ("all", "queue") or not self._handling.send_back(entry, PAUSE):
-            entry.ready_at = inf  # until other limits are in force
-            self._handling.join(entry, self._lines.of(PAUSED, None))
 
     def _park_those_without_a_slot(self) -> None:
         """Park who has waited for a slot, so that another worker can start it, and who would be parked in any case."""
@@ -275,25 +228,15 @@ class Gate:
             self._inbox = waiting
 
     def _is_parked_at_once(self, entry: Entry, now: float, before: float) -> bool:
-        if not _is_worth_parking(entry) or (entry.arrived >= before and not self._blocks(entry, now)):
+        passage = entry.passage
+        if not passage.is_worth_parking or (entry.arrived >= before and not self._triage.blocks(entry, now)):
             return False
-        self._park(entry)
+        self._triage.park(entry)
         return True
-
-    def _blocks(self, entry: Entry, now: float) -> bool:
-        """Return whether *entry* would wait in any case: for its tenant's backlog, or for a level that told when."""
-        if self._room.blocks(entry):
-            return True
-        if entry.passage.max_wait is not None:
-            return False  # only an answer tells whether that would be too long; then it fails at once
-        return self._verdicts.is_dry(entry.passage.path, now)
 
     def keep(self, entry: Entry, seconds: float) -> None:
         """Hold an entry that could not be parked, for so many seconds."""
-        if not self._can_start(entry):
-            return  # it cannot be parked at all, so it was not
-        entry.ready_at = self._host.monotonic() + seconds
-        self._handling.join(entry, self._lines.of(FULL, None))
+        self._triage.keep(entry, seconds)
 
     def leave(self, entry: Entry) -> None:
         """Take note that an entry does not wait here any more."""
@@ -339,13 +282,6 @@ class Gate:
         finally:
             self._inbox.extendleft(entry for (entry, _), _, _ in reversed(unsettled))
 
-    def _without_store(self, entry: Entry, line: Line) -> None:
-        if self._outage.policy == "admit":
-            self._handling.start(entry)
-        elif self._outage.policy != "refuse" or not self._handling.send_back(entry, max(1.0, self._outage.pause)):
-            entry.ready_at = self._outage.until
-            self._handling.join(entry, line)
-
     def _store_failed(self, error: StoreUnavailable, batch: Batch) -> None:
         self._stats.store_errors += 1
         if self._outage.failed(self._host.monotonic()):
@@ -356,14 +292,14 @@ class Gate:
             return
         for entry, line in batch:
             if line is None:
-                self._without_store(entry, self._lines.of(STORE, None))
+                self._triage.without_store(entry)
         for entry, line in reversed(batch):
             if line is not None:
                 entry.ready_at = self._outage.until
                 line.put_back([entry])
 
     def _resolve_again(self, batch: Batch) -> None:
-        self._verdicts.forget()
+        self._triage.forget()
         # Under the new limits it may be another bucket that binds, or none: everybody queues up anew, in their order.
         self._inbox.extend([entry for entry in self._everybody(batch) if self._renew(entry)])
 
@@ -380,7 +316,7 @@ class Gate:
             self._handling.give_up(entry, error)
             return False
         entry.ready_at = 0.0
-        return self._can_start(entry)
+        return self._triage.can_start(entry)
 
     def _sweep(self) -> None:
         now = self._host.monotonic()
@@ -389,9 +325,3 @@ class Gate:
         self._next_sweep = now + SWEEP
         old = {entry for entry in self._lines if now - entry.arrived > self._max_hold}
         self._lines.remove({entry for entry in old if self._handling.give_back(entry)})
-
-
-def _is_worth_parking(entry: Entry) -> bool:
-    """Return whether it may be parked, and there is something that could keep it from starting."""
-    passage = entry.passage
-    return passage.parks and (bool(passage.path) or passage.paused is not None)

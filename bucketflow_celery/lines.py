@@ -41,6 +41,11 @@ class Passage:
         """Whether it is parked when it is refused."""
         return self.on_limit == "park"
 
+    @property
+    def is_worth_parking(self) -> bool:
+        """Whether it may be parked, and there is something that could keep it from starting."""
+        return self.parks and (bool(self.path) or self.paused is not None)
+
 
 @dataclass(slots=True, eq=False)
 class Entry:

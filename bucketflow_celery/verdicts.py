@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import TypeAlias
 
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission import Answer, Ask
 from bucketflow_celery.handling import Handling
-from bucketflow_celery.limits import Level
 from bucketflow_celery.lines import Entry, Line, Lines
 from bucketflow_celery.places import Places
-from bucketflow_celery.room import REMEMBERED
+from bucketflow_celery.triage import Triage
 
 __all__ = ["Unsettled", "Verdicts"]
 
@@ -22,39 +20,20 @@ Unsettled: TypeAlias = "deque[tuple[tuple[Entry, Line | None], Ask, Answer]]"
 
 class Verdicts:
     """
-    Acts on answers, and remembers which levels told when they will have tokens.
+    Acts on answers.
 
     Args:
-        lines: Where those wait who stay here.
+        lines: Where those wait who stay in this worker.
         places: What the lines were promised.
-        handling: Does it to each of them.
-        park: Takes one to the waiting room.
-        monotonic: Returns the worker's time, in seconds.
+        handling: Does to each of them what was decided.
+        triage: Parks, and is told which levels are dry.
     """
 
-    def __init__(
-        self,
-        lines: Lines,
-        places: Places,
-        handling: Handling,
-        *,
-        park: Callable[[Entry], None],
-        monotonic: Callable[[], float],
-    ) -> None:
+    def __init__(self, lines: Lines, places: Places, handling: Handling, triage: Triage) -> None:
         self._lines = lines
         self._places = places
         self._handling = handling
-        self._park = park
-        self._monotonic = monotonic
-        self._dry_until: dict[str, float] = {}  # by key, as those were told who were then parked
-
-    def is_dry(self, path: tuple[Level, ...], now: float) -> bool:
-        """Return whether a level of *path* said that it has no tokens before some instant after *now*."""
-        return any(self._dry_until.get(level.key, now) > now for level in path)
-
-    def forget(self) -> None:
-        """Forget what the levels said: other limits are in force."""
-        self._dry_until.clear()
+        self._triage = triage
 
     def settle(self, unsettled: Unsettled) -> None:
         """Act on all of *unsettled*, in order; those that are still in it when this raises were not reached."""
@@ -89,12 +68,10 @@ class Verdicts:
             level = ask.path[answer.binding]
             if not level.returns:
                 dry[level.key] = self._lines.of(level.key, level)
-            if len(self._dry_until) >= REMEMBERED:
-                self._dry_until.clear()
-            self._dry_until[level.key] = self._monotonic() + answer.wait / SECOND
+            self._triage.note_dry(level, answer.wait / SECOND)
             if self._handling.is_refused(entry, level, answer.wait / SECOND):
                 return
-        self._park(entry)
+        self._triage.park(entry)
 
     def _line_for(
         self, entry: Entry, origin: Line | None, ask: Ask, answer: Answer, dry: dict[str, Line]
