@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
@@ -87,6 +88,46 @@ def test_a_hung_master_is_given_up_in_time(cluster):
         assert time.monotonic() - began < 0.45
         master.resume()
         consume_until_granted(bucket.consume)
+
+
+@pytest.fixture
+def far_apart(cluster):
+    """Yield two keys of different masters, and the master of the first; it runs again afterwards."""
+    near = "{one}"
+    far = next(key for key in map("{{{}}}".format, range(100)) if cluster.master_of(key) is not cluster.master_of(near))
+    master = cluster.master_of(near)
+    yield near, far, master
+    master.resume()
+    with cluster.client() as client:
+        consume_until_granted(RedisTokenBucket(client, near, 500, SLOW).consume)
+
+
+def test_a_hung_master_holds_up_only_the_threads_that_ask_it(cluster, far_apart):
+    hanging, running, master = far_apart
+    with cluster.client() as client, ThreadPoolExecutor(1) as pool:
+        buckets = [RedisTokenBucket(client, key, 500, SLOW, timeout=3) for key in (hanging, running)]
+        assert all(bucket.consume() for bucket in buckets)
+        master.pause()
+        held_up = pool.submit(buckets[0].consume)
+        assert all(buckets[1].consume() for _ in range(100))
+        assert not held_up.done()
+        master.resume()
+        assert held_up.result()
+
+
+async def test_a_hung_master_holds_up_only_the_coroutines_that_ask_it(cluster, far_apart):
+    hanging, running, master = far_apart
+    client = redis.asyncio.RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port)
+    buckets = [AsyncRedisTokenBucket(client, key, 500, SLOW, timeout=3) for key in (hanging, running)]
+    assert all([await bucket.consume() for bucket in buckets])
+    master.pause()
+    held_up = asyncio.ensure_future(buckets[0].consume())
+    assert all([await buckets[1].consume() for _ in range(100)])
+    assert not held_up.done()
+    master.resume()
+    assert await held_up
+    await buckets[0].close()
+    await client.aclose()
 
 
 def test_after_a_failover_threads_and_coroutines_go_on(cluster):
