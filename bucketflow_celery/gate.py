@@ -181,8 +181,8 @@ class Gate:
                 self._when_free()
             if len(self._lines):
                 wake_at = min(ready_at if ready_at > now else self._next_sweep, self._next_sweep)
-            first = next((entry for entry in self._inbox if entry.passage.is_worth_parking), None)
-            if first is not None and self._room.is_open:
+            first = self._first_worth_parking()
+            if first is not None:
                 wake_at = min(wake_at, max(first.arrived + NO_SLOT, self._outage.until))
         room_at = self._room.wake_at()
         if room_at is not None and room_at <= now:
@@ -226,6 +226,11 @@ class Gate:
         waiting = deque(entry for entry in self._inbox if not self._is_parked_at_once(entry, now, before))
         if len(waiting) < len(self._inbox):
             self._inbox = waiting
+
+    def _first_worth_parking(self) -> Entry | None:
+        if not self._room.is_open:
+            return None
+        return next((entry for entry in self._inbox if entry.passage.is_worth_parking), None)
 
     def _is_parked_at_once(self, entry: Entry, now: float, before: float) -> bool:
         passage = entry.passage
