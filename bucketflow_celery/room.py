@@ -9,7 +9,7 @@ or when a slot of its own gets free.
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from bucketflow.errors import StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow_celery.backlogs import EVERY_QUEUE, LOST, BacklogStore, Call
+from bucketflow_celery.blocking import Blocking
 from bucketflow_celery.confirming import Confirming
 from bucketflow_celery.holdings import Holdings
 from bucketflow_celery.lines import Entry
@@ -40,8 +41,6 @@ MOST, MOST_BYTES = 64, 1 << 20
 LOOK = 5.0
 #: Seconds after which an answer is not to be acted on: the lease gives back what nobody seems to have.
 STALE = 4.0
-#: Seconds for which a tenant is taken to have a backlog since the store last said so, and most tenants remembered.
-FRESH, REMEMBERED = 1.0, 10_000
 #: Seconds before a message is offered again to a backlog that was full.
 FULL_PAUSE = 1.0
 #: Seconds before a worker asks again that had no lease, which is about to be renewed, or could start nothing.
@@ -119,9 +118,8 @@ class Room:
         self._confirming = Confirming()
         self._parking: defaultdict[str, deque[Entry]] = defaultdict(deque)
         self._being_parked: list[Entry] = []
-        self._on_the_way: Counter[tuple[str, str | None]] = Counter()
+        self._blocking = Blocking()
         self._offered: dict[Entry, Parcel] = {}  # if the store knows one of these, it is from here
-        self._blocked: dict[tuple[str, str | None], float] = {}
         self._parked_last = False
         self._closed = False
         self.reserved = 0
@@ -139,8 +137,7 @@ class Room:
 
     def blocks(self, entry: Entry) -> bool:
         """Return whether its tenant is known to have tasks parked, so that *entry* need not ask."""
-        key = entry.queue, entry.passage.tenant
-        return key in self._on_the_way or self._blocked.get(key, -inf) > self._host.monotonic() - FRESH
+        return self._blocking.blocks(entry, self._host.monotonic())
 
     def may_have(self, entry: Entry) -> bool:
         """Return whether *entry* may have been parked before it came, and even have run: only parking it can tell."""
@@ -149,7 +146,7 @@ class Room:
     def add(self, entry: Entry) -> None:
         """Park *entry*."""
         self._parking[entry.queue].append(entry)
-        self._on_the_way[entry.queue, entry.passage.tenant] += 1
+        self._blocking.add(entry)
 
     def wake_at(self) -> float | None:
         """Return when to ask next, in seconds of the monotonic clock; ``None`` while a call is on its way."""
@@ -261,12 +258,12 @@ class Room:
         if entry in self._offered:
             return self._offered[entry]
         if self._host.is_gone(entry):
-            self._off_the_way(entry)
+            self._blocking.remove(entry)
             self._desk.leave(entry)
             return None
         parcel = self._host.parcel(entry, again=False)
         if parcel is None:
-            self._off_the_way(entry)
+            self._blocking.remove(entry)
             entry.passage = replace(entry.passage, on_limit="hold")
             self._desk.keep(entry, 0.0)
         return parcel
@@ -295,31 +292,20 @@ class Room:
         self._parking[queue].append(entry)
 
     def _keep(self, entry: Entry) -> None:
-        self._off_the_way(entry)
+        self._blocking.remove(entry)
         self._desk.keep(entry, FULL_PAUSE)
-
-    def _off_the_way(self, entry: Entry) -> None:
-        key = entry.queue, entry.passage.tenant
-        self._on_the_way[key] -= 1
-        if not self._on_the_way[key]:
-            del self._on_the_way[key]
 
     def _on_stored(self, queue: str, entry: Entry, parcel: Parcel, position: int) -> None:
         now = self._host.monotonic()
         if position != KNOWN:
             self._stats.parked += 1
-            self._remember(queue, parcel.lane.tenant, now)
+            self._blocking.remember(queue, parcel.lane.tenant, now)
         if position == 1 and queue in self._queues:
             self._queues[queue].ask_at = now
-        self._off_the_way(entry)
+        self._blocking.remove(entry)
         self._desk.leave(entry)
         self._host.parked(entry, position)
         self._confirming.add(queue, parcel.uid, now)
-
-    def _remember(self, queue: str, tenant: str, now: float) -> None:
-        if len(self._blocked) >= REMEMBERED:
-            self._blocked.clear()
-        self._blocked[queue, tenant or None] = now
 
     # What is handed out
 
@@ -376,7 +362,7 @@ class Room:
             queue.ask_at = now  # as soon as a slot is free
             self._host.lacks_slots(bool(released.next))
         for known in released.next:
-            self._remember(queue.name, known.tenant, now)
+            self._blocking.remember(queue.name, known.tenant, now)
         ends = [self._holdings.take(request.worker, handed) for handed in released.handed]
         for handed, on_end in zip(released.handed, ends, strict=True):
             try:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from math import inf
 
 from bucketflow.errors import CostExceedsCapacity
+from bucketflow_celery.blocking import REMEMBERED
 from bucketflow_celery.handling import Handling
 from bucketflow_celery.limits import Level, check_cost
 from bucketflow_celery.lines import Entry, Lines
 from bucketflow_celery.outage import Outage
-from bucketflow_celery.room import REMEMBERED, NoRoom, Room
+from bucketflow_celery.room import NoRoom, Room
 
 __all__ = ["Triage"]
 
