@@ -9,7 +9,7 @@ or when a slot of its own gets free.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,8 +23,9 @@ from bucketflow_celery.blocking import Blocking
 from bucketflow_celery.confirming import Confirming
 from bucketflow_celery.holdings import Holdings
 from bucketflow_celery.lines import Entry
+from bucketflow_celery.offering import Batch, Offering
 from bucketflow_celery.outage import Outage
-from bucketflow_celery.parked import FULL, KNOWN, Handed, Known, Parcel, Released, Request, Settlement
+from bucketflow_celery.parked import Handed, Known, Released, Request, Settlement
 from bucketflow_celery.room_host import Book, Desk, RoomHost, Tenure
 from bucketflow_celery.stats import Stats
 
@@ -41,8 +42,6 @@ MOST, MOST_BYTES = 64, 1 << 20
 LOOK = 5.0
 #: Seconds after which an answer is not to be acted on: the lease gives back what nobody seems to have.
 STALE = 4.0
-#: Seconds before a message is offered again to a backlog that was full.
-FULL_PAUSE = 1.0
 #: Seconds before a worker asks again that had no lease, which is about to be renewed, or could start nothing.
 PAUSE = 0.25
 
@@ -116,10 +115,8 @@ class Room:
         self._calls: deque[str] = deque()
         self._settlements: deque[tuple[str, Settlement]] = deque()
         self._confirming = Confirming()
-        self._parking: defaultdict[str, deque[Entry]] = defaultdict(deque)
-        self._being_parked: list[Entry] = []
         self._blocking = Blocking()
-        self._offered: dict[Entry, Parcel] = {}  # if the store knows one of these, it is from here
+        self._offering = Offering(host, desk, self._blocking, self._confirming, stats)
         self._parked_last = False
         self._closed = False
         self.reserved = 0
@@ -145,8 +142,7 @@ class Room:
 
     def add(self, entry: Entry) -> None:
         """Park *entry*."""
-        self._parking[entry.queue].append(entry)
-        self._blocking.add(entry)
+        self._offering.add(entry)
 
     def wake_at(self) -> float | None:
         """Return when to ask next, in seconds of the monotonic clock; ``None`` while a call is on its way."""
@@ -159,7 +155,7 @@ class Room:
         self._closed, self._flight = True, None
         for queue, settlement in self._settlements:
             self._holdings.told(queue, settlement, heard=False)
-        return [*self._being_parked, *(entry for parking in self._parking.values() for entry in parking)]
+        return self._offering.entries()
 
     def work(self, free: Callable[[], int]) -> None:
         """Send what there is to send; *free* tells for how many tasks there are slots."""
@@ -237,75 +233,20 @@ class Room:
     # What is parked
 
     def _park(self, free: int) -> bool:
-        for queue, parking in self._parking.items():
-            batch: list[tuple[Entry, Parcel]] = []
-            size = 0
-            while parking and len(batch) < MOST and size < MOST_BYTES:
-                entry = parking.popleft()
-                parcel = self._parcel(entry)
-                if parcel is not None:
-                    batch.append((entry, parcel))
-                    size += len(parcel.message)
-            if batch:
-                self._parked_last = True
-                self._being_parked = [entry for entry, _ in batch]
-                call = self._store.park(queue, [parcel for _, parcel in batch], self._limit, busy=free <= 0)
-                self._fly(call, partial(self._on_parked, queue, batch))
-                return True
-        return False
+        offered = self._offering.take(MOST, MOST_BYTES)
+        if offered is None:
+            return False
+        queue, batch = offered
+        self._parked_last = True
+        call = self._store.park(queue, [parcel for _, parcel in batch], self._limit, busy=free <= 0)
+        self._fly(call, partial(self._on_parked, queue, batch))
+        return True
 
-    def _parcel(self, entry: Entry) -> Parcel | None:
-        if entry in self._offered:
-            return self._offered[entry]
-        if self._host.is_gone(entry):
-            self._blocking.remove(entry)
-            self._desk.leave(entry)
-            return None
-        parcel = self._host.parcel(entry, again=False)
-        if parcel is None:
-            self._blocking.remove(entry)
-            entry.passage = replace(entry.passage, on_limit="hold")
-            self._desk.keep(entry, 0.0)
-        return parcel
-
-    def _on_parked(self, queue: str, batch: list[tuple[Entry, Parcel]], outcome: Any) -> None:
-        self._being_parked = []
+    def _on_parked(self, queue: str, batch: Batch, outcome: Any) -> None:
         if isinstance(outcome, StoreUnavailable):
-            # They may be stored, and are the store's then: from here on nobody may start them, nor send them elsewhere.
-            self._offered.update(batch)
-            self._parking[queue].extendleft(entry for entry, _ in reversed(batch))
-            return
-        for (entry, parcel), position in zip(batch, outcome, strict=True):
-            was_offered = self._offered.pop(entry, None) is not None
-            if position == FULL:
-                self._keep(entry)
-            elif position == KNOWN and not was_offered and self._host.is_fresh(entry):
-                self._park_twin(queue, entry)
-            else:
-                self._on_stored(queue, entry, parcel, position)
-
-    def _park_twin(self, queue: str, entry: Entry) -> None:
-        """Park a message that looks like one that is parked, and was not delivered twice but published twice."""
-        parcel = self._host.parcel(entry, again=True)
-        if parcel is not None:
-            self._offered[entry] = parcel
-        self._parking[queue].append(entry)
-
-    def _keep(self, entry: Entry) -> None:
-        self._blocking.remove(entry)
-        self._desk.keep(entry, FULL_PAUSE)
-
-    def _on_stored(self, queue: str, entry: Entry, parcel: Parcel, position: int) -> None:
-        now = self._host.monotonic()
-        if position != KNOWN:
-            self._stats.parked += 1
-            self._blocking.remember(queue, parcel.lane.tenant, now)
-        if position == 1 and queue in self._queues:
-            self._queues[queue].ask_at = now
-        self._blocking.remove(entry)
-        self._desk.leave(entry)
-        self._host.parked(entry, position)
-        self._confirming.add(queue, parcel.uid, now)
+            self._offering.on_silence(queue, batch)
+        elif self._offering.on_answer(queue, batch, outcome) and queue in self._queues:
+            self._queues[queue].ask_at = self._host.monotonic()
 
     # What is handed out
 
