@@ -25,7 +25,8 @@ from bucketflow_celery.holdings import Holdings
 from bucketflow_celery.lines import Entry
 from bucketflow_celery.offering import Batch, Offering
 from bucketflow_celery.outage import Outage
-from bucketflow_celery.parked import Handed, Known, Released, Request, Settlement
+from bucketflow_celery.parked import Known, Released, Request, Settlement
+from bucketflow_celery.receiving import PAUSE, Receiving
 from bucketflow_celery.room_host import Book, Desk, RoomHost, Tenure
 from bucketflow_celery.stats import Stats
 
@@ -40,10 +41,6 @@ Begin: TypeAlias = "Callable[[Call[Any], Callable[[Any], None]], None]"
 MOST, MOST_BYTES = 64, 1 << 20
 #: Seconds after which a worker asks that was neither told to nor called: a call may have been missed.
 LOOK = 5.0
-#: Seconds after which an answer is not to be acted on: the lease gives back what nobody seems to have.
-STALE = 4.0
-#: Seconds before a worker asks again that had no lease, which is about to be renewed, or could start nothing.
-PAUSE = 0.25
 
 
 @dataclass(slots=True)
@@ -117,6 +114,7 @@ class Room:
         self._confirming = Confirming()
         self._blocking = Blocking()
         self._offering = Offering(host, desk, self._blocking, self._confirming, stats)
+        self._receiving = Receiving(host, tenure, holdings, stats)
         self._parked_last = False
         self._closed = False
         self.reserved = 0
@@ -304,49 +302,9 @@ class Room:
             self._host.lacks_slots(bool(released.next))
         for known in released.next:
             self._blocking.remember(queue.name, known.tenant, now)
-        ends = [self._holdings.take(request.worker, handed) for handed in released.handed]
-        for handed, on_end in zip(released.handed, ends, strict=True):
-            try:
-                is_over = self._is_mine(queue, request, now) and self._receive(queue, request, handed, on_end)
-            except Exception:  # the others of this answer are still to start
-                logger.exception("a parked task of %s goes back, it could not be received", handed.owned.lane.task)
-                is_over = False
-            if not is_over:
-                self._give_back(queue, request, handed)
-
-    def _is_mine(self, queue: _Queue, request: Request, now: float) -> bool:
-        """Return whether what was handed out can have become nobody else's meanwhile; else it goes back, unharmed."""
-        return self._tenure.holds() and request.worker == self._tenure.worker and now - queue.asked_at < STALE
-
-    def _receive(self, queue: _Queue, request: Request, handed: Handed, on_end: Callable[[bool], None]) -> bool:
-        """Start a task, or end it; return ``False`` if neither could be done."""
-        self._stats.handed += 1
-        entry = self._host.receive(handed, on_end)
-        if entry is None:
-            on_end(False)  # noqa: FBT003 - it does not go back
-            return True
-        if not handed.admitted:
-            self._host.give_up(entry)
-            return self._host.is_settled(entry)
-        if self._host.is_gone(entry):
-            if not self._host.is_settled(entry):
-                return False
-            self._refund(request, handed)
-            queue.ask_at = self._host.monotonic()  # its tokens are there for another
-            return True
-        self._stats.admitted += 1
-        self._host.start(entry)
-        return True
-
-    def _give_back(self, queue: _Queue, request: Request, handed: Handed) -> None:
-        queue.ask_at = self._host.monotonic() + PAUSE  # at once it would be handed the same again
-        self._holdings.give_back(handed.owned.item.uid)
-        self._refund(request, handed)
-
-    def _refund(self, request: Request, handed: Handed) -> None:
-        if handed.admitted:
-            path = request.path_of(handed.owned.lane)
-            self._holdings.refund(handed.owned.item.uid, path, handed.owned.item.cost)
+        ask_at = self._receiving.receive(request, released.handed, now - queue.asked_at)
+        if ask_at is not None:
+            queue.ask_at = ask_at
 
 
 class NoRoom:
