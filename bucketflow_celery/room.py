@@ -1,5 +1,5 @@
 """
-The waiting room, as one worker sees it: what it parks, and what it is handed. Knows no Celery.
+The waiting room, as one worker sees it: who calls the store when. Knows no Celery.
 
 One call to the store is on its way at a time: what has ended is told first; then what is to be parked and the question
 for more take turns. A worker asks for as many tasks as it has free slots, when the store told it to, when it is called,
@@ -18,14 +18,15 @@ from typing import Any, TypeAlias
 
 from bucketflow.errors import StoreUnavailable
 from bucketflow.limit import SECOND
-from bucketflow_celery.backlogs import EVERY_QUEUE, LOST, BacklogStore, Call
+from bucketflow_celery.agenda import Agenda, Queue
+from bucketflow_celery.backlogs import LOST, BacklogStore, Call
 from bucketflow_celery.blocking import Blocking
 from bucketflow_celery.confirming import Confirming
 from bucketflow_celery.holdings import Holdings
 from bucketflow_celery.lines import Entry
 from bucketflow_celery.offering import Batch, Offering
 from bucketflow_celery.outage import Outage
-from bucketflow_celery.parked import Known, Released, Request, Settlement
+from bucketflow_celery.parked import Released, Request, Settlement
 from bucketflow_celery.receiving import PAUSE, Receiving
 from bucketflow_celery.room_host import Book, Desk, RoomHost, Tenure
 from bucketflow_celery.stats import Stats
@@ -39,22 +40,6 @@ Begin: TypeAlias = "Callable[[Call[Any], Callable[[Any], None]], None]"
 
 #: Most messages parked, and about the most bytes, or tasks asked for, in one call.
 MOST, MOST_BYTES = 64, 1 << 20
-#: Seconds after which a worker asks that was neither told to nor called: a call may have been missed.
-LOOK = 5.0
-
-
-@dataclass(slots=True)
-class _Queue:
-    """What is known of the backlog of one queue. Times are in seconds of the monotonic clock."""
-
-    name: str
-    ask_at: float = inf
-    asked_at: float = -inf
-    has_turn: bool = False
-    known: tuple[Known, ...] = ()
-
-    def due_at(self, look: float) -> float:
-        return min(self.ask_at, self.asked_at + look)
 
 
 @dataclass(slots=True)
@@ -108,8 +93,7 @@ class Room:
         self._stats = stats
         self._flight: _Flight | None = None
         self._outage = Outage("hold")
-        self._queues: dict[str, _Queue] = {}
-        self._calls: deque[str] = deque()
+        self._agenda = Agenda()
         self._settlements: deque[tuple[str, Settlement]] = deque()
         self._confirming = Confirming()
         self._blocking = Blocking()
@@ -123,7 +107,7 @@ class Room:
 
     def call(self, queue: str) -> None:
         """Take note that there is something to do in *queue*. Any thread may call."""
-        self._calls.append(queue)
+        self._agenda.call(queue)
         self.wake()
 
     def wake(self) -> None:
@@ -146,7 +130,7 @@ class Room:
         """Return when to ask next, in seconds of the monotonic clock; ``None`` while a call is on its way."""
         if self._flight is not None or self._closed:
             return None
-        return max(self._outage.until, min((queue.due_at(self._look) for queue in self._queues.values()), default=inf))
+        return max(self._outage.until, self._agenda.next_at())
 
     def close(self) -> list[Entry]:
         """Stop, and return the entries that are not known to be stored: the caller leaves them to the broker."""
@@ -157,7 +141,8 @@ class Room:
 
     def work(self, free: Callable[[], int]) -> None:
         """Send what there is to send; *free* tells for how many tasks there are slots."""
-        self._consider_calls()
+        if self._agenda.update(self._host.queues(), self._host.monotonic()):
+            self.must_look = True
         while self._flight is None and not self._closed and self._outage.until <= self._host.monotonic():
             if not (self._settle() or self._park_or_ask(free())):
                 return
@@ -176,10 +161,6 @@ class Room:
             logger.warning("the store of the parked tasks answers again")
         flight.land(flight.outcome)
 
-    @property
-    def _look(self) -> float:
-        return LOOK * max(1.0, len(self._queues) / 2)  # many queues are not looked at more often, all in all
-
     def _fly(self, call: Call[Any], land: Callable[[Any], None]) -> None:
         self._stats.round_trips += 1
         flight = self._flight = _Flight(land)
@@ -190,18 +171,6 @@ class Room:
 
         self._begin(call, on_outcome)
         self.land()
-
-    def _consider_calls(self) -> None:
-        consumed = self._host.queues()
-        if set(consumed) != set(self._queues):
-            self._queues = {name: self._queues.get(name, _Queue(name)) for name in consumed}
-        now = self._host.monotonic()
-        while self._calls:
-            name = self._calls.popleft()
-            self.must_look = self.must_look or name == EVERY_QUEUE
-            for queue in self._queues.values():
-                if name in (queue.name, EVERY_QUEUE):
-                    queue.ask_at = min(queue.ask_at, now)
 
     def _park_or_ask(self, free: int) -> bool:
         if self._parked_last:
@@ -243,23 +212,20 @@ class Room:
     def _on_parked(self, queue: str, batch: Batch, outcome: Any) -> None:
         if isinstance(outcome, StoreUnavailable):
             self._offering.on_silence(queue, batch)
-        elif self._offering.on_answer(queue, batch, outcome) and queue in self._queues:
-            self._queues[queue].ask_at = self._host.monotonic()
+        elif self._offering.on_answer(queue, batch, outcome):
+            self._agenda.ask_now(queue, self._host.monotonic())
 
     # What is handed out
 
     def _ask(self, free: int) -> bool:
-        now = self._host.monotonic()
-        for queue in self._queues.values():
-            # Who cannot come when its turn has come says so, and another is called.
-            if queue.due_at(self._look) <= now and (free > 0 or (queue.has_turn and queue.ask_at <= now)):
-                self._parked_last = False
-                self._queues[queue.name] = self._queues.pop(queue.name)  # the others come first next time
-                self._ask_for(queue, max(0, free))
-                return True
-        return False
+        queue = self._agenda.due(self._host.monotonic(), free)
+        if queue is None:
+            return False
+        self._parked_last = False
+        self._ask_for(queue, max(0, free))
+        return True
 
-    def _ask_for(self, queue: _Queue, free: int) -> None:
+    def _ask_for(self, queue: Queue, free: int) -> None:
         free = min(free, MOST)
         candidates = tuple(self._book.candidate(queue.name, known) for known in queue.known)
         request = Request(self._tenure.worker, free, self._book.common(queue.name), candidates)
@@ -268,7 +234,7 @@ class Room:
         call = self._store.release(queue.name, request, self._book.version)
         self._fly(call, partial(self._on_answer, queue, request))
 
-    def _on_answer(self, queue: _Queue, request: Request, outcome: Any) -> None:
+    def _on_answer(self, queue: Queue, request: Request, outcome: Any) -> None:
         self.reserved = 0
         now = self._host.monotonic()
         if isinstance(outcome, StoreUnavailable):
@@ -292,7 +258,7 @@ class Room:
         except StoreUnavailable:
             self._outage.failed(self._host.monotonic())
 
-    def _on_released(self, queue: _Queue, request: Request, released: Released, now: float) -> None:
+    def _on_released(self, queue: Queue, request: Request, released: Released, now: float) -> None:
         queue.known = released.next
         if released.wait is not None:
             queue.ask_at = min(queue.ask_at, now + released.wait / SECOND)  # it may have been called meanwhile
