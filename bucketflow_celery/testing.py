@@ -13,8 +13,8 @@ from typing import Any
 
 from bucketflow.clock import SYSTEM_CLOCK, Clock
 from bucketflow_celery.admission import EMPTY, Answer, Ask, LevelState, admit, leave
-from bucketflow_celery.backlogs import MemoryBacklogs
 from bucketflow_celery.limits import Level
+from bucketflow_celery.memory_backlogs import MemoryBacklogs
 from bucketflow_celery.store import FleetLimits
 
 __all__ = ["MemoryStore"]

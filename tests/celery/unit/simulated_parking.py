@@ -15,10 +15,11 @@ from bucketflow.errors import StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow_celery import lease
 from bucketflow_celery.asking import begin_now
-from bucketflow_celery.backlogs import EVERY_QUEUE, Reply
+from bucketflow_celery.backlogs import EVERY_QUEUE
 from bucketflow_celery.errors import ThrottleTimeout
 from bucketflow_celery.limits import check_cost
 from bucketflow_celery.lines import Entry, Passage
+from bucketflow_celery.memory_backlogs import Reply
 from bucketflow_celery.parked import Lane, Parcel
 from bucketflow_celery.room_keeper import RoomKeeper
 
