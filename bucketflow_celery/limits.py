@@ -21,6 +21,7 @@ __all__ = [
     "check_cost",
     "parse_limit",
     "pause_name",
+    "pause_of",
     "quoted",
 ]
 
@@ -258,6 +259,20 @@ def _check_name(entry: str, name: object) -> None:
 def pause_name(level: LevelName, name: str = "") -> str:
     """Return what a pause at *level* is called: ``"queue:emails"``, or ``"all:"``."""
     return f"{level}:{name}"
+
+
+def pause_of(queue: str | None, tenant: str | None, task: str | None) -> str:
+    """
+    Return what a pause of one of them is called, of everything if none is given.
+
+    Raises:
+        ConfigError: More than one is given.
+    """
+    levels: tuple[tuple[LevelName, str | None], ...] = (("queue", queue), ("tenant", tenant), ("task", task))
+    given = [(level, name) for level, name in levels if name is not None]
+    if len(given) > 1:
+        raise ConfigError("queue, tenant, task", ", ".join(level for level, _ in given), "one of them, or none")
+    return pause_name(*given[0]) if given else pause_name("all")
 
 
 def _dump(limit: Limit | None) -> dict[str, Any] | None:

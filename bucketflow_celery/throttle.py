@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from time import monotonic
 from typing import Any
@@ -12,14 +11,13 @@ from typing import Any
 from celery import Celery, signals
 from kombu.utils.url import maybe_sanitize_url
 
-from bucketflow.core import tokens_at
 from bucketflow.errors import BucketflowError, ConfigError, StoreUnavailable
-from bucketflow.limit import SECOND
 from bucketflow.redis_calls import ScriptRunner
-from bucketflow_celery.admission import Ask, LevelState
+from bucketflow_celery.admission import Ask
 from bucketflow_celery.book import Book
 from bucketflow_celery.errors import ConfigErrors
-from bucketflow_celery.limits import Level, LevelName, LimitTable, pause_name
+from bucketflow_celery.level_view import LevelView, level_view
+from bucketflow_celery.limits import LimitTable, pause_of
 from bucketflow_celery.outage import Outage
 from bucketflow_celery.overview import QueueBacklog, overview
 from bucketflow_celery.queues import queue_of
@@ -34,22 +32,6 @@ __all__ = ["LevelView", "Throttle"]
 logger = logging.getLogger(__name__)
 
 _STEP = "bucketflow_celery.worker:ThrottleStep"
-
-
-@dataclass(frozen=True, slots=True)
-class LevelView:
-    """
-    A level, seen from outside.
-
-    Attributes:
-        level: Its name, bucket and limit.
-        tokens: Tokens in the bucket now.
-        line: Seconds until the last promised place of its line.
-    """
-
-    level: Level
-    tokens: float
-    line: float
 
 
 class Throttle:
@@ -200,7 +182,7 @@ class Throttle:
         rules = rules_of(self.app.tasks.get(task))
         path = self.limits.path(queue, tenant, task, rules.limit)
         now, states = self.store.peek(path)
-        return [_view(level, state.under(level.limit, now), now) for level, state in zip(path, states, strict=True)]
+        return [level_view(level, state, now) for level, state in zip(path, states, strict=True)]
 
     def backlog(self) -> dict[str, QueueBacklog]:
         """
@@ -247,11 +229,11 @@ class Throttle:
             ConfigError: More than one is given.
             StoreUnavailable: Nothing is known to have changed.
         """
-        self.store.pause(_pause_name(queue, tenant, task), paused=True)
+        self.store.pause(pause_of(queue, tenant, task), paused=True)
 
     def resume(self, *, queue: str | None = None, tenant: str | None = None, task: str | None = None) -> None:
         """End a pause: see :meth:`pause`. Each is ended by itself."""
-        self.store.pause(_pause_name(queue, tenant, task), paused=False)
+        self.store.pause(pause_of(queue, tenant, task), paused=False)
 
     def paused(self) -> list[str]:
         """
@@ -314,15 +296,3 @@ class Throttle:
             if isinstance(error, StoreUnavailable):
                 self._leaving.failed(monotonic())
             logger.warning("%s was revoked, its place in the line stays reserved: %s", request.id, error)
-
-
-def _view(level: Level, state: LevelState, now: int) -> LevelView:
-    return LevelView(level, tokens_at(level.limit, state.full_at, now), max(0.0, state.line_at - now) / SECOND)
-
-
-def _pause_name(queue: str | None, tenant: str | None, task: str | None) -> str:
-    levels: tuple[tuple[LevelName, str | None], ...] = (("queue", queue), ("tenant", tenant), ("task", task))
-    given = [(level, name) for level, name in levels if name is not None]
-    if len(given) > 1:
-        raise ConfigError("queue, tenant, task", ", ".join(level for level, _ in given), "one of them, or none")
-    return pause_name(*given[0]) if given else pause_name("all")
