@@ -14,10 +14,10 @@ from bucketflow_celery.parked import FULL, KNOWN, Parcel
 from bucketflow_celery.room_host import Desk, RoomHost
 from bucketflow_celery.stats import Stats
 
-__all__ = ["Batch", "Offering"]
+__all__ = ["Offer", "Offering"]
 
 #: Messages offered in one call.
-Batch: TypeAlias = "list[tuple[Entry, Parcel]]"
+Offer: TypeAlias = "list[tuple[Entry, Parcel]]"
 
 #: Seconds before a message is offered again to a backlog that was full.
 FULL_PAUSE = 1.0
@@ -54,43 +54,43 @@ class Offering:
         """Return the entries that are not known to be stored."""
         return [*self._being_parked, *(entry for parking in self._parking.values() for entry in parking)]
 
-    def take(self, most: int, most_bytes: int) -> tuple[str, Batch] | None:
+    def take(self, most: int, most_bytes: int) -> tuple[str, Offer] | None:
         """Return what to offer next, of one queue; then call :meth:`on_answer` or :meth:`on_silence`."""
         for queue, parking in self._parking.items():
-            batch: Batch = []
+            offer: Offer = []
             size = 0
-            while parking and len(batch) < most and size < most_bytes:
+            while parking and len(offer) < most and size < most_bytes:
                 entry = parking.popleft()
                 parcel = self._parcel(entry)
                 if parcel is not None:
-                    batch.append((entry, parcel))
+                    offer.append((entry, parcel))
                     size += len(parcel.message)
-            if batch:
-                self._being_parked = [entry for entry, _ in batch]
-                return queue, batch
+            if offer:
+                self._being_parked = [entry for entry, _ in offer]
+                return queue, offer
         return None
 
-    def on_silence(self, queue: str, batch: Batch) -> None:
-        """Offer *batch* again: the store did not answer."""
+    def on_silence(self, queue: str, offer: Offer) -> None:
+        """Make *offer* again: the store did not answer."""
         self._being_parked = []
         # They may be stored, and are the store's then: from here on nobody may start them, nor send them elsewhere.
-        self._offered.update(batch)
-        self._parking[queue].extendleft(entry for entry, _ in reversed(batch))
+        self._offered.update(offer)
+        self._parking[queue].extendleft(entry for entry, _ in reversed(offer))
 
-    def on_answer(self, queue: str, batch: Batch, positions: Sequence[int]) -> bool:
+    def on_answer(self, queue: str, offer: Offer, positions: Sequence[int]) -> bool:
         """
         Act on the store's answer.
 
         Args:
             queue: The queue of all of them.
-            batch: What was offered.
+            offer: What was offered.
             positions: Of each, in its lane: 1 or more, ``FULL`` or ``KNOWN``; same length and order.
 
         Returns:
             Whether one of them is the first of its lane now, and so may be handed out at once.
         """
         self._being_parked = []
-        for (entry, parcel), position in zip(batch, positions, strict=True):
+        for (entry, parcel), position in zip(offer, positions, strict=True):
             was_offered = self._offered.pop(entry, None) is not None
             if position == FULL:
                 self._keep(entry)

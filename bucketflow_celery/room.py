@@ -24,7 +24,7 @@ from bucketflow_celery.blocking import Blocking
 from bucketflow_celery.confirming import Confirming
 from bucketflow_celery.holdings import Holdings
 from bucketflow_celery.lines import Entry
-from bucketflow_celery.offering import Batch, Offering
+from bucketflow_celery.offering import Offer, Offering
 from bucketflow_celery.outage import Outage
 from bucketflow_celery.parked import Released, Request, Settlement
 from bucketflow_celery.receiving import PAUSE, Receiving
@@ -200,19 +200,19 @@ class Room:
     # What is parked
 
     def _park(self, free: int) -> bool:
-        offered = self._offering.take(MOST, MOST_BYTES)
-        if offered is None:
+        taken = self._offering.take(MOST, MOST_BYTES)
+        if taken is None:
             return False
-        queue, batch = offered
+        queue, offer = taken
         self._parked_last = True
-        call = self._store.park(queue, [parcel for _, parcel in batch], self._limit, busy=free <= 0)
-        self._fly(call, partial(self._on_parked, queue, batch))
+        call = self._store.park(queue, [parcel for _, parcel in offer], self._limit, busy=free <= 0)
+        self._fly(call, partial(self._on_parked, queue, offer))
         return True
 
-    def _on_parked(self, queue: str, batch: Batch, outcome: Any) -> None:
+    def _on_parked(self, queue: str, offer: Offer, outcome: Any) -> None:
         if isinstance(outcome, StoreUnavailable):
-            self._offering.on_silence(queue, batch)
-        elif self._offering.on_answer(queue, batch, outcome):
+            self._offering.on_silence(queue, offer)
+        elif self._offering.on_answer(queue, offer, outcome):
             self._agenda.ask_now(queue, self._host.monotonic())
 
     # What is handed out
