@@ -13,8 +13,7 @@ from bucketflow_celery.stats import Stats
 
 __all__ = ["PAUSE", "Receiving"]
 
-#: Whoever reads the log knows the waiting room under one name.
-logger = logging.getLogger("bucketflow_celery.room")
+logger = logging.getLogger(__name__)
 
 #: Seconds after which an answer is not to be acted on: the lease gives back what nobody seems to have.
 STALE = 4.0
