@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
 import redis
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from bucketflow.spin_wait import SpinWait
 
@@ -71,7 +71,7 @@ class Node:
                 connection.disconnect()  # or a late reply would answer the next call
                 self.release(connection)
             raise
-        if not self._keep(connection):
+        if not self._keep(connection, replies):
             self.release(connection)
         return replies
 
@@ -100,7 +100,7 @@ class Node:
             await connection.disconnect(nowait=True)
             await pool.release(connection)
             raise
-        if not self._keep(connection):
+        if not self._keep(connection, replies):
             await pool.release(connection)
         return replies
 
@@ -130,15 +130,19 @@ class Node:
             else:
                 pool.disconnect(inuse_connections=False)
 
-    def _keep(self, connection: Any) -> bool:  # noqa: ANN401
+    def _keep(self, connection: Any, replies: Sequence[Any]) -> bool:  # noqa: ANN401
         """
-        Keep *connection* for the next call; return whether it is kept.
+        Keep *connection*, which gave *replies*, for the next call; return whether it is kept.
 
         A visit to the pool costs as much as a call, because it looks whether the server has closed the connection. A
-        blocking pool has others wait for what is not given back.
+        blocking pool has others wait for what is not given back. And an error may be the reply to something else, such
+        as a handshake that was interrupted: the pool looks whether there is more to read.
         """
         if self.is_shared_out:
             return False
+        for reply in replies:
+            if isinstance(reply, ResponseError) and not isinstance(reply, NoScriptError):
+                return False
         self._idle.append(_Kept(connection, monotonic()))
         return True
 

@@ -16,7 +16,10 @@ _MOST_SKIPPED = 255
 
 class SpinWait:
     """
-    Decides which waits stay awake: while nothing comes within :data:`SPIN`, half as many each time, down to 1 of 256.
+    Decides which waits stay awake: after one that was of no use twice as many sleep at once as before, at most 255.
+
+    It is of use if the answer comes meanwhile. It is of none if that takes longer than :data:`SPIN`, nor if the answer
+    is there at once: then the server runs on this processor, and sleeping costs nothing.
 
     Args:
         clock: Returns seconds.
@@ -26,7 +29,7 @@ class SpinWait:
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._skipping = 0  # waits to leave out after the last one that was in vain
+        self._skipping = 0  # waits that sleep between two that stay awake
         self._to_skip = 0  # of which are still to come
 
     def wait(self, is_ready: Callable[[], object]) -> None:
@@ -35,14 +38,17 @@ class SpinWait:
 
         Raises what *is_ready* raises.
         """
-        if self._to_skip:
+        if self._to_skip > 0:
             self._to_skip -= 1
             return
-        # Without sched_yield: on a busy machine that costs the rest of a time slice, and a server that wakes up on this
-        # processor takes it anyway.
+        of_use = not is_ready() and self._spin(is_ready)
+        self._skipping = self._skipping // 2 if of_use else min(2 * self._skipping + 1, _MOST_SKIPPED)
+        self._to_skip = self._skipping
+
+    def _spin(self, is_ready: Callable[[], object]) -> bool:
+        # Without sched_yield: on a busy machine that costs the rest of a time slice.
         ends_at = self._clock() + SPIN
         while not is_ready():
             if self._clock() >= ends_at:
-                self._skipping = self._to_skip = min(2 * self._skipping + 1, _MOST_SKIPPED)
-                return
-        self._skipping = 0
+                return False
+        return True

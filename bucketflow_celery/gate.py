@@ -68,7 +68,7 @@ class Gate:
     Args:
         host: The worker.
         asker: Puts questions to the store.
-        resolve: What a request needs that came from a queue; raises ``BucketflowError`` if it can never start.
+        resolve: What a request needs that came from a queue; raises ``BucketflowError`` if that cannot be told.
         outage: What to do while the store is away.
         patience: How long is too long.
         stats: Where to count.

@@ -111,7 +111,8 @@ class HubRunner:
 
     def _answers_at_once(self) -> bool:
         # By way of the loop an answer comes a turn later, and a turn takes longer than a server nearby. One that
-        # does not answer within the moment is far away or busy: the next questions leave it to the loop.
+        # does not answer within the moment is far away or busy: the next questions leave it to the loop. The first part
+        # of the moment may be spent awake.
         if self._in_vain > 0:
             self._in_vain -= 1
             return False

@@ -113,7 +113,7 @@ if changed then
       if outs and (outs[level] or 0) > 0 then
         value = value .. pack('<dd', floors[level], outs[level])
       end
-      -- Keys expire on full tenths of a second: to set the expiry costs more than to set the value, and most calls need not.
+      -- See core.lua: to set the expiry costs more than to set the value, and where ten tokens a second come most calls need not.
       local before, tenth = stored[level], full_at - full_at % GRACE
       local was = before and #before == #value and parse('<d', before)
       if was and was - was % GRACE == tenth then

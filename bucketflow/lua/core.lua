@@ -1,6 +1,7 @@
 -- core: bucketflow/core.py, line by line, and where Redis keeps what it computes. Put in front of every operation.
 -- A bucket is the string of one little-endian double, full_at in µs; a missing key is a full bucket.
--- A key expires on the first full GRACE after its bucket is full: so most writes can leave the expiry as it is.
+-- A key expires on the first full GRACE after its bucket is full. Whoever writes a bucket sees to that; only where the value before
+-- was full in the same GRACE, as consume.lua finds it mostly, may the expiry stay as it is.
 
 local SECOND = 1000000
 local HALF_TICK = 0.5

@@ -12,6 +12,7 @@ from servers import RedisServer
 
 from bucketflow import StoreUnavailable
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
+from bucketflow.redis_node import pack
 
 SLOW = 0.001  # tokens per second: none comes while a test runs
 TIMEOUT = 0.2  # seconds the server may take to answer
@@ -163,6 +164,20 @@ def test_a_foreign_value_under_the_key_is_an_error_and_not_overwritten(shop, fre
         client.set("bucketflow:{shop}", "mine")
         refusal_in_time(shop.consume)
         assert client.get("bucketflow:{shop}") == b"mine"
+
+
+def test_a_late_reply_to_something_else_fails_one_call_and_answers_none(redis_client):
+    bucket = RedisTokenBucket(redis_client, "shop", 5, SLOW)
+    assert bucket.consume()
+    node = bucket._runner._route.only
+    connection = node.connect()
+    connection.send_packed_command([pack(["NOSUCHCOMMAND"])])  # as a handshake that was interrupted leaves it
+    node._keep(connection, [])
+    with pytest.raises(StoreUnavailable, match="NOSUCHCOMMAND"):
+        bucket.consume()
+    assert bucket.tokens == pytest.approx(3, abs=0.01)
+    assert not bucket.consume(4)
+    assert bucket.consume(3)
 
 
 def test_a_wrong_password_is_an_outage_not_a_crash(tmp_path):

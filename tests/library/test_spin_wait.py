@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from random import Random
 
 import pytest
 
@@ -43,10 +44,10 @@ def test_who_is_answered_at_once_never_sleeps():
     assert [server.awake() for _ in range(20)] == [(pytest.approx(SPIN / 2), True)] * 20
 
 
-def test_an_answer_that_is_there_already_costs_one_look():
-    server = Server(0)
-    assert server.awake() == (0, True)
-    assert server.looks == 1
+def test_where_answers_are_there_already_ever_fewer_waits_look():
+    server = Server(*[0] * 1000)
+    assert [server.awake() for _ in range(1000)] == [(0, True)] * 1000
+    assert server.looks == len([0, 2, 6, 14, 30, 62, 126, 254, 510, 766])
 
 
 def test_a_wait_stays_awake_for_its_time_and_no_longer():
@@ -61,11 +62,17 @@ def test_where_no_answer_comes_in_time_ever_fewer_waits_stay_awake():
     assert {later - before for before, later in pairwise(awake[8:])} == {256}
 
 
-def test_one_answer_in_time_and_all_waits_stay_awake_again():
-    late, soon = [2 * SPIN] * 7, [SPIN / 2] * 10
+def test_where_answers_come_in_time_again_ever_more_waits_stay_awake():
+    late, soon = [2 * SPIN] * 7, [SPIN / 2] * 15
     server = Server(*late, *soon)
-    stayed = [server.awake()[0] > 0 for _ in range(17)]
-    assert stayed == [True, False, True, False, False, False, True, *[False] * 7, True, True, True]
+    stayed = [number for number in range(22) if server.awake()[0] > 0]
+    assert stayed == [0, 2, 6, 14, 18, 20, 21]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_where_more_answers_are_late_than_in_time_most_waits_sleep(seed):
+    server = Server(*Random(seed).choices([SPIN / 2, 2 * SPIN], [1, 2], k=3000))
+    assert sum(server.awake()[0] > 0 for _ in range(3000)) < 300
 
 
 def test_an_error_while_looking_is_the_callers():
