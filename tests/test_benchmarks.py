@@ -12,7 +12,7 @@ from importlib import import_module
 import compare
 import pytest
 from comparison import charts, document, footprint, memory_rows, outage, redis_rows, results, server_time, waiting
-from comparison.contestant import Contestant, racer
+from comparison.contestant import Contestant, Size, racer
 from comparison.goals import GOALS, verdicts
 from comparison.in_memory import ASYNC_FLOOR, ASYNC_OURS, FLOOR, OURS
 from comparison.parts import PARTS
@@ -66,9 +66,21 @@ def test_the_rows_through_redis_can_be_run(place):
     assert all("BucketFlow" in names(row) for row in redis_rows.lease_rows(place, **SMALL))
 
 
-def test_the_server_counts_its_own_time(place):
-    row = server_time.row(place, without_peers(threaded(place))[1:], threads=2, levels=3, rounds=2, calls=5)
+@pytest.mark.parametrize("way", [racer, "replayed"])
+def test_the_server_counts_its_own_time(place, way):
+    way = partial(server_time.replayed, place) if way == "replayed" else way
+    row = server_time.row(place, without_peers(threaded(place))[1:], partial(way, levels=3), "3 levels", 2, 5)
     assert row.value("BucketFlow", "server_us") > 0
+
+
+def test_what_is_replayed_takes_what_the_call_takes(place):
+    keys = ("replayed root", "replayed leaf")
+    ours = next(one for one in threaded(place) if one.name == "BucketFlow")
+    it = ours.path(Size(100, 0.001), keys)
+    again = server_time.replayed(place, replace(ours, path=lambda *_: it), levels=2)
+    before = it.tokens
+    again.run(5)
+    assert before - it.tokens == pytest.approx(5, abs=0.1)
 
 
 @pytest.mark.parametrize(("role", "admitted"), [("ours", 0.5), ("floor", 2)])

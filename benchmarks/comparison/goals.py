@@ -13,6 +13,8 @@ LEASED = f"{OURS}, lease=100"
 COMPILED = {"rust-py-rate-limit"}
 
 Rows = Mapping[str, Row]
+#: How a server is asked whose time counts: one that sleeps half of the time has plenty, and wakes up slowly.
+BUSY = "without a pause"
 WAITING = {
     "waiting-threads": "threads",
     "waiting-tasks": "tasks",
@@ -123,10 +125,6 @@ def _leases(rows: Rows) -> list[float]:
     return [1 / found(rows, key, LEASED, "over_ours") for key in ("redis-lease", "redis-asyncio-lease")]
 
 
-def _server(rows: Rows) -> list[float]:
-    return [found(rows, key, OURS, "server_us") for key in ("server-1-3", "server-16-3")]
-
-
 def _celery(rows: Rows) -> list[float]:
     return [found(rows, key, OURS, "over_plain") for key in ("celery", "celery-empty")]
 
@@ -207,8 +205,8 @@ GOALS = [
     Goal(
         "server time, 3 levels, admitted",
         "≤ 10 µs",
-        lambda figures: f"1 thread: {figures[0]:.1f} µs, 16 threads: {figures[1]:.1f} µs",
-        _server,
+        lambda figures: f"without a pause: {figures[0]:.1f} µs",
+        _of(f"server, {BUSY}, 3 levels", OURS, "server_us"),
         _at_most(10),
     ),
     Goal(

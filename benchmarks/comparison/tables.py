@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from comparison.goals import DEEP, LEASED, WAITING, Verdict, against
+from comparison.goals import BUSY, DEEP, LEASED, WAITING, Verdict, against
 from comparison.results import OURS, Entry, Row
 
 Rows = Mapping[str, Row]
@@ -142,10 +142,9 @@ CPU = {
     if not key.endswith("-deep")
 }
 SERVER = {
-    "server-1-1": "1 thread, 1 level",
-    "server-1-3": "1 thread, 3 levels",
-    "server-16-1": "16 threads, 1 level",
-    "server-16-3": "16 threads, 3 levels",
+    f"server, {way}, {levels}": f"{way}, {levels}"
+    for way in (BUSY, "16 threads", "1 thread")
+    for levels in ("1 level", "3 levels")
 }
 OUTAGE = {"outage-gone": "gone", "outage-hung": "hung"}
 BYTES = {"live": "just used", "idle": "idle"}
