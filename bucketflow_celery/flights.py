@@ -1,93 +1,71 @@
-"""Questions on their way to the store: one at a time, for many tasks, while the worker goes on."""
+"""What is on its way to a store: one call at a time, while the worker goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, Generic, TypeVar
 
-from bucketflow_celery.admission import Ask
-from bucketflow_celery.asking import Asker, Outcome
-from bucketflow_celery.lines import Entry, Line
 from bucketflow_celery.stats import Stats
 
-__all__ = ["Batch", "Flight", "Flights"]
+__all__ = ["Flight", "Flights"]
 
-#: Tasks to ask for, each with the line that it stood in, if it stood in any.
-Batch: TypeAlias = "list[tuple[Entry, Line | None]]"
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Flight:
+class Flight(Generic[T]):
     """
-    A question, and what came of it.
+    A call.
 
     Attributes:
-        batch: Of whom.
-        asks: One a task, same order.
-        outcome: Once it is answered.
-        landed: Whether it is answered.
+        load: What it was made for.
+        outcome: Its reply, or ``StoreUnavailable``, once it has landed.
+        landed: Whether it has.
     """
 
-    batch: Batch
-    asks: Sequence[Ask]
-    outcome: Outcome = None
+    load: T
+    outcome: Any = None
     landed: bool = False
 
 
-class Flights:
+class Flights(Generic[T]):
     """
-    Puts one question after another.
+    Makes one call after another.
 
     Args:
-        asker: Reaches the store.
         stats: Where to count.
-        monotonic: Returns the worker's time, in seconds.
-        on_answer: Called when there is something to :meth:`take`.
-
-    Attributes:
-        asked_at: When the last question was put; minus infinity before the first.
+        on_landing: Called when there is something to :meth:`take`.
     """
 
-    def __init__(
-        self, asker: Asker, stats: Stats, monotonic: Callable[[], float], on_answer: Callable[[], None]
-    ) -> None:
-        self._asker = asker
+    def __init__(self, stats: Stats, on_landing: Callable[[], None]) -> None:
         self._stats = stats
-        self._monotonic = monotonic
-        self._on_answer = on_answer
-        self._flight: Flight | None = None
-        self.asked_at = float("-inf")
+        self._on_landing = on_landing
+        self._flight: Flight[T] | None = None
 
     @property
-    def is_out(self) -> bool:
-        """Whether a question is on its way, or was not taken yet."""
-        return self._flight is not None
+    def load(self) -> T | None:
+        """What the call was made for that is on its way, or was not taken yet; ``None`` if there is none."""
+        return None if self._flight is None else self._flight.load
 
-    @property
-    def size(self) -> int:
-        """For how many tasks it is."""
-        return 0 if self._flight is None else len(self._flight.batch)
-
-    def put(self, batch: Batch, asks: Sequence[Ask], *, urgent: bool) -> None:
-        """Ask for *batch*; see :meth:`bucketflow_celery.asking.Asker.ask`. None may be on its way."""
-        self.asked_at = self._monotonic()
+    def put(self, load: T, send: Callable[[Callable[[Any], None]], None]) -> None:
+        """Make a call: *send* tells its outcome to its argument, later or before it returns. None may be on its way."""
         self._stats.round_trips += 1
-        flight = self._flight = Flight(batch, asks)
+        flight = self._flight = Flight(load)
 
-        def on_outcome(outcome: Outcome) -> None:
+        def on_outcome(outcome: Any) -> None:
             flight.outcome, flight.landed = outcome, True
-            self._on_answer()
+            self._on_landing()
 
-        self._asker.ask(asks, on_outcome, urgent=urgent)
+        send(on_outcome)
 
-    def take(self) -> Flight | None:
-        """Return the question that is answered, if one is; then the next can be put."""
+    def take(self) -> Flight[T] | None:
+        """Return the call that has landed, if it has; then the next can be made."""
         if self._flight is None or not self._flight.landed:
             return None
         return self.drop()
 
-    def drop(self) -> Flight | None:
-        """Return the question, answered or not; its outcome will be nobody's."""
+    def drop(self) -> Flight[T] | None:
+        """Return the call, landed or not; its outcome will be nobody's."""
         flight, self._flight = self._flight, None
         return flight

@@ -14,17 +14,18 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 from bucketflow.errors import BucketflowError, StoreUnavailable
 from bucketflow_celery.admission import Ask
-from bucketflow_celery.asking import Asker
-from bucketflow_celery.flights import Batch, Flights
+from bucketflow_celery.asking import Asker, Outcome
+from bucketflow_celery.flights import Flights
 from bucketflow_celery.handling import Handling
 from bucketflow_celery.host import Host
-from bucketflow_celery.lines import Entry, Lines, Passage
+from bucketflow_celery.lines import Entry, Line, Lines, Passage
 from bucketflow_celery.outage import Outage
 from bucketflow_celery.places import Places
 from bucketflow_celery.room import NoRoom, Room
@@ -36,6 +37,9 @@ from bucketflow_celery.verdicts import Verdicts
 __all__ = ["Gate", "Patience"]
 
 logger = logging.getLogger(__name__)
+
+#: Tasks to ask for, each with the line that it stood in, if it stood in any.
+Batch: TypeAlias = "list[tuple[Entry, Line | None]]"
 
 #: Most tasks asked for in one call.
 MOST = 64
@@ -59,6 +63,14 @@ class Patience:
 
     max_hold: float
     max_countdown: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What was asked: for each task of the batch its ask, same order."""
+
+    batch: Batch
+    asks: Sequence[Ask]
 
 
 class Gate:
@@ -99,7 +111,9 @@ class Gate:
         self._again = False
         self._closed = False
         self._next_sweep = 0.0
-        self._flights = Flights(asker, stats, host.monotonic, self.run)
+        self._asker = asker
+        self._asked_at = -inf
+        self._flights: Flights[_Question] = Flights(stats, self.run)
         self._triage = Triage(self._lines, self._handling, outage, host.monotonic)
         self._verdicts = Verdicts(self._lines, self._places, self._handling, self._triage)
 
@@ -120,7 +134,7 @@ class Gate:
             return
         self._inbox.append(entry)
         # While a question is on its way nobody else can ask: the round that lands it asks for all who came meanwhile.
-        if not self._flights.is_out:
+        if self._flights.load is None:
             self.run()
 
     def run(self) -> None:
@@ -143,7 +157,7 @@ class Gate:
         self.stop()
         with self._turn:
             flight = self._flights.drop()
-            asked = [] if flight is None else [entry for entry, _ in flight.batch]
+            asked = [] if flight is None else [entry for entry, _ in flight.load.batch]
             waiting = [*asked, *self._lines.clear(), *self._inbox]
             self._inbox.clear()
             self._stats.waiting = 0
@@ -159,23 +173,25 @@ class Gate:
         self._sweep()
         self._look()
         self._park_those_without_a_slot()
-        while not self._flights.is_out and (free := self._free()) > 0:
+        while self._flights.load is None and (free := self._free()) > 0:
             batch = self._collect(min(free, MOST))
             if batch is None:
                 break
             self._put(batch)
         self._room.work(self._free)
-        if not self._flights.is_out:  # else whoever comes meanwhile is asked for next, in one call
+        if self._flights.load is None:  # else whoever comes meanwhile is asked for next, in one call
             self._lines.prune()
         self._stats.waiting = len(self._lines) + len(self._inbox)
         self._rest()
 
     def _free(self) -> int:
-        return self._host.free() - self._flights.size - self._room.reserved
+        question = self._flights.load
+        asked = 0 if question is None else len(question.batch)
+        return self._host.free() - asked - self._room.reserved
 
     def _rest(self) -> None:
         now, wake_at = self._host.monotonic(), inf
-        if not self._flights.is_out:
+        if self._flights.load is None:
             ready_at = max(self._lines.next_ready_at(), self._outage.until)
             if self._inbox or ready_at <= now:
                 self._when_free()
@@ -220,7 +236,7 @@ class Gate:
     def _park_those_without_a_slot(self) -> None:
         """Park who has waited for a slot, so that another worker can start it, and who would be parked in any case."""
         now = self._host.monotonic()
-        if not self._room.is_open or self._flights.is_out or self._outage.until > now:
+        if not self._room.is_open or self._flights.load is not None or self._outage.until > now:
             return
         before = now - NO_SLOT if self._free() <= 0 else -inf
         waiting = deque(entry for entry in self._inbox if not self._is_parked_at_once(entry, now, before))
@@ -256,13 +272,15 @@ class Gate:
     def _look(self) -> None:
         """Ask nothing, to hear of new limits, where no task has been asked for of late: none may be limited yet."""
         now = self._host.monotonic()
-        is_due = self._room.must_look or now - max(self._flights.asked_at, self._room.looked_at) >= LOOK
-        if not self._flights.is_out and self._outage.until <= now and is_due:
+        is_due = self._room.must_look or now - max(self._asked_at, self._room.looked_at) >= LOOK
+        if self._flights.load is None and self._outage.until <= now and is_due:
             self._ask([], [])
 
     def _ask(self, batch: Batch, asks: Sequence[Ask]) -> None:
+        self._asked_at = self._host.monotonic()
         self._room.must_look = False
-        self._flights.put(batch, asks, urgent=bool(asks and self._inbox))
+        send = partial(self._asker.ask, asks, urgent=bool(asks and self._inbox))
+        self._flights.put(_Question(batch, asks), send)
         self._land()
 
     def _land(self) -> None:
@@ -270,7 +288,8 @@ class Gate:
         flight = self._flights.take()
         if flight is None:
             return
-        batch, asks, outcome = flight.batch, flight.asks, flight.outcome
+        batch, asks = flight.load.batch, flight.load.asks
+        outcome: Outcome = flight.outcome
         if isinstance(outcome, StoreUnavailable):
             self._places.restore(asks)
             self._store_failed(outcome, batch)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Any, TypeAlias
@@ -22,6 +22,7 @@ from bucketflow_celery.agenda import Agenda, Queue
 from bucketflow_celery.backlogs import LOST, BacklogStore, Call
 from bucketflow_celery.blocking import Blocking
 from bucketflow_celery.confirming import Confirming
+from bucketflow_celery.flights import Flights
 from bucketflow_celery.holdings import Holdings
 from bucketflow_celery.lines import Entry
 from bucketflow_celery.offering import Offer, Offering
@@ -40,15 +41,6 @@ Begin: TypeAlias = "Callable[[Call[Any], Callable[[Any], None]], None]"
 
 #: Most messages parked, and about the most bytes, or tasks asked for, in one call.
 MOST, MOST_BYTES = 64, 1 << 20
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A call on its way."""
-
-    land: Callable[[Any], None]
-    outcome: Any = None
-    landed: bool = False
 
 
 class Room:
@@ -91,7 +83,7 @@ class Room:
         self._holdings = holdings
         self._limit = limit
         self._stats = stats
-        self._flight: _Flight | None = None
+        self._flights: Flights[Callable[[Any], None]] = Flights(stats, desk.run)  # each with what acts on its outcome
         self._outage = Outage("hold")
         self._agenda = Agenda()
         self._settlements: deque[tuple[str, Settlement]] = deque()
@@ -128,13 +120,14 @@ class Room:
 
     def wake_at(self) -> float | None:
         """Return when to ask next, in seconds of the monotonic clock; ``None`` while a call is on its way."""
-        if self._flight is not None or self._closed:
+        if self._flights.load is not None or self._closed:
             return None
         return max(self._outage.until, self._agenda.next_at())
 
     def close(self) -> list[Entry]:
         """Stop, and return the entries that are not known to be stored: the caller leaves them to the broker."""
-        self._closed, self._flight = True, None
+        self._closed = True
+        self._flights.drop()
         for queue, settlement in self._settlements:
             self._holdings.told(queue, settlement, heard=False)
         return self._offering.entries()
@@ -143,33 +136,25 @@ class Room:
         """Send what there is to send; *free* tells for how many tasks there are slots."""
         if self._agenda.update(self._host.queues(), self._host.monotonic()):
             self.must_look = True
-        while self._flight is None and not self._closed and self._outage.until <= self._host.monotonic():
+        while self._flights.load is None and not self._closed and self._outage.until <= self._host.monotonic():
             if not (self._settle() or self._park_or_ask(free())):
                 return
 
     def land(self) -> None:
         """Act on the outcome of the call that was on its way, if it is there."""
-        flight = self._flight
-        if flight is None or not flight.landed:
+        flight = self._flights.take()
+        if flight is None:
             return
-        self._flight = None
         if isinstance(flight.outcome, StoreUnavailable):
             self._stats.store_errors += 1
             if self._outage.failed(self._host.monotonic()):
                 logger.error("%s; parked tasks wait until it answers", flight.outcome)
         elif self._outage.recovered():
             logger.warning("the store of the parked tasks answers again")
-        flight.land(flight.outcome)
+        flight.load(flight.outcome)
 
     def _fly(self, call: Call[Any], land: Callable[[Any], None]) -> None:
-        self._stats.round_trips += 1
-        flight = self._flight = _Flight(land)
-
-        def on_outcome(outcome: Any) -> None:
-            flight.outcome, flight.landed = outcome, True
-            self._desk.run()
-
-        self._begin(call, on_outcome)
+        self._flights.put(land, partial(self._begin, call))
         self.land()
 
     def _park_or_ask(self, free: int) -> bool:
