@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from workers import redis_server
 
-from bucketflow.redis_calls import ScriptRunner
-from bucketflow_celery.limits import Level, Limit
-from bucketflow_celery.parked import Candidate, Handed, Known, Lane, Parcel, Request, Settlement, TaskType
-from bucketflow_celery.store import RedisStore
+from bucketflow.redis_client.runner import ScriptRunner
+from bucketflow_celery.config.levels import Level
+from bucketflow_celery.config.limit import Limit
+from bucketflow_celery.scheduling.model import Candidate, Handed, Known, Lane, Parcel, Request, Settlement, TaskType
+from bucketflow_celery.store.redis_store import RedisStore
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 TENANTS = 10_000

@@ -26,8 +26,9 @@ from measuring import Row, Run, limit, report, utilisation, worst_excess
 from workers import Fleet, wait_until
 
 from bucketflow_celery import Throttle
-from bucketflow_celery.limits import Level, Limit
-from bucketflow_celery.parked import Known, Owned, Released, Request, Settlement
+from bucketflow_celery.config.levels import Level
+from bucketflow_celery.config.limit import Limit
+from bucketflow_celery.scheduling.model import Known, Owned, Released, Request, Settlement
 
 LOG = Path(os.environ["BENCH_LOG"]).resolve() if "BENCH_LOG" in os.environ else None
 QUEUE = "celery"

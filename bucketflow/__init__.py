@@ -4,8 +4,8 @@ Token buckets for Python: for threads, for coroutines, in a hierarchy, and for a
 The buckets of a fleet live in ``bucketflow.distributed``, which needs the ``redis`` package and is not imported here.
 """
 
+from bucketflow.algorithm.gcra import Decision
 from bucketflow.async_token_bucket import AsyncTokenBucket, async_rate_limit
-from bucketflow.core import Decision
 from bucketflow.decorators import rate_limit
 from bucketflow.errors import BucketflowError, ConfigError, CostExceedsCapacity, RateLimitExceeded, StoreUnavailable
 from bucketflow.hierarchical import HierarchicalTokenBucket, create_bucket_hierarchy

@@ -8,11 +8,12 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
-from bucketflow.bucket import Bucket, check_timeout
+from bucketflow.algorithm.wait_queue import Claim
 from bucketflow.clock import SYSTEM_CLOCK
 from bucketflow.errors import ConfigError, RateLimitExceeded
-from bucketflow.limit import Limit, check_number
-from bucketflow.line import Claim
+from bucketflow.limit import Limit
+from bucketflow.local.base import Bucket
+from bucketflow.validation import check_number, check_timeout
 
 if TYPE_CHECKING:
     from bucketflow.clock import Clock

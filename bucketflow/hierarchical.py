@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from bucketflow.bucket import check_cost, check_timeout, filled_to
+from bucketflow.algorithm.gcra import Decision, filled_to, tokens_at
+from bucketflow.algorithm.wait_tree import Level, Path, put_back
 from bucketflow.clock import SYSTEM_CLOCK, raw
-from bucketflow.core import Decision, tokens_at
 from bucketflow.errors import ConfigError
 from bucketflow.limit import SECOND, Limit
-from bucketflow.quick_way import NO_WAY, taking
-from bucketflow.shared_tree import SharedTree
-from bucketflow.tree import Level, Path, put_back
+from bucketflow.local.fast_path import NO_WAY, taking
+from bucketflow.local.locked_tree import SharedTree
+from bucketflow.validation import check_cost, check_timeout
 
 if TYPE_CHECKING:
     from bucketflow.clock import Clock

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 
 from bucketflow.errors import ConfigError
+from bucketflow.validation import check_number
 
-__all__ = ["SECOND", "Limit", "check_number"]
+__all__ = ["SECOND", "Limit"]
 
 #: µs in a second: the public API speaks seconds, everything inside whole µs.
 SECOND = 1_000_000
@@ -18,20 +18,6 @@ LONGEST_FILL = 1e9
 
 _PERIODS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smhd])\s*")
-
-
-def check_number(entry: str, value: object, expected: str, *, minimum: float = 0.0, above: bool = False) -> float:
-    """
-    Return *value* as a float if it is a finite number of at least *minimum* (``above``: more than it).
-
-    Raises:
-        ConfigError: Anything else: another type, ``bool``, NaN, infinity, too small. It names *entry*.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
-        raise ConfigError(entry, value, expected)
-    if value < minimum or (above and value == minimum):
-        raise ConfigError(entry, value, expected)
-    return float(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
-from bucketflow.limit import SECOND, Limit, check_number
-from bucketflow.windows import worst_window
+from bucketflow.algorithm.window import worst_window
+from bucketflow.limit import SECOND, Limit
+from bucketflow.validation import check_number
 
 __all__ = ["FakeClock", "worst_excess"]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 
-from bucketflow.bucket import Bucket, check_timeout
-from bucketflow.line import Claim
-from bucketflow.quick_way import NO_WAY
+from bucketflow.algorithm.wait_queue import Claim
+from bucketflow.local.base import Bucket
+from bucketflow.local.fast_path import NO_WAY
+from bucketflow.validation import check_timeout
 
 __all__ = ["TokenBucket"]
 

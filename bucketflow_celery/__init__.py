@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bucketflow.errors import BucketflowError, ConfigError, CostExceedsCapacity, StoreUnavailable
+from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.decorator import throttled_task
 from bucketflow_celery.errors import ConfigErrors, ThrottleTimeout
-from bucketflow_celery.limits import Limit
-from bucketflow_celery.overview import QueueBacklog, TenantBacklog
+from bucketflow_celery.operations.backlog import QueueBacklog, TenantBacklog
 from bucketflow_celery.signals import task_throttled
 from bucketflow_celery.throttle import LevelView, Throttle
 

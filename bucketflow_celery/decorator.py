@@ -8,10 +8,10 @@ from typing import Any, TypeVar, overload
 from celery import Celery, Task, shared_task
 
 from bucketflow.errors import ConfigError
-from bucketflow.limit import check_number
-from bucketflow_celery.limits import Limit, parse_limit
-from bucketflow_celery.rules import CostRule, TaskRules
-from bucketflow_celery.settings import TenantRule, one_of
+from bucketflow.validation import check_number
+from bucketflow_celery.config.limit import Limit, parse_limit
+from bucketflow_celery.config.rules import CostRule, TaskRules, TenantRule
+from bucketflow_celery.config.settings import one_of
 
 __all__ = ["throttled_task"]
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bucketflow.clock import SYSTEM_CLOCK, Clock
-from bucketflow_celery.admission import EMPTY, Answer, Ask, LevelState, admit, leave
-from bucketflow_celery.limits import Level
-from bucketflow_celery.memory_backlogs import MemoryBacklogs
-from bucketflow_celery.store import FleetLimits
+from bucketflow_celery.config.levels import Level
+from bucketflow_celery.scheduling.admit import EMPTY, Answer, Ask, LevelState, admit, leave
+from bucketflow_celery.store.interfaces import FleetLimits
+from bucketflow_celery.store.memory_backlog import MemoryBacklogs
 
 __all__ = ["MemoryStore"]
 
@@ -36,32 +36,32 @@ class MemoryStore:
         self.backlogs = MemoryBacklogs(clock, self._lock, self._states, lambda: self._told.version)
 
     def admit(self, asks: Sequence[Ask], version: str) -> tuple[str, list[Answer] | None]:
-        """See :class:`bucketflow_celery.store.Store`."""
+        """See :class:`bucketflow_celery.store.interfaces.Store`."""
         with self._lock:
             if version != self._told.version:
                 return self._told.version, None
             return version, admit(asks, self._states, self._clock.now(), self.backlogs.blocks)
 
     def leave(self, ask: Ask) -> None:
-        """See :class:`bucketflow_celery.store.Store`."""
+        """See :class:`bucketflow_celery.store.interfaces.Store`."""
         with self._lock:
             leave(ask, self._states, self._clock.now())
 
     def peek(self, path: Sequence[Level]) -> tuple[int, list[LevelState]]:
-        """See :class:`bucketflow_celery.store.Store`."""
+        """See :class:`bucketflow_celery.store.interfaces.Store`."""
         with self._lock:
             return self._clock.now(), [self._states.get(level.key, EMPTY) for level in path]
 
     def limits(self) -> FleetLimits:
-        """See :class:`bucketflow_celery.store.Store`."""
+        """See :class:`bucketflow_celery.store.interfaces.Store`."""
         return self._told
 
     def set_limits(self, raw: Mapping[str, Any] | None) -> None:
-        """See :class:`bucketflow_celery.store.Store`."""
+        """See :class:`bucketflow_celery.store.interfaces.Store`."""
         self._tell(raw, self._told.paused)
 
     def pause(self, name: str, *, paused: bool) -> None:
-        """See :class:`bucketflow_celery.store.Store`."""
+        """See :class:`bucketflow_celery.store.interfaces.Store`."""
         self._tell(self._told.table, self._told.paused | {name} if paused else self._told.paused - {name})
 
     def _tell(self, table: Mapping[str, Any] | None, paused: frozenset[str]) -> None:

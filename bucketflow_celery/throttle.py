@@ -12,26 +12,28 @@ from celery import Celery, signals
 from kombu.utils.url import maybe_sanitize_url
 
 from bucketflow.errors import BucketflowError, ConfigError, StoreUnavailable
-from bucketflow.redis_calls import ScriptRunner
-from bucketflow_celery.admission import Ask
-from bucketflow_celery.book import Book
+from bucketflow.redis_client.runner import ScriptRunner
+from bucketflow_celery.config.rules import TenantRule, rules_of
+from bucketflow_celery.config.settings import Settings
+from bucketflow_celery.config.table import LimitTable, pause_of
 from bucketflow_celery.errors import ConfigErrors
-from bucketflow_celery.level_view import LevelView, level_view
-from bucketflow_celery.limits import LimitTable, pause_of
-from bucketflow_celery.outage import Outage
-from bucketflow_celery.overview import QueueBacklog, overview
-from bucketflow_celery.queues import queue_of
-from bucketflow_celery.settings import Settings, TenantRule
+from bucketflow_celery.messages.origin import queue_of
+from bucketflow_celery.messages.stamp import stamp
+from bucketflow_celery.operations.backlog import QueueBacklog, overview
+from bucketflow_celery.operations.levels import LevelView, level_view
+from bucketflow_celery.scheduling.admit import Ask
+from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 from bucketflow_celery.stats import Stats
-from bucketflow_celery.store import RedisStore, Store
-from bucketflow_celery.tenant import rules_of, stamp
-from bucketflow_celery.ticket import HEADER, Ticket
+from bucketflow_celery.store.active_limits import Book
+from bucketflow_celery.store.circuit_breaker import Outage
+from bucketflow_celery.store.interfaces import Store
+from bucketflow_celery.store.redis_store import RedisStore
 
 __all__ = ["LevelView", "Throttle"]
 
 logger = logging.getLogger(__name__)
 
-_STEP = "bucketflow_celery.worker:ThrottleStep"
+_STEP = "bucketflow_celery.worker.bootstep:ThrottleStep"
 
 
 class Throttle:

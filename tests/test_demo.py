@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import free_port, wait_until
 
+from bucketflow.algorithm.window import Start, worst_window
 from bucketflow.limit import Limit
-from bucketflow.windows import Start, worst_window
 from bucketflow_celery.demo import summary as summaries
 from bucketflow_celery.demo.envelope import envelope
 from bucketflow_celery.demo.ledger import Ledger

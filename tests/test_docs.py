@@ -16,8 +16,8 @@ import pytest
 from processes import Process, wait_until
 
 from bucketflow_celery import Limit, Throttle, throttled_task
-from bucketflow_celery.limits import parse_limit
-from bucketflow_celery.settings import PREFIX, Settings
+from bucketflow_celery.config.limit import parse_limit
+from bucketflow_celery.config.settings import PREFIX, Settings
 from bucketflow_celery.stats import Stats
 
 ROOT = Path(__file__).parent.parent
@@ -156,7 +156,7 @@ def test_the_guide_names_every_right_a_redis_user_needs(url, redis_client, tmp_p
     try:
         write_files(ROOT / "docs" / "guide.md", url, tmp_path)
         script = (
-            "from bucketflow_celery.admission import Ask\n"
+            "from bucketflow_celery.scheduling.admit import Ask\n"
             "from shop import app, throttle\n"
             "path = throttle.limits.path('emails', 'acme', 'shop.refund')\n"
             "ask = Ask(path, 50.0, (0,) * len(path))\n"
@@ -170,7 +170,7 @@ def test_the_guide_names_every_right_a_redis_user_needs(url, redis_client, tmp_p
             "throttle.peek('emails', 'shop.refund')\n"
             "throttle.pause(queue='emails')\n"
             "throttle.resume(queue='emails')\n"
-            "from bucketflow_celery.parked import *\n"
+            "from bucketflow_celery.scheduling.model import *\n"
             "backlogs, version, lane = store.backlogs, store.limits().version, Lane('acme', 'shop.refund')\n"
             "backlogs.renew('w', 9).run()\n"
             "with backlogs.listen() as calls:\n"

@@ -17,8 +17,8 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 from processes import HOST, Process, wait_until
 
+from bucketflow.algorithm.window import Start, worst_window
 from bucketflow.limit import Limit
-from bucketflow.windows import Start, worst_window
 
 pytestmark = pytest.mark.usefixtures("redis_client")  # each begins with an empty server
 

@@ -72,7 +72,7 @@ def test_the_wheel_holds_both_packages_whole_and_nothing_else(distributions):
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert names == source_files()
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
-    assert {"bucketflow/lua/consume.lua", "bucketflow_celery/lua/admit.lua"} <= names
+    assert {"bucketflow/lua/consume.lua", "bucketflow_celery/store/lua/admit.lua"} <= names
 
 
 def test_the_source_distribution_holds_what_the_tests_need(distributions):
@@ -115,9 +115,9 @@ def test_a_missing_extra_is_named_by_python_itself(alone, module, tmp_path):
 def test_the_throttle_imports_with_celery_and_redis_installed(alone, tmp_path):
     script = (
         f"import sys; sys.path.append({sysconfig.get_path('purelib')!r})\n"
-        "import json, bucketflow_celery, bucketflow_celery.worker, bucketflow_celery.testing\n"
-        "from bucketflow.scripts import load_script\n"
-        "assert load_script('bucketflow_celery', 'admit').text\n"
+        "import json, bucketflow_celery, bucketflow_celery.worker.bootstep, bucketflow_celery.testing\n"
+        "from bucketflow.redis_client.scripts import load_script\n"
+        "assert load_script('bucketflow_celery.store', 'admit').text\n"
         "print(json.dumps([bucketflow_celery.__file__, sorted(sys.modules)]))"
     )
     file, modules = json.loads(run(alone, "-c", script, cwd=tmp_path))
@@ -127,7 +127,7 @@ def test_the_throttle_imports_with_celery_and_redis_installed(alone, tmp_path):
 
 TYPED = """
 import asyncio
-from bucketflow import AsyncTokenBucket, Decision, Limit, TokenBucket, async_rate_limit, rate_limit
+from bucketflow import (AsyncTokenBucket, Decision, Limit, TokenBucket, async_rate_limit, rate_limit)
 from bucketflow_celery import Limit as SharedLimit, throttled_task
 
 @rate_limit(10)

@@ -58,7 +58,7 @@ def versions() -> dict[str, str]:
 
 def compiled() -> bool:
     """Return whether the core of this installation is compiled."""
-    return not str(importlib.import_module("bucketflow.core").__file__).endswith(".py")
+    return not str(importlib.import_module("bucketflow.algorithm.gcra").__file__).endswith(".py")
 
 
 def _processor() -> str:

@@ -8,7 +8,7 @@
 --   returns  before the rest {tokens leased, µs now, then µs at which they begin to fade at each level}
 
 -- core.consume_path and lease.py, operation for operation, but in one loop and with every number packed: calls and
--- texts would be half of the server's time. So this file does without core.lua, and repeats its constants.
+-- texts would be half of the server's time. So this file does without gcra.lua, and repeats its constants.
 local SECOND, HALF_TICK, FULL, EPOCH, GRACE = 1000000, 0.5, 0, 1704067200, 100000
 local call, pack, parse, text, ceil = redis.call, struct.pack, struct.unpack, string.format, math.ceil
 
@@ -113,7 +113,7 @@ if changed then
       if outs and (outs[level] or 0) > 0 then
         value = value .. pack('<dd', floors[level], outs[level])
       end
-      -- See core.lua: to set the expiry costs more than to set the value, and where ten tokens a second come most calls need not.
+      -- See gcra.lua: to set the expiry costs more than to set the value, and where ten tokens a second come most calls need not.
       local before, tenth = stored[level], full_at - full_at % GRACE
       local was = before and #before == #value and parse('<d', before)
       if was and was - was % GRACE == tenth then

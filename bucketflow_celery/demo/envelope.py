@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bucketflow.algorithm.window import Start
 from bucketflow.limit import Limit
-from bucketflow.windows import Start
 
 __all__ = ["envelope"]
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from bucketflow.windows import Start
+from bucketflow.algorithm.window import Start
+from bucketflow_celery.config.levels import Level
 from bucketflow_celery.demo.limits import path_of
 from bucketflow_celery.demo.workload import Order
-from bucketflow_celery.limits import Level
 
 __all__ = ["Ledger"]
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from bucketflow.windows import Start
+from bucketflow.algorithm.window import Start
+from bucketflow_celery.config.levels import Level
 from bucketflow_celery.demo import style
 from bucketflow_celery.demo.envelope import envelope
 from bucketflow_celery.demo.ledger import Ledger
 from bucketflow_celery.demo.limits import label, rate
 from bucketflow_celery.demo.summary import Summary
-from bucketflow_celery.limits import Level
 
 __all__ = ["COLUMNS", "draw_levels", "panel_rows", "panels_of"]
 

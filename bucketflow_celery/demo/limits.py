@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import unquote
 
-from bucketflow_celery.limits import Level, Limit, LimitTable
+from bucketflow_celery.config.levels import Level
+from bucketflow_celery.config.limit import Limit
+from bucketflow_celery.config.table import LimitTable
 
 __all__ = ["LIMITS", "NOISY", "QUEUE", "QUIET", "SIDES", "TASKS", "label", "path_of", "queue_of", "rate"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from bucketflow.windows import Window, worst_window
+from bucketflow.algorithm.window import Window, worst_window
+from bucketflow_celery.config.levels import Level
 from bucketflow_celery.demo.ledger import Ledger
 from bucketflow_celery.demo.limits import label
 from bucketflow_celery.demo.utilisation import Change, Use, utilisation
-from bucketflow_celery.limits import Level
 
 __all__ = ["LATE", "Line", "Summary", "summarise"]
 

@@ -12,10 +12,10 @@ from celery import Celery, Task
 from celery.signals import task_received, worker_ready
 
 from bucketflow_celery import LevelView, Throttle, throttled_task
+from bucketflow_celery.config.levels import Level
 from bucketflow_celery.demo.limits import LIMITS, QUEUE, TASKS, queue_of
 from bucketflow_celery.demo.place import Place
 from bucketflow_celery.demo.records import Records
-from bucketflow_celery.limits import Level
 
 __all__ = ["app", "configure", "peek", "throttle"]
 

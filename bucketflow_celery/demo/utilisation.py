@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bucketflow_celery.limits import Level, Limit
+from bucketflow_celery.config.levels import Level
+from bucketflow_celery.config.limit import Limit
 
 __all__ = ["Change", "Use", "utilisation"]
 

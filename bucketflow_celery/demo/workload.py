@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bucketflow.errors import CostExceedsCapacity
+from bucketflow_celery.config.levels import check_cost
 from bucketflow_celery.demo.limits import TASKS, path_of
-from bucketflow_celery.limits import check_cost
 
 __all__ = ["COLUMNS", "DEFAULT", "Order", "WorkloadError", "parse", "read"]
 

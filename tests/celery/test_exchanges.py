@@ -14,7 +14,7 @@ from processes import HOST, free_port, wait_until
 from records import JITTER, excess
 from servers import RabbitServer
 
-from bucketflow_celery.republish import Republisher
+from bucketflow_celery.messages.republisher import Republisher
 
 RETURNING = {"tenants": {"*": {"rate": "5/s", "capacity": 1}}}
 
@@ -195,7 +195,7 @@ class TestSendingBack:
         assert isinstance(error, ConnectionRefusedError)
 
     def test_a_broker_that_says_nothing_is_given_up(self, rabbit_server, monkeypatch):
-        monkeypatch.setattr("bucketflow_celery.republish._PATIENCE", 0.5)
+        monkeypatch.setattr("bucketflow_celery.messages.republisher._PATIENCE", 0.5)
         republisher = Republisher(Celery(broker=rabbit_server.url), delayed=False)
         assert self.failures(republisher) == []
 

@@ -10,10 +10,10 @@ from kombu.asynchronous import Hub
 from redis import Redis
 
 from bucketflow.errors import StoreUnavailable
-from bucketflow.redis_calls import ScriptRunner
-from bucketflow.scripts import Script
-from bucketflow_celery import hub_runner
-from bucketflow_celery.hub_runner import HubRunner
+from bucketflow.redis_client.runner import ScriptRunner
+from bucketflow.redis_client.scripts import Script
+from bucketflow_celery.worker import redis_event_loop as hub_runner
+from bucketflow_celery.worker.redis_event_loop import HubRunner
 
 TIMEOUT = 0.5
 ECHO = Script.compose("echo", "return ARGV[1]")

@@ -173,7 +173,8 @@ def test_the_copy_is_published_before_the_delivery_is_acknowledged(fleet, step):
         f"""
         import os
         from workloads import app
-        from bucketflow_celery import republish, worker_host
+        from bucketflow_celery.messages import republisher as republish
+        from bucketflow_celery.worker import celery_worker as worker_host
 
         {step} = lambda *_: os._exit(9)
         """,
@@ -196,7 +197,7 @@ def test_a_task_the_broker_does_not_take_back_still_runs(fleet):
         "rejected",
         """
         from workloads import app
-        from bucketflow_celery.republish import Republisher
+        from bucketflow_celery.messages.republisher import Republisher
 
         def publish(*_):
             raise ConnectionError("the broker takes nothing")

@@ -18,7 +18,8 @@ LIMIT = {"queues": {"*": {"rate": f"{RATE}/s", "capacity": CAPACITY}}}
 DYING = """
     import os, signal
     from workloads import app, records
-    from bucketflow_celery import parking, room
+    from bucketflow_celery.worker import parking_worker as parking
+    from bucketflow_celery.parking import controller as room
 
     step = {step}
 

@@ -10,9 +10,9 @@ import redis.asyncio
 from shells import ThreadShell
 
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
-from bucketflow.redis_calls import AsyncScriptRunner, ScriptRunner
-from bucketflow.redis_routes import Call
-from bucketflow.scripts import Script
+from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
+from bucketflow.redis_client.scripts import Script
+from bucketflow.redis_client.topology import Call
 from bucketflow.testing import FakeClock
 
 #: Shadows what the scripts know of the real time: the server's clock, and when keys expire. Put in front of a script.

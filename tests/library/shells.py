@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 
-from bucketflow import AsyncTokenBucket, HierarchicalTokenBucket, Limit, TokenBucket, core
+from bucketflow import AsyncTokenBucket, HierarchicalTokenBucket, Limit, TokenBucket
+from bucketflow.algorithm import gcra as core
 from bucketflow.testing import FakeClock
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from bucketflow import CostExceedsCapacity, Limit, core
+from bucketflow import CostExceedsCapacity, Limit
+from bucketflow.algorithm import gcra as core
 
 TICK = 1e-6
 

@@ -16,10 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bucketflow import ConfigError, CostExceedsCapacity
-from bucketflow.distributed import (
-    RedisTokenBucket,
-    create_redis_bucket_hierarchy,
-)
+from bucketflow.distributed import RedisTokenBucket, create_redis_bucket_hierarchy
 
 SLOW = 0.001  # tokens per second: none comes while a test runs
 METHODS = ("consume", "try_consume", "refund", "wait_time")

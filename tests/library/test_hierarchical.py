@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from waiting import Queue, until
 
-from bucketflow import ConfigError, CostExceedsCapacity, HierarchicalTokenBucket, Limit, core, create_bucket_hierarchy
+from bucketflow import ConfigError, CostExceedsCapacity, HierarchicalTokenBucket, Limit, create_bucket_hierarchy
+from bucketflow.algorithm import gcra as core
+from bucketflow.algorithm.wait_tree import Level, Tree, Waiter
 from bucketflow.testing import FakeClock
-from bucketflow.tree import Level, Tree, Waiter
 
 SHOP = {
     "name": "shop",

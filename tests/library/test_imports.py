@@ -18,10 +18,11 @@ PACKAGES = ["bucketflow", "bucketflow_celery"]
 #: What the arithmetic may know of the package, module by module.
 PURE = {
     "bucketflow.errors": set(),
-    "bucketflow.limit": {"bucketflow.errors"},
-    "bucketflow.core": {"bucketflow.errors", "bucketflow.limit"},
-    "bucketflow.line": {"bucketflow.core", "bucketflow.limit"},
-    "bucketflow.tree": {"bucketflow.core", "bucketflow.limit"},
+    "bucketflow.validation": {"bucketflow.errors"},
+    "bucketflow.limit": {"bucketflow.errors", "bucketflow.validation"},
+    "bucketflow.algorithm.gcra": {"bucketflow.errors", "bucketflow.limit", "bucketflow.validation"},
+    "bucketflow.algorithm.wait_queue": {"bucketflow.algorithm.gcra", "bucketflow.limit"},
+    "bucketflow.algorithm.wait_tree": {"bucketflow.algorithm.gcra", "bucketflow.limit"},
 }
 
 #: Clocks, locks and I/O: nothing that the arithmetic may touch.

@@ -9,10 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis_shells import at_stopped_clock
 
-from bucketflow import Limit, core
-from bucketflow import lease as leases
+from bucketflow import Limit
+from bucketflow.algorithm import gcra as core
+from bucketflow.algorithm import token_lease as leases
 from bucketflow.limit import SECOND
-from bucketflow.scripts import exact, load_script
+from bucketflow.redis_client.encoding import exact
+from bucketflow.redis_client.scripts import load_script
 from bucketflow.testing import worst_excess
 
 START = 10 * 365 * 86_400 * SECOND  # no bucket is so old

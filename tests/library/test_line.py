@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bucketflow import Limit
-from bucketflow.line import Claim, Line
+from bucketflow.algorithm.wait_queue import Claim, Line
 
 limits = st.builds(Limit, st.integers(1, 20), st.integers(1, 50))
 shares = st.floats(0.01, 1)

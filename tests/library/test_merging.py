@@ -14,7 +14,7 @@ from waiting import until
 
 from bucketflow import StoreUnavailable
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
-from bucketflow.merging import AsyncMerger, ThreadMerger
+from bucketflow.redis_client.batching import AsyncMerger, ThreadMerger
 
 SLOW = 0.001  # tokens per second: none comes while a test runs
 
@@ -170,7 +170,7 @@ def test_who_is_interrupted_while_waiting_is_not_asked_for_and_the_others_are(me
     first = pool.submit(merger.ask, Path(), 1.0)
     until(lambda: server.asked)
     with monkeypatch.context() as patch:
-        patch.setattr("bucketflow.merging.threading.Lock", InterruptedTurn)
+        patch.setattr("bucketflow.redis_client.batching.threading.Lock", InterruptedTurn)
         with pytest.raises(Interrupted):
             merger.ask(Path(), 2.0)
     other = pool.submit(merger.ask, Path(), 3.0)

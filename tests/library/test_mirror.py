@@ -10,8 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis_shells import at_stopped_clock
 
-from bucketflow import Limit, core
-from bucketflow.scripts import Script, exact, load_script
+from bucketflow import Limit
+from bucketflow.algorithm import gcra as core
+from bucketflow.redis_client.encoding import exact
+from bucketflow.redis_client.scripts import Script, load_script
 
 OPERATIONS = ("wait_for", "take", "refund", "tokens_at")
 

@@ -51,20 +51,20 @@ KEPT = [  # where 0.1.0 had it, its positional parameters
 PUBLIC_MODULES = [
     "bucketflow",
     "bucketflow.async_token_bucket",
-    "bucketflow.bucket",
+    "bucketflow.local.base",
     "bucketflow.clock",
-    "bucketflow.core",
+    "bucketflow.algorithm.gcra",
     "bucketflow.decorators",
     "bucketflow.errors",
     "bucketflow.hierarchical",
     "bucketflow.limit",
-    "bucketflow.line",
-    "bucketflow.quick_way",
-    "bucketflow.shared_tree",
+    "bucketflow.algorithm.wait_queue",
+    "bucketflow.local.fast_path",
+    "bucketflow.local.locked_tree",
     "bucketflow.testing",
     "bucketflow.token_bucket",
-    "bucketflow.tree",
-    "bucketflow.turnstile",
+    "bucketflow.algorithm.wait_tree",
+    "bucketflow.distributed.polling_queue",
 ]
 
 

@@ -16,7 +16,7 @@ from servers import RedisServer, wait_until
 
 from bucketflow import ConfigError
 from bucketflow.distributed import RedisTokenBucket
-from bucketflow.redis_bucket import stored_key
+from bucketflow.distributed.base import stored_key
 
 SLOW = 0.001  # tokens per second: none comes while a test runs
 

@@ -12,7 +12,7 @@ from servers import RedisServer
 
 from bucketflow import StoreUnavailable
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
-from bucketflow.redis_node import pack
+from bucketflow.redis_client.encoding import pack
 
 SLOW = 0.001  # tokens per second: none comes while a test runs
 TIMEOUT = 0.2  # seconds the server may take to answer

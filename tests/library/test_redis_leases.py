@@ -16,13 +16,14 @@ import redis
 import redis.asyncio
 from waiting import until
 
-from bucketflow import ConfigError, CostExceedsCapacity, Limit, lease_watch
+from bucketflow import ConfigError, CostExceedsCapacity, Limit
 from bucketflow.distributed import (
     AsyncRedisTokenBucket,
     RedisTokenBucket,
     create_async_redis_bucket_hierarchy,
     create_redis_bucket_hierarchy,
 )
+from bucketflow.distributed import lease_monitor as lease_watch
 from bucketflow.testing import FakeClock, worst_excess
 
 SLOW = 0.001  # tokens per second: none comes while a test runs

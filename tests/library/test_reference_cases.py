@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from bucketflow import ConfigError, CostExceedsCapacity, HierarchicalTokenBucket, Limit, core
+from bucketflow import ConfigError, CostExceedsCapacity, HierarchicalTokenBucket, Limit
+from bucketflow.algorithm import gcra as core
 from bucketflow.testing import FakeClock
 
 THROTTLED = [  # throttled (Go) rate_test.go = redis-cell src/cell/mod.rs: 1 token/s, capacity 5

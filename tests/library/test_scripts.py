@@ -10,13 +10,13 @@ from importlib.resources import files
 import pytest
 
 from bucketflow.distributed import RedisTokenBucket
-from bucketflow.redis_calls import ScriptRunner
-from bucketflow.scripts import Script, load_script
+from bucketflow.redis_client.runner import ScriptRunner
+from bucketflow.redis_client.scripts import Script, load_script
 
 OPERATIONS = sorted(
     path.name.removesuffix(".lua")
     for path in files("bucketflow").joinpath("lua").iterdir()
-    if path.name.endswith(".lua") and path.name != "core.lua"
+    if path.name.endswith(".lua") and path.name != "gcra.lua"
 )
 HEADER = re.compile(
     r"-- (?P<name>\w+): .+\n"
@@ -115,7 +115,7 @@ def test_the_server_knows_a_script_by_the_name_we_computed(redis_client, name):
 
 def test_core_comes_first_and_a_script_is_read_once():
     script = load_script("bucketflow", "refund")
-    assert script.text.startswith(source("core"))
+    assert script.text.startswith(source("gcra"))
     assert load_script("bucketflow", "refund") is script
 
 
@@ -133,5 +133,8 @@ def test_an_unknown_operation_is_an_error():
 
 
 def test_importing_reads_no_script():
-    code = "import bucketflow.distributed, bucketflow.scripts as s; assert s.load_script.cache_info().currsize == 0"
+    code = (
+        "import bucketflow.distributed, bucketflow.redis_client.scripts as s\n"
+        "assert s.load_script.cache_info().currsize == 0"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

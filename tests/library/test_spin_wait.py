@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from bucketflow.spin_wait import SPIN, SpinWait
+from bucketflow.redis_client.spin_wait import SPIN, SpinWait
 
 
 class Server:

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from waiting import until
 
-from bucketflow import ConfigError, Limit, core
+from bucketflow import ConfigError, Limit
+from bucketflow.algorithm import gcra as core
+from bucketflow.distributed.polling_queue import AsyncTurnstile, ThreadTurnstile
 from bucketflow.testing import FakeClock
-from bucketflow.turnstile import AsyncTurnstile, ThreadTurnstile
 
 
 class Remote:

@@ -11,15 +11,15 @@ from itertools import combinations
 
 from redis_shape import shape_of
 
-from bucketflow.redis_calls import ScriptRunner
-from bucketflow.scripts import Script
+from bucketflow.redis_client.runner import ScriptRunner
+from bucketflow.redis_client.scripts import Script
 from bucketflow.testing import FakeClock, worst_excess
-from bucketflow_celery.admission import PATIENCE, Ask
-from bucketflow_celery.backlogs import EVERY_QUEUE, LOST
-from bucketflow_celery.lease import reclaim
-from bucketflow_celery.limits import LimitTable
-from bucketflow_celery.parked import FULL, KNOWN, Candidate, Lane, Parcel, Request, Settlement, TaskType
-from bucketflow_celery.store import RedisStore
+from bucketflow_celery.config.table import LimitTable
+from bucketflow_celery.parking.worker_lease import reclaim
+from bucketflow_celery.scheduling.admit import PATIENCE, Ask
+from bucketflow_celery.scheduling.model import FULL, KNOWN, Candidate, Lane, Parcel, Request, Settlement, TaskType
+from bucketflow_celery.store.interfaces import EVERY_QUEUE, LOST
+from bucketflow_celery.store.redis_store import RedisStore
 from bucketflow_celery.testing import MemoryStore
 
 SECOND = 1_000_000
@@ -82,7 +82,7 @@ class Worker:
     has: dict = field(default_factory=dict)
 
     def candidate(self, queue, known):
-        """Return what ``bucketflow_celery.book.Book`` says about a tenant."""
+        """Return what ``bucketflow_celery.store.active_limits.Book`` says about a tenant."""
         tenant, types, own = known.tenant or None, [], None
         for task, ranks in known.types:
             levels = {level.name: level for level in self.table.path(queue, tenant, task)}

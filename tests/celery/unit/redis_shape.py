@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 
-from bucketflow.scripts import Script, load_script
-from bucketflow_celery.parked import Item, Lane
+from bucketflow.redis_client.scripts import Script, load_script
+from bucketflow_celery.scheduling.model import Item, Lane
 
-_VIEW = load_script("bucketflow_celery", "view", "backlog").text
+_VIEW = load_script("bucketflow_celery.store", "view", "backlog").text
 _CORE = Script.compose("core", "").text
 
 #: The records of all tenants: name, tag, turn, cost, and of each type: task, turn, ranks and lengths of its lanes.

@@ -13,15 +13,16 @@ from types import SimpleNamespace
 
 from bucketflow.errors import StoreUnavailable
 from bucketflow.limit import SECOND
-from bucketflow_celery import lease
-from bucketflow_celery.asking import begin_now
-from bucketflow_celery.backlogs import EVERY_QUEUE
+from bucketflow_celery.admission.pending_task import Entry
+from bucketflow_celery.config.levels import check_cost
+from bucketflow_celery.config.policy import Passage
 from bucketflow_celery.errors import ThrottleTimeout
-from bucketflow_celery.limits import check_cost
-from bucketflow_celery.lines import Entry, Passage
-from bucketflow_celery.memory_backlogs import Reply
-from bucketflow_celery.parked import Lane, Parcel
-from bucketflow_celery.room_keeper import RoomKeeper
+from bucketflow_celery.parking import worker_lease as lease
+from bucketflow_celery.scheduling.model import Lane, Parcel
+from bucketflow_celery.store.calls import begin_now
+from bucketflow_celery.store.interfaces import EVERY_QUEUE
+from bucketflow_celery.store.memory_backlog import Reply
+from bucketflow_celery.worker.parking_service import RoomKeeper
 
 
 class Connection:
@@ -56,7 +57,9 @@ class _Backlogs:
 
 
 class _Listener:
-    """Hears the calls of the store, and passes them on as :meth:`bucketflow_celery.lease.Lease._run` does."""
+    """
+    Hears the calls of the store, and passes them on as :meth:`bucketflow_celery.parking.worker_lease.Lease._run` does.
+    """
 
     def __init__(self, parking):
         self._parking = parking
@@ -67,7 +70,7 @@ class _Listener:
 
 class Parking:
     """
-    The parking of one worker process: implements :class:`bucketflow_celery.room_host.RoomHost`.
+    The parking of one worker process: implements :class:`bucketflow_celery.parking.interfaces.RoomHost`.
 
     Args:
         worker: The worker.

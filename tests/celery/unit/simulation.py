@@ -23,16 +23,16 @@ from simulated_parking import Connection, Parking
 from bucketflow.errors import StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow.testing import FakeClock
-from bucketflow_celery.asking import DirectAsker
-from bucketflow_celery.book import Book
-from bucketflow_celery.gate import Gate, Patience
-from bucketflow_celery.limits import LimitTable
-from bucketflow_celery.lines import Passage
-from bucketflow_celery.outage import Outage
-from bucketflow_celery.settings import Settings
+from bucketflow_celery.admission.controller import Gate, Patience
+from bucketflow_celery.config.policy import Passage
+from bucketflow_celery.config.settings import Settings
+from bucketflow_celery.config.table import LimitTable
+from bucketflow_celery.scheduling.ticket import NO_TICKET, Ticket
 from bucketflow_celery.stats import Stats
+from bucketflow_celery.store.active_limits import Book
+from bucketflow_celery.store.calls import DirectAsker
+from bucketflow_celery.store.circuit_breaker import Outage
 from bucketflow_celery.testing import MemoryStore
-from bucketflow_celery.ticket import NO_TICKET, Ticket
 
 START = 1000.0
 EPOCH = 1_700_000_000.0
@@ -96,7 +96,7 @@ class Fleet:
         parks: Whether the workers have waiting rooms.
         queues: Those that the workers consume, beside those that jobs are sent to.
         tells_redelivery: Whether the broker says of each delivery whether it is the first, as RabbitMQ does.
-        backlog_limit, lease: See :class:`bucketflow_celery.settings.Settings`.
+        backlog_limit, lease: See :class:`bucketflow_celery.config.settings.Settings`.
     """
 
     def __init__(  # noqa: PLR0913
@@ -277,7 +277,9 @@ def parsed(raw):
 
 
 class Worker:
-    """One worker: implements :class:`bucketflow_celery.host.Host`, and keeps the gate to its promises."""
+    """
+    One worker: implements :class:`bucketflow_celery.admission.interfaces.Host`, and keeps the gate to its promises.
+    """
 
     def __init__(self, fleet, name, slots, prefetch):
         self.fleet, self.name, self.slots, self.prefetch = fleet, name, slots, prefetch

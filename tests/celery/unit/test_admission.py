@@ -10,11 +10,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bucketflow import core
+from bucketflow.algorithm import gcra as core
 from bucketflow.limit import SECOND
 from bucketflow.testing import worst_excess
-from bucketflow_celery.admission import EMPTY, EXCUSED, FOREVER, LATE, PATIENCE, Answer, Ask, LevelState, admit, leave
-from bucketflow_celery.limits import Level, Limit
+from bucketflow_celery.config.levels import Level
+from bucketflow_celery.config.limit import Limit
+from bucketflow_celery.scheduling.admit import (
+    EMPTY,
+    EXCUSED,
+    FOREVER,
+    LATE,
+    PATIENCE,
+    Answer,
+    Ask,
+    LevelState,
+    admit,
+    leave,
+)
 
 NOW = 1_000 * SECOND
 MS = 1000

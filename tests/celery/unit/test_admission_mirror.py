@@ -11,11 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bucketflow.redis_calls import ScriptRunner
-from bucketflow.scripts import Script, load_script
-from bucketflow_celery.admission import FOREVER, LATE, PATIENCE, Ask, admit, leave
-from bucketflow_celery.limits import Level, Limit, LimitTable
-from bucketflow_celery.store import RedisStore
+from bucketflow.redis_client.runner import ScriptRunner
+from bucketflow.redis_client.scripts import Script, load_script
+from bucketflow_celery.config.levels import Level
+from bucketflow_celery.config.limit import Limit
+from bucketflow_celery.config.table import LimitTable
+from bucketflow_celery.scheduling.admit import FOREVER, LATE, PATIENCE, Ask, admit, leave
+from bucketflow_celery.store.redis_store import RedisStore
 
 NOW = 50_000_000_000_000  # some day of 2025, on the clock that counts from 2024
 YEAR = 365 * 86_400 * 1_000_000
@@ -28,8 +30,8 @@ STORY = Script.compose(
     local time_now = 0
     now = function() return time_now end
     local operations = {{
-      admit = function(KEYS, ARGV) {load_script("bucketflow_celery", "admit").text[len(CORE) :]} end,
-      leave = function(KEYS, ARGV) {load_script("bucketflow_celery", "leave").text[len(CORE) :]} end,
+      admit = function(KEYS, ARGV) {load_script("bucketflow_celery.store", "admit").text[len(CORE) :]} end,
+      leave = function(KEYS, ARGV) {load_script("bucketflow_celery.store", "leave").text[len(CORE) :]} end,
     }}
     -- ARGV: of each step: operation, now, how many keys and arguments, keys, arguments.
     -- Returns of each step: the reply, and of each key but the first of admit: name, value, PTTL.
@@ -247,9 +249,9 @@ def test_with_another_version_of_the_limits_it_answers_the_version_and_writes_no
     before = {key: redis_client.get(key) for key in redis_client.scan_iter()}
     version = store.limits().version
     assert store.admit([Ask((LEVEL,), 1, (0,))], "") == (version, None)
-    assert redis_client.eval(load_script("bucketflow_celery", "admit").text, 1, "{twin}:limits:version", "old") == [
-        version.encode()
-    ]
+    assert redis_client.eval(
+        load_script("bucketflow_celery.store", "admit").text, 1, "{twin}:limits:version", "old"
+    ) == [version.encode()]
     assert {key: redis_client.get(key) for key in redis_client.scan_iter()} == before
     assert store.admit([Ask((LEVEL,), 1, (0,))], version)[1][0].admitted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from bucketflow_celery.alarm import Alarm
+from bucketflow_celery.worker.event_loop import Alarm
 
 LONG = 60.0
 

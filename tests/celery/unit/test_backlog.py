@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bucketflow.testing import worst_excess
-from bucketflow_celery.admission import EMPTY, Ask, admit
-from bucketflow_celery.backlog import NO_SHOW, QUIET, TOLERANCE, Backlog, give_back
-from bucketflow_celery.limits import Level, Limit
-from bucketflow_celery.parked import FULL, KNOWN, Candidate, Lane, Owned, Parcel, Request, TaskType
-from bucketflow_celery.release import MOST, PAUSE, SPARE, release
+from bucketflow_celery.config.levels import Level
+from bucketflow_celery.config.limit import Limit
+from bucketflow_celery.scheduling.admit import EMPTY, Ask, admit
+from bucketflow_celery.scheduling.backlog import NO_SHOW, QUIET, TOLERANCE, Backlog, give_back
+from bucketflow_celery.scheduling.dispatch import MOST, PAUSE, SPARE, release
+from bucketflow_celery.scheduling.model import FULL, KNOWN, Candidate, Lane, Owned, Parcel, Request, TaskType
 
 SECOND = 1_000_000
 NOW = 1_000 * SECOND

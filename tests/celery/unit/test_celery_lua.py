@@ -8,17 +8,18 @@ from importlib.resources import files
 
 import pytest
 
-from bucketflow.redis_calls import ScriptRunner
-from bucketflow_celery.admission import Ask
-from bucketflow_celery.limits import Level, Limit
-from bucketflow_celery.parked import Candidate, Lane, Parcel, Request, Settlement, TaskType
-from bucketflow_celery.store import RedisStore
+from bucketflow.redis_client.runner import ScriptRunner
+from bucketflow_celery.config.levels import Level
+from bucketflow_celery.config.limit import Limit
+from bucketflow_celery.scheduling.admit import Ask
+from bucketflow_celery.scheduling.model import Candidate, Lane, Parcel, Request, Settlement, TaskType
+from bucketflow_celery.store.redis_store import RedisStore
 
 #: Put in front of operations.
-PRELUDES = {"core", "backlog"}
+PRELUDES = {"level", "backlog"}
 OPERATIONS = sorted(
     name
-    for path in files("bucketflow_celery").joinpath("lua").iterdir()
+    for path in files("bucketflow_celery.store").joinpath("lua").iterdir()
     if path.name.endswith(".lua") and (name := path.name.removesuffix(".lua")) not in PRELUDES
 )
 #: Commands that write nothing, and functions of the preludes that do.
@@ -35,7 +36,7 @@ FIELDS = re.compile(
 
 
 def header(name):
-    lines = files("bucketflow_celery").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8").splitlines()
+    lines = files("bucketflow_celery.store").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8").splitlines()
     comment = "".join(f"{line.removeprefix('-- ')}\n" for line in lines[: [*map(is_code, lines)].index(True)])
     match = FIELDS.fullmatch(comment)
     assert match, f"{name}.lua has no header of the agreed form"
@@ -93,7 +94,7 @@ def test_every_operation_has_a_header_that_names_it(name):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_that_says_so_writes_nothing(name):
-    source = files("bucketflow_celery").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    source = files("bucketflow_celery.store").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
     writes = re.findall(rf"redis\.call\((?!'(?:{READS})')|\b(?:{WRITERS})\(", source)
     assert bool(writes) == (header(name)["errors"] == "none after the first write")
 
@@ -202,7 +203,7 @@ def parts(text, *marks):
 
 
 def test_all_operations_on_a_backlog_have_the_same_keys_first(backlog):
-    source = files("bucketflow_celery").joinpath("lua", "backlog.lua").read_text(encoding="utf-8")
+    source = files("bucketflow_celery.store").joinpath("lua", "backlog.lua").read_text(encoding="utf-8")
     described = re.findall(r"^--   (\w+) ", source, re.MULTILINE)
     for name in ("park", "release", "settle", "purge", "view"):
         keys, _, _ = backlog.calls[name]

@@ -14,7 +14,7 @@ from strategies import outages, restarts, tables, workloads
 from bucketflow.errors import CostExceedsCapacity
 from bucketflow.testing import worst_excess
 from bucketflow_celery import Limit, ThrottleTimeout
-from bucketflow_celery.gate import LOOK
+from bucketflow_celery.admission.controller import LOOK
 
 
 def play(limits, jobs, until=4000.0, **options):

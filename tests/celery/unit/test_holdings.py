@@ -6,10 +6,11 @@ import threading
 
 import pytest
 
-from bucketflow_celery.confirming import LONG, MANY, SURE, Confirming
-from bucketflow_celery.holdings import Holdings
-from bucketflow_celery.limits import Level, Limit
-from bucketflow_celery.parked import Handed, Item, Lane, Owned, Settlement
+from bucketflow_celery.config.levels import Level
+from bucketflow_celery.config.limit import Limit
+from bucketflow_celery.parking.in_flight_tasks import Holdings
+from bucketflow_celery.parking.outbox import LONG, MANY, SURE, Confirming
+from bucketflow_celery.scheduling.model import Handed, Item, Lane, Owned, Settlement
 
 LANE = Lane("a", "f", 3)
 ENDED = False

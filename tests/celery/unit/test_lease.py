@@ -9,8 +9,8 @@ import pytest
 
 from bucketflow import StoreUnavailable
 from bucketflow.testing import FakeClock
-from bucketflow_celery.lease import Lease, reclaim
-from bucketflow_celery.parked import Candidate, Lane, Parcel, Request, TaskType
+from bucketflow_celery.parking.worker_lease import Lease, reclaim
+from bucketflow_celery.scheduling.model import Candidate, Lane, Parcel, Request, TaskType
 from bucketflow_celery.testing import MemoryStore
 
 SECONDS = 20.0  # renewed every 5 s, for 14 s
@@ -220,7 +220,7 @@ def test_who_leaves_while_the_store_is_away_says_so(lease_of, store, caplog):
 
 
 def test_a_store_that_fails_in_whatever_way_does_not_end_the_thread(store, monkeypatch):
-    monkeypatch.setattr("bucketflow_celery.lease._AGAIN", 0.001)
+    monkeypatch.setattr("bucketflow_celery.parking.worker_lease._AGAIN", 0.001)
     heard, failures = threading.Event(), [StoreUnavailable("memory", "away"), RuntimeError("odd")]
 
     class Odd:

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 import bucketflow
 from bucketflow import ConfigError, CostExceedsCapacity
-from bucketflow_celery.limits import Level, Limit, LimitTable, check_cost, parse_limit, pause_name
+from bucketflow_celery.config.levels import Level, check_cost
+from bucketflow_celery.config.limit import Limit, parse_limit
+from bucketflow_celery.config.table import LimitTable, pause_name
 
 ONE = Limit(1, 1)
 TEN = Limit(10, 10)

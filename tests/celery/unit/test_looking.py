@@ -10,8 +10,8 @@ from celery import Celery
 from bucketflow import ConfigError
 from bucketflow.testing import FakeClock
 from bucketflow_celery import Limit, Throttle
-from bucketflow_celery.parked import Lane, Parcel
-from bucketflow_celery.rules import TaskRules
+from bucketflow_celery.config.rules import TaskRules
+from bucketflow_celery.scheduling.model import Lane, Parcel
 from bucketflow_celery.testing import MemoryStore
 
 

@@ -6,10 +6,11 @@ from math import inf
 
 import pytest
 
-from bucketflow_celery.backlogs import BacklogView, LaneView
-from bucketflow_celery.limits import Limit, LimitTable
-from bucketflow_celery.overview import overview
-from bucketflow_celery.parked import Lane
+from bucketflow_celery.config.limit import Limit
+from bucketflow_celery.config.table import LimitTable
+from bucketflow_celery.operations.backlog import overview
+from bucketflow_celery.scheduling.model import Lane
+from bucketflow_celery.store.interfaces import BacklogView, LaneView
 
 NOW = 100_000_000
 

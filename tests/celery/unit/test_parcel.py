@@ -12,7 +12,7 @@ from kombu import Message
 from kombu.compression import compress
 from kombu.utils.json import dumps
 
-from bucketflow_celery import parcel
+from bucketflow_celery.messages import codec as parcel
 
 TAG = "0d6c3f0e-5c7f-4c0b-9e1c-8a6f1d2b3c4d"
 JSON = st.recursive(

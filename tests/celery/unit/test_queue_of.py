@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from kombu import Exchange, Queue, binding
 
-from bucketflow_celery.queues import ROUTE, queue_of, queues_of
+from bucketflow_celery.messages.origin import ROUTE, queue_of, queues_of
 
 QUEUES = {
     queue.name: queue

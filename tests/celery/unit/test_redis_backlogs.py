@@ -10,14 +10,16 @@ from backlog_twins import OurTime, at_our_time, message_of, parcel, uid_of
 from servers import RedisCluster, RedisServer
 
 from bucketflow import StoreUnavailable
-from bucketflow.redis_calls import ScriptRunner
-from bucketflow_celery.admission import Ask
-from bucketflow_celery.backlog import MEMORY
-from bucketflow_celery.backlogs import DEAD
-from bucketflow_celery.lease import reclaim
-from bucketflow_celery.limits import Level, Limit, pause_name
-from bucketflow_celery.parked import FULL, Candidate, Lane, Parcel, Request, Settlement, TaskType
-from bucketflow_celery.store import RedisStore
+from bucketflow.redis_client.runner import ScriptRunner
+from bucketflow_celery.config.levels import Level
+from bucketflow_celery.config.limit import Limit
+from bucketflow_celery.config.table import pause_name
+from bucketflow_celery.parking.worker_lease import reclaim
+from bucketflow_celery.scheduling.admit import Ask
+from bucketflow_celery.scheduling.backlog import MEMORY
+from bucketflow_celery.scheduling.model import FULL, Candidate, Lane, Parcel, Request, Settlement, TaskType
+from bucketflow_celery.store.interfaces import DEAD
+from bucketflow_celery.store.redis_store import RedisStore
 
 LANE = Lane("acme", "mail")
 FAST = Level("queue", "q:q", Limit(1000, 1000))

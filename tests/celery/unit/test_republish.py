@@ -9,8 +9,8 @@ import pytest
 from celery import Celery
 from kombu.message import Message
 
-from bucketflow_celery.republish import Republisher
-from bucketflow_celery.ticket import HEADER, Ticket
+from bucketflow_celery.messages.republisher import Republisher
+from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 
 BODY = b'[[1], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
 HEADERS = {

@@ -14,8 +14,8 @@ from strategies import outages, restarts, tables, workloads
 from bucketflow.errors import CostExceedsCapacity
 from bucketflow.testing import worst_excess
 from bucketflow_celery import Limit, ThrottleTimeout
-from bucketflow_celery.agenda import LOOK
-from bucketflow_celery.limits import pause_name
+from bucketflow_celery.config.table import pause_name
+from bucketflow_celery.parking.poll_schedule import LOOK
 
 LATENCIES = pytest.mark.parametrize("latency", [0.0, 0.002])
 

@@ -8,8 +8,8 @@ from celery._state import _task_stack
 
 from bucketflow import ConfigError
 from bucketflow_celery import throttled_task
-from bucketflow_celery.rules import NO_RULES, TaskRules, cost_of, tenant_from
-from bucketflow_celery.tenant import rules_of, stamp, tenant_of
+from bucketflow_celery.config.rules import NO_RULES, TaskRules, cost_of, rules_of, tenant_from, tenant_of
+from bucketflow_celery.messages.stamp import stamp
 
 
 def sync(account, order=7, *, size=2, **more):

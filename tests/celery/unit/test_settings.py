@@ -10,9 +10,9 @@ from celery.app.task import Context
 
 from bucketflow import ConfigError, StoreUnavailable
 from bucketflow_celery import ConfigErrors, Throttle
-from bucketflow_celery.settings import PREFIX, Settings
+from bucketflow_celery.config.settings import PREFIX, Settings
+from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 from bucketflow_celery.testing import MemoryStore
-from bucketflow_celery.ticket import HEADER, Ticket
 
 
 def whom(*_args):

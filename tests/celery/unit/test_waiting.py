@@ -8,14 +8,16 @@ import logging
 import pytest
 
 from bucketflow_celery import Limit, ThrottleTimeout
-from bucketflow_celery.admission import FOREVER, Answer, Ask
-from bucketflow_celery.limits import Level
-from bucketflow_celery.lines import Entry, Line, Lines, Passage
-from bucketflow_celery.outage import Outage
-from bucketflow_celery.places import Places
-from bucketflow_celery.policy import GiveUp, Hold, Return, decide, too_long
-from bucketflow_celery.summary import Summary
-from bucketflow_celery.ticket import NO_TICKET, Ticket
+from bucketflow_celery.admission.hold_queues import Line, Lines
+from bucketflow_celery.admission.pending_task import Entry
+from bucketflow_celery.admission.refusal import GiveUp, Hold, Return, decide, too_long
+from bucketflow_celery.admission.reservations import Places
+from bucketflow_celery.config.levels import Level
+from bucketflow_celery.config.policy import Passage
+from bucketflow_celery.scheduling.admit import FOREVER, Answer, Ask
+from bucketflow_celery.scheduling.ticket import NO_TICKET, Ticket
+from bucketflow_celery.store.circuit_breaker import Outage
+from bucketflow_celery.worker.refusal_log import Summary
 
 QUEUE = Level("queue", "q:q", Limit(1, 10))
 TENANT = Level("tenant", "q:q/t:a", Limit(1, 1))

@@ -10,10 +10,11 @@ from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 from kombu.common import QoS
 
 from bucketflow_celery import Limit
-from bucketflow_celery.limits import Level
-from bucketflow_celery.lines import Entry, Passage
-from bucketflow_celery.slots import CountedSlots, SemaphoreSlots, slots_of
-from bucketflow_celery.window import Window
+from bucketflow_celery.admission.pending_task import Entry
+from bucketflow_celery.config.levels import Level
+from bucketflow_celery.config.policy import Passage
+from bucketflow_celery.worker.prefetch_window import Window
+from bucketflow_celery.worker.slots import CountedSlots, SemaphoreSlots, slots_of
 
 ALL = Level("all", "all", Limit(1, 1))
 QUEUE = Level("queue", "q:q", Limit(1, 1))

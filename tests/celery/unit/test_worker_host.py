@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from bucketflow_celery.lines import Entry, Passage
-from bucketflow_celery.worker_host import WorkerHost
+from bucketflow_celery.admission.pending_task import Entry
+from bucketflow_celery.config.policy import Passage
+from bucketflow_celery.worker.celery_worker import WorkerHost
 
 
 class ExpiredWhileTheResultBackendIsAway:

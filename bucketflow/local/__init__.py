@@ -1,0 +1,1 @@
+"""What the in-process buckets share: locking, the lock-free fast path, waiting."""

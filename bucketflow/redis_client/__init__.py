@@ -1,0 +1,1 @@
+"""How a script reaches Redis: encoding, connections, topology, batching. Knows nothing of buckets."""

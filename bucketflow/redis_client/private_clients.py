@@ -1,0 +1,200 @@
+"""
+Private clients: connections to the user's Redis that give up in time and never repeat a call.
+
+redis-py repeats a call ten times by default, and a repeated script spends twice; its timeouts may be seconds, or none.
+So the library takes the address, credentials and TLS settings from the user's client, and keeps connections of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import redis
+import redis.asyncio
+import redis.asyncio.retry
+import redis.asyncio.sentinel
+import redis.retry
+import redis.sentinel
+from redis.backoff import NoBackoff
+
+from bucketflow.errors import ConfigError
+from bucketflow.redis_client.connection import Node
+
+try:
+    from redis.maint_notifications import MaintNotificationsConfig
+except ImportError:  # redis-py below 6.4
+    MaintNotificationsConfig = None  # type: ignore[assignment, misc]
+
+__all__ = [
+    "ASYNC",
+    "SYNC",
+    "Address",
+    "AsyncClient",
+    "Client",
+    "Driver",
+    "is_cluster",
+    "node_at",
+    "node_of",
+    "nodes_of_cluster",
+]
+
+Address = tuple[str, int]
+
+# redis-py's own types have no parameters, those of types-redis have: mypy is content with either.
+Client: TypeAlias = "redis.Redis | redis.RedisCluster"  # type: ignore[type-arg, unused-ignore]
+AsyncClient: TypeAlias = "redis.asyncio.Redis | redis.asyncio.RedisCluster"  # type: ignore[type-arg, unused-ignore]
+
+#: Settings that tie a connection to the user's pool, or that pools do not take.
+_NOT_OURS = {
+    "cache",
+    "cache_config",
+    "connection_pool",
+    "event_dispatcher",
+    "himport_registry",
+    "maint_notifications_config",
+    "maint_notifications_pool_handler",
+    "maintenance_notification_hash",
+    "maintenance_state",
+    "orig_host_address",
+    "orig_socket_connect_timeout",
+    "orig_socket_timeout",
+    "oss_cluster_maint_notifications_handler",
+    "response_callbacks",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """The classes of one half of redis-py: what it makes for threads, or for coroutines."""
+
+    client: Any
+    cluster: Any
+    pool: Any
+    blocking_pool: Any
+    sentinel_pool: Any
+    retry: Any
+    name: str
+
+
+SYNC = Driver(
+    redis.Redis,
+    redis.RedisCluster,
+    redis.ConnectionPool,
+    redis.BlockingConnectionPool,
+    redis.sentinel.SentinelConnectionPool,
+    redis.retry.Retry,
+    "redis",
+)
+ASYNC = Driver(
+    redis.asyncio.Redis,
+    redis.asyncio.RedisCluster,
+    redis.asyncio.ConnectionPool,
+    redis.asyncio.BlockingConnectionPool,
+    redis.asyncio.sentinel.SentinelConnectionPool,
+    redis.asyncio.retry.Retry,
+    "redis.asyncio",
+)
+
+
+def is_cluster(driver: Driver, client: object) -> bool:
+    """
+    Return whether *client* is one of a cluster.
+
+    Raises:
+        ConfigError: It is no client of *driver*, or one that reads from replicas.
+    """
+    expected = f"a client of {driver.name}: Redis or RedisCluster"
+    if not isinstance(client, (driver.client, driver.cluster)):
+        raise ConfigError("redis_client", client, expected)
+    if isinstance(client, driver.cluster):
+        return True
+    if not getattr(client.connection_pool, "is_master", True):
+        raise ConfigError("redis_client", client, "a client of the master: Sentinel.master_for(...)")
+    return False
+
+
+def node_of(driver: Driver, client: Any, timeout: float) -> Node:  # noqa: ANN401 - a client of either half
+    """Return the private twin of *client*, which is not a cluster's; every wait of it ends after *timeout* seconds."""
+    return _node(driver, client.connection_pool, _settings(driver, client.connection_pool, timeout), timeout)
+
+
+def nodes_of_cluster(driver: Driver, client: Any, timeout: float) -> dict[Address, Node]:  # noqa: ANN401
+    """
+    Return a private client for every node that a cluster's *client* knows.
+
+    Like every answer of a cluster, it is where to begin; :func:`node_at` makes those that are heard of later.
+    """
+    known = [*client.nodes_manager.startup_nodes.values(), *client.get_nodes()]
+    return {(node.host, node.port): node_at(driver, client, (node.host, node.port), timeout) for node in known}
+
+
+def node_at(driver: Driver, client: Any, address: Address, timeout: float) -> Node:  # noqa: ANN401
+    """Return a private client of the node at *address* of a cluster, with the settings of the cluster's *client*."""
+    if driver is SYNC:
+        pool = client.get_redis_connection(client.get_nodes()[0]).connection_pool
+        settings = _settings(driver, pool, timeout)
+    else:
+        pool = None
+        settings = _override(driver, dict(client.connection_kwargs), timeout)
+    if client.read_from_replicas or getattr(client, "load_balancing_strategy", None):
+        settings.pop("redis_connect_func", None)  # it tells the node that stale answers are welcome
+    settings["host"], settings["port"] = client.nodes_manager.remap_host_port(*address)
+    return _node(driver, pool, settings, timeout)
+
+
+def _node(
+    driver: Driver,
+    pool: Any,  # noqa: ANN401
+    settings: dict[str, Any],
+    timeout: float,
+    *,
+    is_sentinel: bool = False,
+) -> Node:
+    label = settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
+    sentinels: list[Node] = []
+    if driver is ASYNC and not is_sentinel:
+        settings = settings | {"socket_timeout": None}  # Node has one deadline for all; redis-py's cost a task a call
+    if isinstance(pool, driver.sentinel_pool):
+        label = f"{pool.service_name} (Sentinel)"
+        # Every sentinel must have been asked before the time is up.
+        share = timeout / len(pool.sentinel_manager.sentinels)
+        sentinels = [_sentinel(driver, sentinel.connection_pool, share) for sentinel in pool.sentinel_manager.sentinels]
+        manager = copy.copy(pool.sentinel_manager)
+        manager.sentinels = [sentinel.client for sentinel in sentinels]
+        private = driver.sentinel_pool(pool.service_name, manager, check_connection=pool.check_connection, **settings)
+    elif isinstance(pool, driver.blocking_pool):
+        private = driver.blocking_pool(timeout=timeout, **settings)
+    else:
+        private = driver.pool(**settings)
+    client = driver.client(connection_pool=private, credential_provider=settings.get("credential_provider"))
+    pools = (private, *(sentinel.client.connection_pool for sentinel in sentinels))
+    return Node(client, label, pools, timeout, isinstance(private, driver.blocking_pool))
+
+
+def _sentinel(driver: Driver, pool: Any, timeout: float) -> Node:  # noqa: ANN401
+    return _node(driver, pool, _settings(driver, pool, timeout), timeout, is_sentinel=True)
+
+
+def _settings(driver: Driver, pool: Any, timeout: float) -> dict[str, Any]:  # noqa: ANN401
+    settings = {"connection_class": pool.connection_class, "max_connections": pool.max_connections}
+    return _override(driver, settings | pool.connection_kwargs, timeout)
+
+
+def _override(driver: Driver, settings: dict[str, Any], timeout: float) -> dict[str, Any]:
+    settings = {name: value for name, value in settings.items() if name not in _NOT_OURS}
+    settings |= {
+        "socket_timeout": timeout,
+        "retry": driver.retry(NoBackoff(), 0),
+        "retry_on_timeout": False,
+        "retry_on_error": [],
+        "decode_responses": False,
+    }
+    if "path" not in settings:  # redis-py 5's Unix sockets do not know it
+        settings["socket_connect_timeout"] = timeout
+    if "maint_notifications_config" in inspect.signature(driver.pool).parameters:
+        # They would lift the timeouts to 10 s while a server is maintained.
+        settings["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
+    return settings

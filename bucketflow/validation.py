@@ -1,0 +1,51 @@
+"""Checks of numbers, costs and timeouts that users pass in."""
+
+from __future__ import annotations
+
+import sys
+
+from bucketflow.errors import ConfigError, CostExceedsCapacity
+
+__all__ = ["check_cost", "check_number", "check_timeout"]
+
+
+def check_number(entry: str, value: object, expected: str, *, minimum: float = 0.0, above: bool = False) -> float:
+    """
+    Return *value* as a float if it is a finite number of at least *minimum* (``above``: more than it).
+
+    Raises:
+        ConfigError: Anything else: another type, ``bool``, NaN, infinity, too small. It names *entry*.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        raise ConfigError(entry, value, expected)
+    if value < minimum or (above and value == minimum):
+        raise ConfigError(entry, value, expected)
+    return float(value)
+
+
+def check_cost(tokens: object, capacity: float, key: str) -> float:
+    """
+    Return *tokens* as a cost that a bucket of *capacity* can grant.
+
+    Raises:
+        ConfigError: *tokens* is no number of 0 or more.
+        CostExceedsCapacity: More than *capacity*; it names *key*.
+    """
+    if (type(tokens) is int or type(tokens) is float) and 0 <= tokens <= capacity:
+        return float(tokens)  # nearly every call; what follows says what is wrong
+    cost = check_number("tokens", tokens, "a number of tokens, 0 or more")
+    if cost > capacity:
+        raise CostExceedsCapacity(key, cost, capacity)
+    return cost
+
+
+def check_timeout(timeout: object, *, block: bool) -> None:
+    """
+    Check *timeout* of a ``consume``, as ``threading.Lock.acquire`` does.
+
+    Raises:
+        ConfigError: It is no number of 0 or more, or nobody asked to wait.
+    """
+    check_number("timeout", timeout, "seconds, 0 or more, or None")
+    if not block:
+        raise ConfigError("timeout", timeout, "None unless block=True")

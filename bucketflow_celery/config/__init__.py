@@ -1,0 +1,1 @@
+"""What the user configured, checked, and the path of limits that one task passes. Pure."""

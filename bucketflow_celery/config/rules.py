@@ -1,0 +1,188 @@
+"""What one task says about itself: its limit, its tenant, its cost. Pure."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+from bucketflow.errors import ConfigError
+from bucketflow.validation import check_number
+from bucketflow_celery.config.limit import Limit
+
+__all__ = [
+    "HEADER",
+    "NO_RULES",
+    "CostRule",
+    "TaskRules",
+    "TenantRule",
+    "cost_of",
+    "rules_of",
+    "tenant_from",
+    "tenant_of",
+]
+
+#: An argument's name, a callable that is given the task's arguments, or ``None`` for the header ``tenant`` alone.
+TenantRule: TypeAlias = "str | Callable[..., object] | None"
+
+#: The message header that names the tenant. Whoever publishes may set it; what is set is never overwritten.
+HEADER = "tenant"
+
+#: A number of tokens, an argument's name, or a callable that is given the task's arguments.
+CostRule: TypeAlias = "float | str | Callable[..., float]"
+
+_COST = "a number of tokens, 0 or more"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRules:
+    """
+    What ``throttled_task`` attaches to a task.
+
+    Attributes:
+        limit: The task's own limit, if any.
+        tenant: Whom it is for; ``None`` leaves it to the throttle's ``tenant`` and to the header.
+        cost: Tokens it takes at every level.
+        max_wait: Seconds it may wait in all; ``None`` leaves it to the throttle.
+        on_limit: ``"retry"``, ``"hold"`` or ``"park"``; ``None`` leaves it to the throttle.
+    """
+
+    limit: Limit | None = None
+    tenant: TenantRule = None
+    cost: CostRule = 1.0
+    max_wait: float | None = None
+    on_limit: str | None = None
+
+    def check_names(self, entry: str, function: Callable[..., Any]) -> None:
+        """
+        Check that the arguments named by ``tenant`` and ``cost`` exist.
+
+        Raises:
+            ConfigError: It names *entry*, the option and the arguments there are.
+        """
+        for option, name in (("tenant", self.tenant), ("cost", self.cost)):
+            if isinstance(name, str) and not _accepts(function, name):
+                names = ", ".join(map(repr, _signature(function).parameters)) or "none"
+                raise ConfigError(f"{entry}: {option}", name, f"the name of an argument ({names}) or a callable")
+
+
+NO_RULES = TaskRules()
+
+
+def tenant_from(
+    rule: TenantRule, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> str | None:
+    """
+    Return whom a call is for; ``None`` if it is for nobody in particular.
+
+    Args:
+        rule: The task's or the throttle's ``tenant``.
+        function: The task's function, for the names of its arguments.
+        args: Positional arguments as sent.
+        kwargs: Keyword arguments as sent.
+
+    Raises:
+        ConfigError: The rule cannot be applied to these arguments.
+    """
+    if rule is None:
+        return None
+    tenant = _apply("tenant", rule, function, args, kwargs)
+    return None if tenant is None or tenant == "" else str(tenant)
+
+
+def cost_of(rule: CostRule, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
+    """
+    Return the tokens a call takes; arguments as in :func:`tenant_from`.
+
+    Raises:
+        ConfigError: The rule cannot be applied to these arguments, or gives no number of at least 0.
+    """
+    if isinstance(rule, (int, float)):
+        return rule
+    return check_number("cost", _apply("cost", rule, function, args, kwargs), _COST)
+
+
+def _apply(
+    entry: str,
+    rule: str | Callable[..., object],
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> object:
+    try:
+        if callable(rule):
+            return rule(*args, **kwargs)
+        if rule in kwargs:
+            return kwargs[rule]
+        position = _position(function, rule)
+        if position is not None and position < len(args):
+            return args[position]
+        call = _signature(function).bind_partial(*args, **kwargs)
+        call.apply_defaults()
+        return call.arguments[rule]
+    except Exception as error:  # the user's callable may raise anything, and no task may be lost for it
+        shown = f"{rule if isinstance(rule, str) else getattr(rule, '__name__', rule)}: {error!r}"
+        raise ConfigError(entry, shown, "applicable to the arguments of the call") from error
+
+
+@lru_cache(maxsize=1024)
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
+
+
+@lru_cache(maxsize=1024)
+def _position(function: Callable[..., Any], name: str) -> int | None:
+    """Return where *name* stands among the positional arguments: binding a whole call costs ten times as much."""
+    for position, parameter in enumerate(_signature(function).parameters.values()):
+        if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            return None
+        if parameter.name == name:
+            return position
+    return None
+
+
+def _accepts(function: Callable[..., Any], name: str) -> bool:
+    parameters = _signature(function).parameters
+    return name in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
+def rules_of(task: Any) -> TaskRules:
+    """Return what the decorator attached to *task*."""
+    rules = getattr(task, "bucketflow", None)
+    return rules if isinstance(rules, TaskRules) else NO_RULES
+
+
+def tenant_of(
+    task: Any,
+    default: TenantRule,
+    headers: Mapping[str, Any],
+    args: Any,
+    kwargs: Any,
+) -> str | None:
+    """
+    Return whom a message is for, from its header or its arguments; ``None``: for nobody in particular.
+
+    Args:
+        task: The task it calls.
+        default: The throttle's ``tenant``, where the task says nothing; an argument's name holds for tasks with one.
+        headers: Of the message.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+
+    Raises:
+        ConfigError: The rule cannot be applied to these arguments.
+    """
+    stamped = headers.get(HEADER)
+    if stamped is not None:
+        return str(stamped) or None
+    rule = rules_of(task).tenant
+    if rule is not None:
+        return tenant_from(rule, task.run, args, kwargs)
+    try:
+        return tenant_from(default, task.run, args, kwargs)
+    except ConfigError:
+        if isinstance(default, str):
+            return None
+        raise

@@ -1,0 +1,185 @@
+"""The limits as the user writes them, checked; and the path of limits that one task passes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from bucketflow.errors import ConfigError
+from bucketflow.validation import check_number
+from bucketflow_celery.config.levels import Level, LevelName, quoted
+from bucketflow_celery.config.limit import Limit, LimitSpec, parse_limit
+
+__all__ = ["LimitTable", "pause_name", "pause_of"]
+
+#: The entry of the table that holds each level below ``all``.
+_SECTIONS = {"queue": "queues", "tenant": "tenants", "task": "tasks"}
+#: Of weights: beyond it the tags of the others would not move any more.
+_HEAVIEST = 1000.0
+
+
+@dataclass(frozen=True)
+class LimitTable:
+    """
+    The limits of a fleet.
+
+    Attributes:
+        top: The limit of everything, if any.
+        levels: Limits by level name and entry name, ``"*"`` being the default of a level; ``None`` lifts the default.
+        weights: Of tenants whose tasks are parked, by name, ``"*"`` being the default: their shares relative to others.
+        paused: Of what nothing may start: see :func:`pause_name`.
+    """
+
+    top: Limit | None = None
+    levels: Mapping[str, Mapping[str, Limit | None]] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    paused: frozenset[str] = frozenset()
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any], mistakes: list[ConfigError]) -> LimitTable:
+        """Read the table the user wrote; what cannot be read is left out and added to *mistakes*."""
+        known = {"all", *_SECTIONS.values(), "weights"}
+        if not isinstance(raw, Mapping):
+            mistakes.append(ConfigError("limits", raw, f"a mapping with the keys {', '.join(sorted(known))}"))
+            return cls()
+        mistakes += [
+            ConfigError(f"limits[{key!r}]", value, f"one of the keys {', '.join(sorted(known))}")
+            for key, value in raw.items()
+            if key not in known
+        ]
+        top = _parse_all({"all": raw.get("all")}, "limits", mistakes)["all"]
+        levels = {}
+        for level, section in _SECTIONS.items():
+            entries = raw.get(section, {})
+            if isinstance(entries, Mapping):
+                levels[level] = _parse_all(entries, f"limits[{section!r}]", mistakes)
+            else:
+                mistakes.append(ConfigError(f"limits[{section!r}]", entries, "a mapping of names to limits"))
+        return cls(top, levels, _parse_weights(raw.get("weights", {}), mistakes))
+
+    def dump(self) -> dict[str, Any]:
+        """Return the table in a form that JSON can carry and :meth:`parse` reads."""
+        raw: dict[str, Any] = {"all": _dump(self.top)}
+        for level, section in _SECTIONS.items():
+            raw[section] = {name: _dump(limit) for name, limit in self.levels.get(level, {}).items()}
+        raw["weights"] = dict(self.weights)
+        return raw
+
+    def weight(self, tenant: str) -> float:
+        """Return the share of a tenant relative to others; 1 unless it is set."""
+        return self.weights.get(tenant, self.weights.get("*", 1.0))
+
+    def pause(self, queue: str, tenant: str | None, task: str) -> LevelName | None:
+        """Return the first level, from the root, at which such a task is paused; ``None`` if it is not."""
+        if not self.paused:
+            return None
+        names: list[tuple[LevelName, str | None]] = [("all", ""), ("queue", queue), ("tenant", tenant), ("task", task)]
+        return next(
+            (level for level, name in names if name is not None and pause_name(level, name) in self.paused), None
+        )
+
+    def find(self, level: LevelName, name: str) -> Limit | None:
+        """Return the limit of one entry of *level*, or the level's default."""
+        entries = self.levels.get(level, {})
+        return entries[name] if name in entries else entries.get("*")
+
+    def path(self, queue: str, tenant: str | None, task: str, task_limit: Limit | None = None) -> tuple[Level, ...]:
+        """
+        Return the buckets one task passes: all, queue, tenant, task; those without a limit are left out.
+
+        Args:
+            queue: The queue it was delivered from.
+            tenant: Whom it is for; ``None`` skips the tenant's level.
+            task: The task's name.
+            task_limit: The decorator's limit; an entry of the table for this very task comes before it.
+
+        Returns:
+            The levels, root first; length 0 to 4.
+        """
+        return _path(self, queue, tenant, task, task_limit)
+
+    # Compared by identity, so that it can key the cache of paths.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+@lru_cache(maxsize=8192)
+def _path(table: LimitTable, queue: str, tenant: str | None, task: str, task_limit: Limit | None) -> tuple[Level, ...]:
+    own = table.find("task", task)
+    if task_limit is not None and task not in table.levels.get("task", {}):
+        own = task_limit
+    levels = [_level("all", "", "all", table.top)]
+    parent = f"q:{quoted(queue)}"
+    levels.append(_level("queue", "", parent, table.find("queue", queue)))
+    if tenant is not None:
+        levels.append(_level("tenant", f"{parent}/", f"t:{quoted(tenant)}", table.find("tenant", tenant)))
+        parent = f"{parent}/t:{quoted(tenant)}"
+    levels.append(_level("task", f"{parent}/", f"f:{quoted(task)}", own))
+    return tuple(level for level in levels if level is not None)
+
+
+def _level(name: LevelName, parent: str, own: str, limit: Limit | None) -> Level | None:
+    if limit is None:
+        return None
+    return Level(name, own if limit.shared else parent + own, limit)
+
+
+def _parse_all(specs: Mapping[Any, LimitSpec], entry: str, mistakes: list[ConfigError]) -> dict[str, Limit | None]:
+    limits: dict[str, Limit | None] = {}
+    for name, spec in specs.items():
+        try:
+            _check_name(entry, name)
+            limits[name] = parse_limit(f"{entry}[{name!r}]", spec)
+        except ConfigError as mistake:
+            mistakes.append(mistake)
+            limits[str(name)] = None
+    return limits
+
+
+def _parse_weights(raw: Any, mistakes: list[ConfigError]) -> dict[str, float]:
+    if not isinstance(raw, Mapping):
+        mistakes.append(ConfigError("limits['weights']", raw, "a mapping of tenants to numbers"))
+        return {}
+    weights = {}
+    for name, weight in raw.items():
+        try:
+            _check_name("limits['weights']", name)
+            entry, expected = f"limits['weights'][{name!r}]", "a number from 0.001 to 1000"
+            weights[name] = check_number(entry, weight, expected, minimum=0.001)
+            if weights[name] > _HEAVIEST:
+                raise ConfigError(entry, weight, expected)
+        except ConfigError as mistake:
+            mistakes.append(mistake)
+    return weights
+
+
+def _check_name(entry: str, name: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{entry}: name", name, "a text of at least one character")
+
+
+def pause_name(level: LevelName, name: str = "") -> str:
+    """Return what a pause at *level* is called: ``"queue:emails"``, or ``"all:"``."""
+    return f"{level}:{name}"
+
+
+def pause_of(queue: str | None, tenant: str | None, task: str | None) -> str:
+    """
+    Return what a pause of one of them is called, of everything if none is given.
+
+    Raises:
+        ConfigError: More than one is given.
+    """
+    levels: tuple[tuple[LevelName, str | None], ...] = (("queue", queue), ("tenant", tenant), ("task", task))
+    given = [(level, name) for level, name in levels if name is not None]
+    if len(given) > 1:
+        raise ConfigError("queue, tenant, task", ", ".join(level for level, _ in given), "one of them, or none")
+    return pause_name(*given[0]) if given else pause_name("all")
+
+
+def _dump(limit: Limit | None) -> dict[str, Any] | None:
+    if limit is None:
+        return None
+    return {"capacity": limit.capacity, "fill_rate": limit.fill_rate, "shared": limit.shared}

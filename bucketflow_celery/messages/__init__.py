@@ -1,0 +1,1 @@
+"""Kombu messages: encoding for the backlog, queue of origin, republication, tenant stamp."""

@@ -1,0 +1,1 @@
+"""Parking in one worker: park, poll, dispatch, settle, renew the lease. Knows no Celery."""

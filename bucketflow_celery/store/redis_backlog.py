@@ -1,0 +1,251 @@
+"""The backlogs of a fleet in Redis or Valkey: what each operation is sent, and what its reply means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from bucketflow.limit import SECOND
+from bucketflow.redis_client.encoding import exact
+from bucketflow.redis_client.runner import ScriptRunner, Subscription
+from bucketflow.redis_client.scripts import Script, load_script
+from bucketflow_celery.config.levels import Level, quoted
+from bucketflow_celery.scheduling.backlog import MEMORY
+from bucketflow_celery.scheduling.model import Handed, Item, Known, Lane, Owned, Parcel, Released, Request, Settlement
+from bucketflow_celery.store.interfaces import LOST, BacklogView, LaneView, Listener, OwnedView
+
+__all__ = ["RedisBacklogs", "RedisCall"]
+
+T = TypeVar("T")
+
+_PACKAGE = "bucketflow_celery.store"
+_PARTS = ("messages", "tenants", "ready", "asleep", "resting", "turns", "unconfirmed", "meta")
+_LOST = -2
+#: Lanes asked for or purged in one call, and tasks purged.
+_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class RedisCall(Generic[T]):
+    """
+    One run of a script.
+
+    Attributes:
+        runner: Runs it.
+        script: The operation.
+        keys: Its keys.
+        args: Its arguments.
+        read: Makes sense of its reply.
+    """
+
+    runner: ScriptRunner
+    script: Script
+    keys: Sequence[bytes]
+    args: Sequence[str | bytes]
+    read: Callable[[Any], T]
+
+    def run(self) -> T:
+        """Run it and wait for the reply. Raises ``StoreUnavailable``."""
+        return self.read(self.runner.run(self.script, self.keys, self.args))
+
+
+@dataclass(slots=True)
+class _Keys:
+    """The keys of one call, each once; an index counts from 1, as Lua does."""
+
+    keys: list[bytes]
+    _index: dict[bytes, int] = field(default_factory=dict)
+
+    def index(self, key: bytes) -> str:
+        if key not in self._index:
+            self.keys.append(key)
+            self._index[key] = len(self.keys)
+        return str(self._index[key])
+
+
+class RedisBacklogs:
+    """
+    Implements :class:`bucketflow_celery.store.interfaces.BacklogStore`; the server's clock is the only one.
+
+    Args:
+        runner: Runs scripts on the server.
+        prefix: Of every key, with its hash tag.
+
+    Attributes:
+        channel: Where workers are called.
+    """
+
+    def __init__(self, runner: ScriptRunner, prefix: str) -> None:
+        self._runner = runner
+        self._prefix = prefix
+        self.channel = f"{prefix}calls"
+        self._queues = self._key("park:queues")
+        self._workers = self._key("park:workers")
+
+    def line_keys(self, queue: str) -> tuple[bytes, bytes, bytes]:
+        """Return the keys that tell whether a fresh task would overtake somebody: tenants, ready, asleep."""
+        tenants, ready, asleep = (self._key(f"park:{quoted(queue)}:{part}") for part in _PARTS[1:4])
+        return tenants, ready, asleep
+
+    def park(self, queue: str, parcels: Sequence[Parcel], limit: int, *, busy: bool) -> RedisCall[list[int]]:
+        """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
+        keys = self._keys(queue)
+        args: list[str | bytes] = [queue, self.channel, str(limit), str(int(busy)), str(MEMORY)]
+        for parcel in parcels:
+            lane = parcel.lane
+            args += (parcel.uid, keys.index(self._lane(queue, lane)), lane.tenant, lane.task, str(lane.rank))
+            args += (exact(parcel.cost), str(parcel.patience), str(int(parcel.redelivered)), parcel.message)
+        return self._call("park", keys, args, list)
+
+    def release(self, queue: str, request: Request, version: str) -> RedisCall[tuple[str, Released | str | None]]:
+        """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
+        keys = self._keys(queue, request.worker)
+
+        def levels(*given: Level | None) -> list[str]:
+            found = [level for level in given if level is not None]
+            return [str(len(found)), *(word for level in found for word in self._level(keys, level))]
+
+        args = [version, queue, self.channel, request.worker, str(request.free), *levels(*request.common)]
+        for candidate in request.candidates:
+            args += (candidate.tenant, exact(candidate.weight))
+            args += (*levels(candidate.level), str(len(candidate.types)))
+            for kind in candidate.types:
+                args += (kind.task, str(int(kind.known)), str(int(kind.paused)), *levels(kind.level))
+                args.append(str(len(kind.ranks)))
+                for rank in kind.ranks:
+                    lane = Lane(candidate.tenant, kind.task, rank)
+                    args += (str(rank), keys.index(self._lane(queue, lane)))
+
+        def read(reply: Any) -> tuple[str, Released | str | None]:
+            now_in_force = reply[0].decode(errors="replace")
+            if len(reply) == 1:
+                return now_in_force, None
+            if reply[1] == _LOST:
+                return version, LOST
+            return version, _released(queue, reply)
+
+        return self._call("release", keys, args, read)
+
+    def settle(self, queue: str, settlement: Settlement) -> RedisCall[int]:
+        """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
+        keys = self._keys(queue, settlement.worker)
+        args: list[str | bytes] = [queue, self.channel, settlement.worker, str(int(settlement.dead))]
+        args += (str(len(settlement.ended)), *settlement.ended)
+        args += (str(len(settlement.confirmed)), *settlement.confirmed)
+        args.append(str(len(settlement.returned)))
+        for uid, lane, may_have_started in reversed(settlement.returned):  # each goes in front of the one before
+            args += (uid, keys.index(self._lane(queue, lane)), str(int(may_have_started)))
+        for path, cost in settlement.refunds:
+            args += (exact(cost), str(len(path)), *(keys.index(self._key(level.key)) for level in path))
+        return self._call("settle", keys, args, lambda reply: int(reply[1]))
+
+    def renew(self, worker: str, seconds: float) -> RedisCall[tuple[bool, list[str]]]:
+        """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
+        script = load_script(_PACKAGE, "renew")
+        args = [worker, str(round(seconds * SECOND))]
+        return RedisCall(
+            self._runner,
+            script,
+            [self._workers],
+            args,
+            lambda reply: (reply[0] == 1, [_text(name) for name in reply[1:]]),
+        )
+
+    def owned(self, worker: str) -> RedisCall[list[OwnedView]]:
+        """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
+
+        def read(reply: Any) -> list[OwnedView]:
+            views = [
+                OwnedView(uid, _text(queue), Lane(_text(tenant), _text(task), rank), since)
+                for uid, queue, tenant, task, rank, since in reply
+            ]
+            return sorted(views, key=lambda view: (view.since, view.uid))
+
+        return RedisCall(self._runner, load_script(_PACKAGE, "owned"), [self._owned(worker)], [], read)
+
+    def purge(self, queue: str, lane: Lane) -> int:
+        """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
+        purged = 0
+        while True:
+            keys = self._keys(queue)
+            keys.index(self._lane(queue, lane))
+            args = [queue, lane.tenant, lane.task, str(lane.rank), str(_BATCH)]
+            by_this_call = self._call("purge", keys, args, int).run()
+            purged += by_this_call
+            if by_this_call < _BATCH:  # so much at a time, for others wait meanwhile
+                return purged
+
+    def queues(self) -> list[str]:
+        """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
+        script = load_script(_PACKAGE, "queues")
+        return sorted(_text(name) for name in self._runner.run(script, [self._queues], []))
+
+    def view(self, queue: str) -> BacklogView:
+        """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
+        now, tenants = self._call("view", self._keys(queue), [], lambda reply: reply).run()
+        costs = {_text(name): float(cost) for name, cost, _ in tenants}
+        lanes = [
+            (Lane(_text(name), _text(task), rank), count) for name, _, lanes in tenants for task, rank, count in lanes
+        ]
+        since: list[int] = []
+        for at in range(0, len(lanes), _BATCH):
+            keys = [self._lane(queue, lane) for lane, _ in lanes[at : at + _BATCH]]
+            since += self._runner.run(load_script(_PACKAGE, "heads"), keys, [])
+        found = [LaneView(lane, count, at or now) for (lane, count), at in zip(lanes, since, strict=True)]
+        return BacklogView(now, costs, found)
+
+    def listen(self) -> AbstractContextManager[Listener]:
+        """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
+        return self._listen()
+
+    @contextmanager
+    def _listen(self) -> Iterator[Listener]:
+        with self._runner.subscribe(self.channel) as subscription:
+            yield _Listener(subscription)
+
+    def _keys(self, queue: str, worker: str = "") -> _Keys:
+        parts = (self._key(f"park:{quoted(queue)}:{part}") for part in _PARTS)
+        return _Keys([self._key("limits:version"), *parts, self._owned(worker), self._workers, self._queues])
+
+    def _call(self, name: str, keys: _Keys, args: Sequence[str | bytes], read: Callable[[Any], T]) -> RedisCall[T]:
+        return RedisCall(self._runner, load_script(_PACKAGE, name, "backlog"), keys.keys, args, read)
+
+    def _level(self, keys: _Keys, level: Level) -> tuple[str, str, str]:
+        return keys.index(self._key(level.key)), exact(level.limit.capacity), exact(level.limit.fill_rate)
+
+    def _lane(self, queue: str, lane: Lane) -> bytes:
+        return self._key(f"park:{quoted(queue)}:lane:{quoted(lane.tenant)}/{quoted(lane.task)}/{lane.rank}")
+
+    def _owned(self, worker: str) -> bytes:
+        return self._key(f"park:worker:{quoted(worker)}")
+
+    def _key(self, name: str) -> bytes:
+        return (self._prefix + name).encode()
+
+
+class _Listener:
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+
+    def get(self, timeout: float) -> str | None:
+        message = self._subscription.get(timeout)
+        return None if message is None else _text(message)
+
+
+def _released(queue: str, reply: Any) -> Released:
+    _, wait, handed, following = reply
+    tasks = []
+    for uid, admitted, tenant, task, rank, redelivered, since, cost, deadline, message in handed:
+        item = Item(uid, since, float(cost), deadline, redelivered == 1)
+        tasks.append(Handed(Owned(queue, Lane(_text(tenant), _text(task), rank), item), message or b"", admitted == 1))
+    known = tuple(
+        Known(_text(name), tuple((_text(task), tuple(ranks)) for task, ranks in zip(*[iter(types)] * 2, strict=True)))
+        for name, types in zip(*[iter(following)] * 2, strict=True)
+    )
+    return Released(tuple(tasks), None if wait < 0 else wait, known)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")

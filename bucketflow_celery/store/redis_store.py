@@ -1,0 +1,140 @@
+"""Where the levels live: the seam, and the one that a fleet shares through Redis."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bucketflow.redis_client.encoding import exact
+from bucketflow.redis_client.runner import ScriptRunner
+from bucketflow.redis_client.scripts import Script, load_script
+from bucketflow_celery.config.levels import Level
+from bucketflow_celery.scheduling.admit import Answer, Ask, LevelState
+from bucketflow_celery.store.interfaces import FleetLimits
+from bucketflow_celery.store.redis_backlog import RedisBacklogs
+
+__all__ = ["RedisStore"]
+
+_PACKAGE = "bucketflow_celery.store"
+
+
+class RedisStore:
+    """
+    Levels in Redis or Valkey; the server's clock is the only one.
+
+    Args:
+        runner: Runs scripts on the server, with a deadline and without retries.
+        namespace: Prefix of every key; as a hash tag, so that a cluster keeps all of them in one slot.
+    """
+
+    def __init__(self, runner: ScriptRunner, namespace: str) -> None:
+        self.runner = runner
+        self._prefix = f"{{{namespace}}}:"
+        self._table_keys = [self._key("limits:version"), self._key("limits"), self._key("limits:paused")]
+        self.backlogs = RedisBacklogs(runner, self._prefix)
+
+    def admit(self, asks: Sequence[Ask], version: str) -> tuple[str, list[Answer] | None]:
+        """See :class:`Store`."""
+        return self.read(asks, version, self.runner.run(*self.question(asks, version)))
+
+    def question(self, asks: Sequence[Ask], version: str) -> tuple[Script, list[bytes], list[str | bytes]]:
+        """Return the script of :meth:`admit`, its keys and its arguments, for a caller that runs it by itself."""
+        keys, tenants = self._table_keys[:1], []
+        limits: list[float] = []
+        tasks: list[float] = []
+        parked: list[str] = []
+        index: dict[str, int] = {}
+        for ask in asks:
+            queue = 0
+            if ask.backlog is not None:
+                if ask.backlog not in parked:
+                    parked.append(ask.backlog)
+                queue = parked.index(ask.backlog) + 1
+                tenants.append(ask.tenant)
+            tasks += (ask.cost, ask.patience, queue, len(ask.path))
+            for level, due in zip(ask.path, ask.dues, strict=True):
+                number = index.get(level.key)
+                if number is None:
+                    number = index[level.key] = len(keys)
+                    keys.append(self._key(level.key))
+                    limits += (level.limit.capacity, level.limit.fill_rate, level.returns)
+                tasks += (number, due)
+        for name in parked:
+            keys += self.backlogs.line_keys(name)
+        return load_script(_PACKAGE, "admit"), keys, [version, _doubles(limits), _doubles(tasks), *tenants]
+
+    def read(self, asks: Sequence[Ask], version: str, reply: Any) -> tuple[str, list[Answer] | None]:
+        """Return what :meth:`admit` returns, from the *reply* to :meth:`question`."""
+        if isinstance(reply, list):
+            return reply[0].decode(errors="replace"), None
+        return version, _answers(asks, struct.unpack(f"<{len(reply) // 8}d", reply))
+
+    def leave(self, ask: Ask) -> None:
+        """See :class:`Store`."""
+        keys: list[bytes] = []
+        args = [exact(ask.cost)]
+        for level, due in zip(ask.path, ask.dues, strict=True):
+            if due:
+                keys.append(self._key(level.key))
+                args += (exact(level.limit.capacity), exact(level.limit.fill_rate), str(due))
+        if keys:
+            self.runner.run(load_script(_PACKAGE, "leave"), keys, args)
+
+    def peek(self, path: Sequence[Level]) -> tuple[int, list[LevelState]]:
+        """See :class:`Store`."""
+        if not path:
+            return 0, []
+        reply = self.runner.run(load_script(_PACKAGE, "peek"), [self._key(level.key) for level in path], [])
+        numbers = [float(number) for number in reply[1:]]
+        return int(reply[0]), [LevelState(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)]
+
+    def limits(self) -> FleetLimits:
+        """See :class:`Store`."""
+        version, raw, *paused = self.runner.run(load_script(_PACKAGE, "limits"), self._table_keys, [])
+        table = _table(raw) if raw else None
+        return FleetLimits(version.decode(errors="replace"), table, frozenset(name.decode() for name in paused))
+
+    def set_limits(self, raw: Mapping[str, Any] | None) -> None:
+        """See :class:`Store`."""
+        text = "" if raw is None else json.dumps(raw, sort_keys=True)
+        self.runner.run(load_script(_PACKAGE, "set_limits"), self._table_keys, [self.backlogs.channel, text])
+
+    def pause(self, name: str, *, paused: bool) -> None:
+        """See :class:`Store`."""
+        args = [self.backlogs.channel, str(int(paused)), name]
+        self.runner.run(load_script(_PACKAGE, "pause"), self._table_keys, args)
+
+    def after_fork(self) -> None:
+        """See :class:`Store`."""
+        self.runner.after_fork()
+
+    def close(self) -> None:
+        """See :class:`Store`."""
+        self.runner.close()
+
+    def _key(self, name: str) -> bytes:
+        return (self._prefix + name).encode()
+
+
+def _table(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:  # somebody else wrote it: whoever parses the table says what is wrong
+        return raw
+
+
+def _doubles(numbers: Sequence[float]) -> bytes:
+    return struct.pack(f"<{len(numbers)}d", *numbers)
+
+
+def _answers(asks: Sequence[Ask], numbers: Sequence[float]) -> list[Answer]:
+    answers, at = [], 0
+    for ask in asks:
+        status, binding, wait = numbers[at : at + 3]
+        end = at + 3 + len(ask.path)
+        dues = tuple(map(int, numbers[at + 3 : end]))
+        answers.append(Answer(status == 1, None if binding < 0 else int(binding), int(wait), dues))
+        at = end
+    return answers
