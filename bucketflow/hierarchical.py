@@ -9,6 +9,7 @@ from bucketflow.algorithm.gcra import Decision, filled_to, tokens_at
 from bucketflow.algorithm.wait_tree import Level, Path, put_back
 from bucketflow.clock import SYSTEM_CLOCK, raw
 from bucketflow.errors import ConfigError
+from bucketflow.hierarchy_config import parse_hierarchy
 from bucketflow.limit import SECOND, Limit
 from bucketflow.local.fast_path import NO_WAY, taking
 from bucketflow.local.locked_tree import SharedTree
@@ -206,11 +207,6 @@ class HierarchicalTokenBucket:
             return tree.decide(self._path, self._shared.clock.now(), cost).allowed
 
 
-#: What an entry of :func:`create_bucket_hierarchy` may hold, and what it must.
-_KEYS = ("capacity", "children", "fill_rate", "initial_tokens", "name")
-_REQUIRED = ("name", "capacity", "fill_rate")
-
-
 def create_bucket_hierarchy(
     config: Mapping[str, object], *, clock: Clock | None = None
 ) -> dict[str, HierarchicalTokenBucket]:
@@ -230,45 +226,14 @@ def create_bucket_hierarchy(
             range. It names the entry by its path, as in ``config.children[1].fill_rate``.
     """
     buckets: dict[str, HierarchicalTokenBucket] = {}
-    _add(buckets, "config", config, None, clock)
+    for one in parse_hierarchy(config):
+        parent = None if one.parent is None else buckets[one.parent]
+        buckets[one.name] = HierarchicalTokenBucket(
+            one.limit.capacity,
+            one.limit.fill_rate,
+            parent,
+            one.initial_tokens,
+            one.name,
+            clock=clock if parent is None else None,
+        )
     return buckets
-
-
-def _add(
-    buckets: dict[str, HierarchicalTokenBucket],
-    entry: str,
-    config: object,
-    parent: HierarchicalTokenBucket | None,
-    clock: Clock | None,
-) -> None:
-    """Make the bucket of *config*, which stands at *entry*, and those below it."""
-    config = _checked(entry, config)
-    name, capacity, fill_rate, initial_tokens = (
-        config.get(key) for key in ("name", "capacity", "fill_rate", "initial_tokens")
-    )
-    if not isinstance(name, str) or not name or name in buckets:
-        raise ConfigError(f"{entry}.name", name, "a name that no other bucket of the tree has")
-    try:
-        # The constructor checks the numbers, whatever their type.
-        bucket = HierarchicalTokenBucket(capacity, fill_rate, parent, initial_tokens, name, clock=clock)  # type: ignore[arg-type]
-    except ConfigError as error:
-        raise ConfigError(f"{entry}.{error.entry}", error.value, error.expected) from None
-    buckets[name] = bucket
-    children = config.get("children", ())
-    if not isinstance(children, (list, tuple)):
-        raise ConfigError(f"{entry}.children", children, "a list of buckets")
-    for index, child in enumerate(children):
-        _add(buckets, f"{entry}.children[{index}]", child, bucket, None)
-
-
-def _checked(entry: str, config: object) -> Mapping[str, object]:
-    """Return *config* if it is a mapping with the right keys."""
-    if not isinstance(config, Mapping):
-        raise ConfigError(entry, config, f"a mapping of {', '.join(_KEYS)}")
-    for key, value in config.items():
-        if key not in _KEYS:
-            raise ConfigError(f"{entry}.{key}", value, f"nothing: the keys are {', '.join(_KEYS)}")
-    for key in _REQUIRED:
-        if key not in config:
-            raise ConfigError(f"{entry}.{key}", None, "a value: it is missing")
-    return config

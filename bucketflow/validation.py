@@ -6,7 +6,7 @@ import sys
 
 from bucketflow.errors import ConfigError, CostExceedsCapacity
 
-__all__ = ["check_cost", "check_number", "check_timeout"]
+__all__ = ["check_cost", "check_initial_tokens", "check_number", "check_timeout"]
 
 
 def check_number(entry: str, value: object, expected: str, *, minimum: float = 0.0, above: bool = False) -> float:
@@ -49,3 +49,19 @@ def check_timeout(timeout: object, *, block: bool) -> None:
     check_number("timeout", timeout, "seconds, 0 or more, or None")
     if not block:
         raise ConfigError("timeout", timeout, "None unless block=True")
+
+
+def check_initial_tokens(initial_tokens: object, capacity: float) -> float | None:
+    """
+    Return *initial_tokens* of a bucket of *capacity*; ``None`` means full.
+
+    Raises:
+        ConfigError: It is no number from 0 to *capacity*.
+    """
+    if initial_tokens is None:
+        return None
+    expected = f"a number of tokens from 0 to the capacity, {capacity:g}"
+    tokens = check_number("initial_tokens", initial_tokens, expected)
+    if tokens > capacity:
+        raise ConfigError("initial_tokens", initial_tokens, expected)
+    return tokens

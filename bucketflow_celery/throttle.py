@@ -5,27 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import cached_property
-from time import monotonic
 from typing import Any
 
 from celery import Celery, signals
 from kombu.utils.url import maybe_sanitize_url
 
-from bucketflow.errors import BucketflowError, ConfigError, StoreUnavailable
+from bucketflow.errors import ConfigError
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow_celery.config.rules import TenantRule, rules_of
 from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.config.table import LimitTable, pause_of
 from bucketflow_celery.errors import ConfigErrors
-from bucketflow_celery.messages.origin import queue_of
 from bucketflow_celery.messages.stamp import stamp
 from bucketflow_celery.operations.backlog import QueueBacklog, overview
 from bucketflow_celery.operations.levels import LevelView, level_view
-from bucketflow_celery.scheduling.admit import Ask
-from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 from bucketflow_celery.stats import Stats
 from bucketflow_celery.store.active_limits import Book
-from bucketflow_celery.store.circuit_breaker import Outage
 from bucketflow_celery.store.interfaces import Store
 from bucketflow_celery.store.redis_store import RedisStore
 
@@ -113,15 +108,13 @@ class Throttle:
         self.app = app
         self._client = client
         self._store = store
-        self.book = Book(app, lambda: self.settings, lambda: self.store)
+        self.book = Book(lambda: app.tasks, lambda: self.settings, lambda: self.store)
         self.counters = Stats()
-        self._leaving = Outage("hold")
         app.bucketflow = self
         app.steps["consumer"].add(_STEP)
         signals.worker_init.connect(self._on_worker_init, weak=False)
         signals.worker_process_init.connect(self._on_worker_process_init, weak=False)
         signals.before_task_publish.connect(self._on_publish, weak=False)
-        signals.task_revoked.connect(self._on_revoked, weak=False)
 
     @cached_property
     def settings(self) -> Settings:
@@ -281,20 +274,4 @@ class Throttle:
             self.store.after_fork()
 
     def _on_publish(self, sender: str, headers: dict[str, Any], body: Any, **_: Any) -> None:
-        # A task that retries itself brings along the headers it came with. Its ticket was for the turn it has had.
-        headers.pop(HEADER, None)
         stamp(self.app, self.settings.tenant, sender, headers, body)
-
-    def _on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
-        ticket = Ticket.read(request.get(HEADER))
-        if not ticket.dues or sender.app is not self.app or self._leaving.until > monotonic():
-            return  # a store that is away must not stop the worker once for each of many who are revoked
-        queue = queue_of(request.delivery_info or {}, {}, self.app.amqp.queues.consume_from)
-        try:
-            passage = self.book.passage(sender, request.__dict__, request.args, request.kwargs, queue)
-            self.store.leave(Ask(passage.path, passage.cost, ticket.at(passage.path)))
-            self._leaving.recovered()
-        except BucketflowError as error:
-            if isinstance(error, StoreUnavailable):
-                self._leaving.failed(monotonic())
-            logger.warning("%s was revoked, its place in the line stays reserved: %s", request.id, error)

@@ -17,9 +17,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bucketflow.errors import ConfigError, CostExceedsCapacity
+from bucketflow.errors import CostExceedsCapacity
 from bucketflow.limit import SECOND, Limit
-from bucketflow.validation import check_number
+from bucketflow.validation import check_initial_tokens
 
 __all__ = ["FULL", "Decision", "consume", "consume_path", "most_behind", "refund", "take", "tokens_at", "wait_for"]
 
@@ -136,7 +136,5 @@ def filled_to(limit: Limit, initial_tokens: float | None, now: int) -> float:
     """
     if initial_tokens is None:
         return FULL
-    expected = f"a number of tokens from 0 to the capacity, {limit.capacity:g}"
-    if check_number("initial_tokens", initial_tokens, expected) > limit.capacity:
-        raise ConfigError("initial_tokens", initial_tokens, expected)
+    check_initial_tokens(initial_tokens, limit.capacity)
     return take(limit, FULL, now, limit.capacity - initial_tokens)

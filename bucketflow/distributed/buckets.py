@@ -8,14 +8,14 @@ Address, credentials and TLS come from the user's client; its timeouts and retri
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bucketflow.algorithm.gcra import Decision
 from bucketflow.distributed.base import RedisBucket
 from bucketflow.distributed.lease_monitor import AsyncLeaseWatch, ThreadLeaseWatch
 from bucketflow.distributed.polling_queue import AsyncTurnstile, ThreadTurnstile
-from bucketflow.hierarchical import create_bucket_hierarchy
+from bucketflow.hierarchy_config import parse_hierarchy
 from bucketflow.redis_client.batching import Answer
 from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
 from bucketflow.validation import check_timeout
@@ -254,15 +254,9 @@ def _hierarchy(
     config: Mapping[str, Any],
     **options: Any,  # noqa: ANN401 - the constructor's
 ) -> dict[str, BucketT]:
-    create_bucket_hierarchy(config)  # for its checks: from here on every entry is sound
     buckets: dict[str, BucketT] = {}
-
-    def add(entries: Sequence[Mapping[str, Any]], parent: BucketT | None) -> None:
-        for entry in entries:
-            numbers = (entry["capacity"], entry["fill_rate"], entry.get("initial_tokens"))
-            bucket = kind(client, entry["name"], *numbers, parent=parent, **options)
-            buckets[entry["name"]] = bucket
-            add(entry.get("children", ()), bucket)
-
-    add((config,), None)
+    for one in parse_hierarchy(config):
+        parent = None if one.parent is None else buckets[one.parent]
+        numbers = (one.limit.capacity, one.limit.fill_rate, one.initial_tokens)
+        buckets[one.name] = kind(client, one.name, *numbers, parent=parent, **options)
     return buckets

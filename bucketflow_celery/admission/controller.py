@@ -23,12 +23,11 @@ from bucketflow.errors import BucketflowError, StoreUnavailable
 from bucketflow_celery.admission.actions import Handling
 from bucketflow_celery.admission.decisions import Verdicts
 from bucketflow_celery.admission.hold_queues import Line, Lines
-from bucketflow_celery.admission.interfaces import Host
+from bucketflow_celery.admission.interfaces import Host, NoParking, Parking
 from bucketflow_celery.admission.pending_task import Entry
 from bucketflow_celery.admission.prechecks import Triage
 from bucketflow_celery.admission.reservations import Places
 from bucketflow_celery.config.policy import Passage
-from bucketflow_celery.parking.controller import NoRoom, Room
 from bucketflow_celery.scheduling.admit import Ask
 from bucketflow_celery.scheduling.ticket import Ticket
 from bucketflow_celery.stats import Stats
@@ -102,7 +101,7 @@ class Gate:
         self._outage = outage
         self._max_hold = patience.max_hold
         self._stats = stats
-        self._room: Room | NoRoom = NoRoom()
+        self._room: Parking = NoParking()
         self._room_first = False
         self._handling = Handling(host, stats, patience.max_countdown)
         self._inbox: deque[Entry] = deque()
@@ -118,7 +117,7 @@ class Gate:
         self._triage = Triage(self._lines, self._handling, outage, host.monotonic)
         self._verdicts = Verdicts(self._lines, self._places, self._handling, self._triage)
 
-    def open(self, room: Room) -> None:
+    def open(self, room: Parking) -> None:
         """Let tasks be parked in *room*, and be handed out from there."""
         self._room = self._triage.room = room
         self.run()

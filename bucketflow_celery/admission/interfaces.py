@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any, Protocol
 
 from bucketflow.errors import BucketflowError
 from bucketflow_celery.admission.pending_task import Entry
 from bucketflow_celery.config.levels import Level
 
-__all__ = ["Host"]
+__all__ = ["Host", "NoParking", "Parking"]
 
 
 class Host(Protocol):
@@ -57,3 +58,69 @@ class Host(Protocol):
 
     def time(self) -> float:
         """Return the time since the Unix epoch."""
+
+
+class Parking(Protocol):
+    """
+    Parking, as admission sees it.
+
+    Attributes:
+        is_open: Whether tasks can be parked.
+        reserved: Slots kept free for tasks that a request for dispatch may bring.
+        must_look: Whether new limits may be in force.
+        looked_at: When the version of the limits was last read, in seconds of the monotonic clock.
+    """
+
+    is_open: bool
+    reserved: int
+    must_look: bool
+    looked_at: float
+
+    def blocks(self, entry: Entry) -> bool:
+        """Return whether the tenant of *entry* is known to have tasks parked, so that *entry* need not ask."""
+
+    def may_have(self, entry: Entry) -> bool:
+        """Return whether *entry* may have been parked before: only parking it can tell."""
+
+    def add(self, entry: Entry) -> None:
+        """Park *entry*."""
+
+    def wake_at(self) -> float | None:
+        """Return when to work next, in seconds of the monotonic clock; ``None`` while a call is on its way."""
+
+    def work(self, free: Callable[[], int]) -> None:
+        """Send what there is to send; *free* returns the number of free slots."""
+
+    def land(self) -> None:
+        """Act on the outcome of the call that was on its way, if it is there."""
+
+
+class NoParking:
+    """Parking of a worker that parks nothing: a null object of :class:`Parking`."""
+
+    is_open = False
+    reserved = 0
+    must_look = False
+    looked_at = -inf
+
+    def blocks(self, entry: Entry) -> bool:  # noqa: ARG002
+        """Return ``False``: no tenant has tasks parked."""
+        return False
+
+    def may_have(self, entry: Entry) -> bool:  # noqa: ARG002
+        """Return ``False``: nothing was parked before."""
+        return False
+
+    def add(self, entry: Entry) -> None:
+        """Raise: nothing can be parked."""
+        raise NotImplementedError(entry)
+
+    def wake_at(self) -> float | None:
+        """Return ``None``: there is no call to make."""
+        return None
+
+    def work(self, free: Callable[[], int]) -> None:
+        """Do nothing."""
+
+    def land(self) -> None:
+        """Do nothing."""

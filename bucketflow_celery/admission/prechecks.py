@@ -8,16 +8,17 @@ from math import inf
 from bucketflow.errors import CostExceedsCapacity
 from bucketflow_celery.admission.actions import Handling
 from bucketflow_celery.admission.hold_queues import Lines
+from bucketflow_celery.admission.interfaces import NoParking, Parking
 from bucketflow_celery.admission.pending_task import Entry
 from bucketflow_celery.config.levels import Level, check_cost
-from bucketflow_celery.parking.controller import NoRoom, Room
-from bucketflow_celery.parking.parked_tenants import REMEMBERED
 from bucketflow_celery.store.circuit_breaker import Outage
 
 __all__ = ["Triage"]
 
 #: Seconds after which a task of a paused tenant that was sent back comes again.
 PAUSE = 5.0
+#: Most levels remembered as dry.
+MOST_DRY = 10_000
 #: Keys of the lines of those who wait for the store itself, to be parked, and for the end of a pause.
 STORE, FULL, PAUSED = "", " full", " paused"
 
@@ -42,7 +43,7 @@ class Triage:
         self._outage = outage
         self._monotonic = monotonic
         self._dry_until: dict[str, float] = {}  # of levels, by key, as those were told who were then parked
-        self.room: Room | NoRoom = NoRoom()
+        self.room: Parking = NoParking()
 
     def can_start(self, entry: Entry) -> bool:
         """Return whether *entry* can ever start under these limits; if not, it has failed."""
@@ -84,7 +85,7 @@ class Triage:
 
     def note_dry(self, level: Level, seconds: float) -> None:
         """Take note that *level* will have no tokens for so many seconds."""
-        if len(self._dry_until) >= REMEMBERED:
+        if len(self._dry_until) >= MOST_DRY:
             self._dry_until.clear()
         self._dry_until[level.key] = self._monotonic() + seconds
 

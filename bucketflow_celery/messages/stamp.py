@@ -8,6 +8,7 @@ from celery import current_task
 
 from bucketflow.errors import ConfigError
 from bucketflow_celery.config.rules import HEADER, TenantRule, tenant_of
+from bucketflow_celery.scheduling import ticket
 
 __all__ = ["stamp"]
 
@@ -16,8 +17,10 @@ def stamp(app: Any, default: TenantRule, name: str, headers: dict[str, Any], bod
     """
     Write the tenant into the headers of a message about to be published.
 
-    One that cannot be told is left to the worker, whose error reaches the task's result; publishing goes on.
+    A tenant that cannot be determined is left to the worker, whose error reaches the task's result.
     """
+    # A task that retries itself sends the headers it came with. Its ticket belongs to the delivery that has started.
+    headers.pop(ticket.HEADER, None)
     if headers.get(HEADER) is not None:
         return
     request = current_task.request if current_task else None

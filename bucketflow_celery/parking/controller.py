@@ -31,7 +31,7 @@ from bucketflow_celery.store.calls import Flights
 from bucketflow_celery.store.circuit_breaker import Outage
 from bucketflow_celery.store.interfaces import LOST, BacklogStore, Call
 
-__all__ = ["Begin", "NoRoom", "Room"]
+__all__ = ["Begin", "Room"]
 
 logger = logging.getLogger(__name__)
 
@@ -255,28 +255,3 @@ class Room:
         ask_at = self._receiving.receive(request, released.handed, now - queue.asked_at)
         if ask_at is not None:
             queue.ask_at = ask_at
-
-
-class NoRoom:
-    """In place of a :class:`Room`, in a worker that parks nothing."""
-
-    is_open = False
-    reserved = 0
-    must_look = False
-    looked_at = -inf
-
-    def blocks(self, entry: Entry) -> bool:
-        """See :class:`Room`."""
-        raise NotImplementedError(entry)
-
-    add = may_have = blocks
-
-    def wake_at(self) -> float | None:
-        """See :class:`Room`."""
-        return None
-
-    def work(self, free: Callable[[], int]) -> None:
-        """See :class:`Room`."""
-
-    def land(self) -> None:
-        """See :class:`Room`."""

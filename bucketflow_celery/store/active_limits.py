@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from celery import Celery
-
 from bucketflow.errors import BucketflowError, ConfigError
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.config.policy import Passage
@@ -29,7 +27,7 @@ class Book:
     The limits that one process goes by.
 
     Args:
-        app: The Celery app.
+        tasks: Returns the tasks of the Celery app, by name.
         settings: Returns the options in force.
         store: Returns where the fleet's limits are kept.
 
@@ -37,8 +35,10 @@ class Book:
         version: Of the fleet's limits, as last read.
     """
 
-    def __init__(self, app: Celery, settings: Callable[[], Settings], store: Callable[[], Store]) -> None:
-        self._app = app
+    def __init__(
+        self, tasks: Callable[[], Mapping[str, Any]], settings: Callable[[], Settings], store: Callable[[], Store]
+    ) -> None:
+        self._tasks = tasks
         self._settings = settings
         self._store = store
         self._table: LimitTable | None = None
@@ -52,7 +52,7 @@ class Book:
     @property
     def parks(self) -> bool:
         """Whether any task of this app may be parked."""
-        return "park" in {self._settings().on_limit, *(rules_of(task).on_limit for task in self._app.tasks.values())}
+        return "park" in {self._settings().on_limit, *(rules_of(task).on_limit for task in self._tasks().values())}
 
     def renew(self) -> None:
         """
@@ -108,9 +108,9 @@ class Book:
         """Return what this process says about a tenant of *queue* that has tasks parked."""
         tenant, limits, types, own = known.tenant or None, self.limits, [], None
         for task, ranks in known.types:
-            path = limits.path(queue, tenant, task, rules_of(self._app.tasks.get(task)).limit)
+            path = limits.path(queue, tenant, task, rules_of(self._tasks().get(task)).limit)
             levels = {level.name: level for level in path}
             own = levels.get("tenant")
             is_paused = limits.pause(queue, tenant, task) is not None
-            types.append(TaskType(task, ranks, levels.get("task"), task in self._app.tasks, is_paused))
+            types.append(TaskType(task, ranks, levels.get("task"), task in self._tasks(), is_paused))
         return Candidate(known.tenant, tuple(types), limits.weight(known.tenant), own)

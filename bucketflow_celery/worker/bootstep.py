@@ -22,6 +22,7 @@ from bucketflow_celery.worker.parking_service import RoomKeeper
 from bucketflow_celery.worker.parking_worker import Parking, can_be_parked
 from bucketflow_celery.worker.prefetch_window import Window
 from bucketflow_celery.worker.redis_event_loop import asker_for
+from bucketflow_celery.worker.revocation import RevocationHandler
 from bucketflow_celery.worker.slots import slots_of
 
 __all__ = ["ThrottleStep"]
@@ -50,7 +51,9 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._asker: Asker | None = None
         self._keeper: RoomKeeper | None = None
         consumer.on_task_request = self._on_request
+        self._revocation = RevocationHandler(self._throttle)
         signals.worker_shutting_down.connect(self._on_shutting_down)
+        signals.task_revoked.connect(self._revocation.on_revoked)
 
     def start(self, consumer: Any) -> None:
         """Open the gate, on a new connection to the broker."""

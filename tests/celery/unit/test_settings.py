@@ -13,6 +13,7 @@ from bucketflow_celery import ConfigErrors, Throttle
 from bucketflow_celery.config.settings import PREFIX, Settings
 from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 from bucketflow_celery.testing import MemoryStore
+from bucketflow_celery.worker.revocation import RevocationHandler
 
 
 def whom(*_args):
@@ -191,7 +192,8 @@ def test_a_store_that_is_away_holds_the_worker_up_once_however_many_are_revoked(
             raise StoreUnavailable("the store", "no answer")
 
     shop, store = app(), Away()
-    Throttle(shop, store=store, limits={"tenants": {"*": "1/s"}})
+    handler = RevocationHandler(Throttle(shop, store=store, limits={"tenants": {"*": "1/s"}}))
+    signals.task_revoked.connect(handler.on_revoked)
 
     @shop.task(name="shop.revoked", shared=False)
     def job():

@@ -1,0 +1,47 @@
+"""Cancellation of the reservations of revoked tasks."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import Any
+
+from bucketflow.errors import BucketflowError, StoreUnavailable
+from bucketflow_celery.messages.origin import queue_of
+from bucketflow_celery.scheduling.admit import Ask
+from bucketflow_celery.scheduling.ticket import HEADER, Ticket
+from bucketflow_celery.store.circuit_breaker import Outage
+
+__all__ = ["RevocationHandler"]
+
+logger = logging.getLogger(__name__)
+
+
+class RevocationHandler:
+    """
+    Cancels the reservations of a task that was revoked, so that the tasks behind it move up.
+
+    Args:
+        throttle: Of the worker's app.
+    """
+
+    def __init__(self, throttle: Any) -> None:
+        self._throttle = throttle
+        self._outage = Outage("hold")
+
+    def on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
+        """Handle Celery's signal ``task_revoked``."""
+        throttle = self._throttle
+        ticket = Ticket.read(request.get(HEADER))
+        # While the store is away a call would block the worker's loop for each of many revoked tasks.
+        if not ticket.dues or sender.app is not throttle.app or self._outage.until > monotonic():
+            return
+        queue = queue_of(request.delivery_info or {}, {}, throttle.app.amqp.queues.consume_from)
+        try:
+            passage = throttle.book.passage(sender, request.__dict__, request.args, request.kwargs, queue)
+            throttle.store.leave(Ask(passage.path, passage.cost, ticket.at(passage.path)))
+            self._outage.recovered()
+        except BucketflowError as error:
+            if isinstance(error, StoreUnavailable):
+                self._outage.failed(monotonic())
+            logger.warning("%s was revoked, its place in the line stays reserved: %s", request.id, error)
