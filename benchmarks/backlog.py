@@ -25,7 +25,16 @@ from workers import redis_server
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.config.limit import Limit
-from bucketflow_celery.scheduling.model import Candidate, Handed, Known, Lane, Parcel, Request, Settlement, TaskType
+from bucketflow_celery.scheduling.model import (
+    DispatchedTask,
+    DispatchRequest,
+    Lane,
+    ParkedMessage,
+    Settlement,
+    TaskSpec,
+    TenantSpec,
+    TenantSummary,
+)
 from bucketflow_celery.store.redis_store import RedisStore
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
@@ -35,7 +44,7 @@ MESSAGE = 300
 #: Tasks parked in one call at first, and slots that a worker has free.
 BATCH, FREE = 64, 4
 #: Turns of each size, after one that is not measured; and calls in each.
-TURNS, ROUNDS = 40, 50
+POLLS, ROUNDS = 40, 50
 
 QUEUE, TASK = "celery", "shop.tasks.send_mail"
 PLENTY, HARDLY = Limit(1e6, 1e6), Limit(1, 1e-3)
@@ -49,7 +58,7 @@ class Cost:
     Attributes:
         parked: How many tasks are parked, all the time.
         tenants: Of how many tenants.
-        release: To hand out ``FREE`` tasks, each past the limits of a queue, a tenant and a task type.
+        dispatch: To hand out ``FREE`` tasks, each past the limits of a queue, a tenant and a task type.
         refuse: To say when to come again, when the queue has no tokens.
         settle: To forget ``FREE`` tasks that have ended.
         park: To park ``FREE`` tasks.
@@ -59,7 +68,7 @@ class Cost:
 
     parked: int
     tenants: int
-    release: float
+    dispatch: float
     refuse: float
     settle: float
     park: float
@@ -80,7 +89,7 @@ class Worker:
         self._client = client
         self._backlogs = RedisStore(ScriptRunner(client, timeout=60), "bench").backlogs
         self._backlogs.renew("bench", 86_400).run()
-        self._known: tuple[Known, ...] = ()
+        self._known: tuple[TenantSummary, ...] = ()
         self._parcels = _parcels(tenants)
         self._spent: defaultdict[str, list[float]] = defaultdict(list)
 
@@ -116,12 +125,12 @@ class Worker:
         """Return the µs of each call in all turns but the first: the lower quartile, for others disturb the rest."""
         return {name: statistics.quantiles(spent[1:])[0] for name, spent in self._spent.items()}
 
-    def _ask(self, limit: Limit) -> Sequence[Handed]:
+    def _ask(self, limit: Limit) -> Sequence[DispatchedTask]:
         candidates = tuple(_candidate(known) for known in self._known)
-        request = Request("bench", FREE, (Level("queue", "q:celery", limit),), candidates)
-        _, released = self._backlogs.release(QUEUE, request, "").run()
+        request = DispatchRequest("bench", FREE, (Level("queue", "q:celery", limit),), candidates)
+        _, released = self._backlogs.dispatch(QUEUE, request, "").run()
         self._known = released.next
-        return released.handed
+        return released.dispatched
 
     @contextmanager
     def _timing(self, name: str) -> Iterator[None]:
@@ -136,19 +145,19 @@ class Worker:
         return int(self._client.info("memory")["used_memory"])
 
 
-def _parcels(tenants: int) -> Iterator[Parcel]:
+def _parcels(tenants: int) -> Iterator[ParkedMessage]:
     """Yield tasks for ever: first one of each tenant, then of any."""
     chance = random.Random(tenants)
     for number in count():
         tenant = number if number < tenants else chance.randrange(tenants)
         uid = hashlib.blake2b(str(number).encode(), digest_size=14).digest()
-        yield Parcel(uid, Lane(f"tenant {tenant}", TASK), bytes(MESSAGE))
+        yield ParkedMessage(uid, Lane(f"tenant {tenant}", TASK), bytes(MESSAGE))
 
 
-def _candidate(known: Known) -> Candidate:
+def _candidate(known: TenantSummary) -> TenantSpec:
     parent = f"q:celery/t:{known.tenant}"
-    types = tuple(TaskType(task, ranks, Level("task", f"{parent}/f:{task}", PLENTY)) for task, ranks in known.types)
-    return Candidate(known.tenant, types, 1.0, Level("tenant", parent, PLENTY))
+    types = tuple(TaskSpec(task, ranks, Level("task", f"{parent}/f:{task}", PLENTY)) for task, ranks in known.types)
+    return TenantSpec(known.tenant, types, 1.0, Level("tenant", parent, PLENTY))
 
 
 def measure(sizes: Sequence[int]) -> list[Cost]:
@@ -159,7 +168,7 @@ def measure(sizes: Sequence[int]) -> list[Cost]:
             client = servers.enter_context(redis.Redis(port=servers.enter_context(redis_server())))
             workers.append(Worker(client, min(TENANTS, size)))
             memory.append(workers[-1].fill(size))
-        for worker in workers * (1 + TURNS):
+        for worker in workers * (1 + POLLS):
             worker.work()
         return [
             Cost(size, min(TENANTS, size), **taken, **worker.times())
@@ -173,7 +182,7 @@ def report(costs: list[Cost]) -> int:
     table.title = "Redis' own time for a call, and its memory for a task"
     table.add_column("bytes a task beside its message")
     for cost in costs:
-        times = (cost.release, cost.refuse, cost.settle, cost.park)
+        times = (cost.dispatch, cost.refuse, cost.settle, cost.park)
         table.add_row(
             f"{cost.parked:,}",
             f"{cost.tenants:,}",
@@ -181,7 +190,7 @@ def report(costs: list[Cost]) -> int:
             f"{cost.later:.0f} ({cost.at_first:.0f} at first)",
         )
     Console(width=140).print(table)
-    growth = costs[-1].release / costs[0].release
+    growth = costs[-1].dispatch / costs[0].dispatch
     print(f"a release with {costs[-1].parked:,} parked takes {growth:.2f} times that with {costs[0].parked:,} (<= 1.5)")
     return int(growth > 1.5 or costs[-1].later > 200)
 

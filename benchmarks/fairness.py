@@ -28,7 +28,7 @@ from workers import Fleet, wait_until
 from bucketflow_celery import Throttle
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.config.limit import Limit
-from bucketflow_celery.scheduling.model import Known, Owned, Released, Request, Settlement
+from bucketflow_celery.scheduling.model import DispatchReply, DispatchRequest, LeasedTask, Settlement, TenantSummary
 
 LOG = Path(os.environ["BENCH_LOG"]).resolve() if "BENCH_LOG" in os.environ else None
 QUEUE = "celery"
@@ -89,7 +89,7 @@ class Books:
         """Balance what the tasks, the workers and their throttles have counted."""
         starts, deliveries = run.starts(), run.deliveries()
         counters = run.counters()
-        handed, parked = counters["handed"], counters["parked"]
+        handed, parked = counters["dispatched"], counters["parked"]
         direct = counters["admitted"] - handed
         used, excess = utilisation(starts, capacity, fill_rate), worst_excess(starts, capacity, fill_rate)
         return cls(
@@ -230,7 +230,7 @@ class Hand:
         self._client = redis.Redis(port=port, db=1)
         self._throttle = Throttle(app, client=self._client, timeout=10)
         self._backlogs = self._throttle.store.backlogs
-        self._known: tuple[Known, ...] = ()
+        self._known: tuple[TenantSummary, ...] = ()
 
     def cost(self, count: int) -> float:
         """Return the server's µs for handing out one task, in the median of five times *count*."""
@@ -249,17 +249,17 @@ class Hand:
             raise RuntimeError(f"{len(handed)} of {count} tasks were handed out")
         return spent / calls
 
-    def _release(self) -> list[Owned]:
-        book = self._throttle.book
-        candidates = tuple(book.candidate(QUEUE, known) for known in self._known)
-        request = Request("hand", 1, self._LEVELS, candidates)
-        _, released = self._backlogs.release(QUEUE, request, book.version).run()
-        if not isinstance(released, Released):
+    def _release(self) -> list[LeasedTask]:
+        book = self._throttle.active_limits
+        candidates = tuple(book.tenant_spec(QUEUE, known) for known in self._known)
+        request = DispatchRequest("hand", 1, self._LEVELS, candidates)
+        _, released = self._backlogs.dispatch(QUEUE, request, book.version).run()
+        if not isinstance(released, DispatchReply):
             raise TypeError(f"no tasks, but {released!r}")
         self._known = released.next
-        return [one.owned for one in released.handed]
+        return [one.owned for one in released.dispatched]
 
-    def _give_back(self, handed: Sequence[Owned]) -> None:
+    def _give_back(self, handed: Sequence[LeasedTask]) -> None:
         back = tuple((owned.item.uid, owned.lane, False) for owned in handed)
         self._backlogs.settle(QUEUE, Settlement("hand", returned=back)).run()
 

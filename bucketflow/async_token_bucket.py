@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
-from bucketflow.algorithm.wait_queue import Claim
+from bucketflow.algorithm.wait_queue import Waiter
 from bucketflow.clock import SYSTEM_CLOCK
 from bucketflow.errors import ConfigError, RateLimitExceeded
 from bucketflow.limit import Limit
@@ -48,13 +48,13 @@ class AsyncTokenBucket(Bucket):
         """
         if timeout is not None:
             check_timeout(timeout, block=block)
-        one, step, _, idle, read, scale, most = self._quick
+        one, step, _, slot, read, scale, most = self._fast_path
         if tokens is not one:
             step = self._step_of(tokens)
-            idle = idle if step else []  # 0 only looks
+            slot = slot if step else []  # 0 only looks
         # As in TokenBucket.consume, but with a plain pop: asyncio makes Ctrl-C a cancellation, which comes at an await.
         try:
-            full_at = idle.pop()
+            full_at = slot.pop()
         except IndexError:
             if self._consume(tokens):
                 return True
@@ -66,27 +66,27 @@ class AsyncTokenBucket(Bucket):
                     full_at = now + behind
                     return True
             finally:
-                idle.append(full_at)
+                slot.append(full_at)
         return block and await self._wait(tokens, timeout)
 
     async def _wait(self, cost: float, timeout: float | None) -> bool:
         wake = asyncio.Event()
-        claim = Claim(cost, functools.partial(_wake_from_any_thread, asyncio.get_running_loop(), wake))
+        waiter = Waiter(cost, functools.partial(_wake_from_any_thread, asyncio.get_running_loop(), wake))
         try:
-            deadline = self._join(claim, timeout)
-            while (left := self._left(claim, deadline)) is not None:
+            deadline = self._join(waiter, timeout)
+            while (left := self._left(waiter, deadline)) is not None:
                 await self._clock.sleep_async(left, wake)
                 wake.clear()
         except BaseException:  # also CancelledError, and GeneratorExit of a task nobody finished
-            self._abandon(claim)
+            self._abandon(waiter)
             raise
-        if not claim.granted:
-            self._abandon(claim)
-        return claim.granted
+        if not waiter.granted:
+            self._abandon(waiter)
+        return waiter.granted
 
 
 def _wake_from_any_thread(loop: asyncio.AbstractEventLoop, wake: asyncio.Event) -> None:
-    # A loop that was closed over its tasks has nobody to wake; their claims are granted in time, to nobody.
+    # A loop that was closed over its tasks has nobody to wake; their waiters are granted in time, to nobody.
     if not loop.is_closed():
         loop.call_soon_threadsafe(wake.set)
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from bucketflow.limit import SECOND
 
-__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "raw"]
+__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "fast_reader"]
 
 
 class Clock(Protocol):
@@ -53,7 +53,7 @@ class SystemClock:
 SYSTEM_CLOCK = SystemClock()
 
 
-def raw(clock: Clock) -> tuple[Callable[[], float], float]:
+def fast_reader(clock: Clock) -> tuple[Callable[[], float], float]:
     """
     Return a function and a number whose product, rounded, is ``clock.now()``.
 

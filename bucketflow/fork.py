@@ -6,27 +6,27 @@ import os
 from typing import Protocol
 from weakref import WeakSet
 
-__all__ = ["Forkable", "forget_after_fork"]
+__all__ = ["ForkAware", "reset_after_fork"]
 
 
-class Forkable(Protocol):
+class ForkAware(Protocol):
     """Something that a forked child must not go on with."""
 
     def after_fork(self) -> None:
         """Begin anew, in the child. Must not block: nobody else is there to release a lock."""
 
 
-_forkables: WeakSet[Forkable] = WeakSet()
+_aware: WeakSet[ForkAware] = WeakSet()
 
 
-def forget_after_fork(forkable: Forkable) -> None:
-    """Have *forkable* told in every child that is forked from here on, for as long as it lives."""
-    _forkables.add(forkable)
+def reset_after_fork(aware: ForkAware) -> None:
+    """Have *aware* told in every child that is forked from here on, for as long as it lives."""
+    _aware.add(aware)
 
 
 def _after_fork() -> None:
-    for forkable in list(_forkables):
-        forkable.after_fork()
+    for aware in list(_aware):
+        aware.after_fork()
 
 
 if hasattr(os, "register_at_fork"):  # not where there are no forks

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from bucketflow.algorithm.gcra import Decision, filled_to, tokens_at
-from bucketflow.algorithm.wait_tree import Level, Path, put_back
-from bucketflow.clock import SYSTEM_CLOCK, raw
+from bucketflow.algorithm.gcra import Decision, initial_state, tokens_at
+from bucketflow.algorithm.wait_tree import BucketNode, Path, put_back
+from bucketflow.clock import SYSTEM_CLOCK, fast_reader
 from bucketflow.errors import ConfigError
 from bucketflow.hierarchy_config import parse_hierarchy
 from bucketflow.limit import SECOND, Limit
-from bucketflow.local.fast_path import NO_WAY, taking
-from bucketflow.local.locked_tree import SharedTree
+from bucketflow.local.fast_path import DISABLED, popping
+from bucketflow.local.locked_tree import LockedTree
 from bucketflow.validation import check_cost, check_timeout
 
 if TYPE_CHECKING:
@@ -48,22 +48,22 @@ class HierarchicalTokenBucket:
         clock: Clock | None = None,
     ) -> None:
         self._path: Path = ()
-        self._shared = SharedTree(clock or SYSTEM_CLOCK)
+        self._tree = LockedTree(clock or SYSTEM_CLOCK)
         if parent is not None:
             if not isinstance(parent, HierarchicalTokenBucket):
                 raise ConfigError("parent", parent, "a HierarchicalTokenBucket or None")
             if clock is not None:
                 raise ConfigError("clock", clock, "None below the root: a tree has one clock")
-            self._path, self._shared = parent._path, parent._shared  # noqa: SLF001 - its own kind
+            self._path, self._tree = parent._path, parent._tree  # noqa: SLF001 - its own kind
         limit = Limit(capacity, fill_rate)
-        full_at = filled_to(limit, initial_tokens, self._shared.clock.now())
-        self._own = Level(limit, full_at, name or f"level {len(self._path)}")
+        full_at = initial_state(limit, initial_tokens, self._tree.clock.now())
+        self._own = BucketNode(limit, full_at, name or f"level {len(self._path)}")
         self._path = (*self._path, self._own)
         self._narrowest = min(self._path, key=lambda level: level.limit.capacity)
         # What the quick way of consume needs, worked out once, as in Bucket.
-        idle = self._shared.tree.idle
+        slot = self._tree.tree.slot
         one: object = 1 if self._narrowest.limit.capacity >= 1 else object()
-        self._quick = (one, self._steps_of(1.0), taking(idle), idle, *raw(self._shared.clock))
+        self._fast_path = (one, self._steps_of(1.0), popping(slot), slot, *fast_reader(self._tree.clock))
         self._name = name
         self._parent = parent
         self._children: list[HierarchicalTokenBucket] = []
@@ -103,8 +103,8 @@ class HierarchicalTokenBucket:
     @property
     def tokens(self) -> float:
         """Tokens in this bucket now; those above it may hold fewer."""
-        with self._shared.lock, self._shared.closed as tree:
-            now = self._shared.clock.now()
+        with self._tree.lock, self._tree.slow_path as tree:
+            now = self._tree.clock.now()
             tree.serve(now)
             return tokens_at(self._own.limit, self._own.full_at, now)
 
@@ -131,10 +131,10 @@ class HierarchicalTokenBucket:
         """
         if timeout is not None:
             check_timeout(timeout, block=block)
-        one, steps, take, idle, read, scale = self._quick
+        one, steps, take, slot, read, scale = self._fast_path
         if tokens is not one:
             steps = self._steps_of(self._cost(tokens))
-            take = take if tokens else NO_WAY
+            take = take if tokens else DISABLED
         # As in TokenBucket.consume, but the states stay in the levels, and get back what was taken if one refuses.
         try:
             for item in take:
@@ -156,11 +156,11 @@ class HierarchicalTokenBucket:
                         if reached is not None:
                             put_back(self._path, reached)
                     finally:
-                        idle.append(item)
+                        slot.append(item)
         except IndexError:
             if self._consume(tokens):
                 return True
-        return block and self._shared.wait(self._path, tokens, timeout)
+        return block and self._tree.wait(self._path, tokens, timeout)
 
     def try_consume(self, tokens: float = 1) -> Decision:
         """
@@ -175,14 +175,14 @@ class HierarchicalTokenBucket:
             CostExceedsCapacity: More than a bucket on the path can ever hold; it names the one that holds least.
         """
         cost = self._cost(tokens)
-        with self._shared.lock, self._shared.closed as tree:
-            return tree.decide(self._path, self._shared.clock.now(), cost)
+        with self._tree.lock, self._tree.slow_path as tree:
+            return tree.decide(self._path, self._tree.clock.now(), cost)
 
     def wait_time(self, tokens: float = 1) -> float:
-        """Return the ``retry_after`` that :meth:`try_consume` would give, taking nothing. Raises the same."""
+        """Return the ``retry_after`` that :meth:`try_consume` would give, popping nothing. Raises the same."""
         cost = self._cost(tokens)
-        with self._shared.lock, self._shared.closed as tree:
-            return max(tree.waits(self._path, self._shared.clock.now(), cost)) / SECOND
+        with self._tree.lock, self._tree.slow_path as tree:
+            return max(tree.waits(self._path, self._tree.clock.now(), cost)) / SECOND
 
     def refund(self, tokens: float = 1) -> None:
         """
@@ -191,20 +191,20 @@ class HierarchicalTokenBucket:
         Those who wait move up. Raises as :meth:`try_consume` does.
         """
         cost = self._cost(tokens)
-        with self._shared.lock, self._shared.closed as tree:
-            tree.refund(self._path, self._shared.clock.now(), cost)
+        with self._tree.lock, self._tree.slow_path as tree:
+            tree.refund(self._path, self._tree.clock.now(), cost)
 
     def _cost(self, tokens: float) -> float:
         return check_cost(tokens, self._narrowest.limit.capacity, self._narrowest.label)
 
-    def _steps_of(self, cost: float) -> list[tuple[Level, float, float]]:
+    def _steps_of(self, cost: float) -> list[tuple[BucketNode, float, float]]:
         """Return each level of the path, the µs in which *cost* tokens come there, and the most it may be behind."""
         return [(level, cost * SECOND / level.fill_rate, level.most) for level in self._path]
 
     def _consume(self, cost: float) -> bool:
         """Take *cost* tokens, or say that they are not there, when the quick way was closed."""
-        with self._shared.lock, self._shared.closed as tree:
-            return tree.decide(self._path, self._shared.clock.now(), cost).allowed
+        with self._tree.lock, self._tree.slow_path as tree:
+            return tree.decide(self._path, self._tree.clock.now(), cost).allowed
 
 
 def create_bucket_hierarchy(

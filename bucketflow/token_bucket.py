@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 
-from bucketflow.algorithm.wait_queue import Claim
+from bucketflow.algorithm.wait_queue import Waiter
 from bucketflow.local.base import Bucket
-from bucketflow.local.fast_path import NO_WAY
+from bucketflow.local.fast_path import DISABLED
 from bucketflow.validation import check_timeout
 
 __all__ = ["TokenBucket"]
@@ -58,13 +58,14 @@ class TokenBucket(Bucket):
         """
         if timeout is not None:
             check_timeout(timeout, block=block)
-        one, step, take, idle, read, scale, most = self._quick
+        one, step, take, slot, read, scale, most = self._fast_path
         if tokens is not one:
             step = self._step_of(tokens)
-            take = take if step else NO_WAY  # 0 only looks
+            take = take if step else DISABLED  # 0 only looks
         # While nobody waits, the bucket's state lies in a list. Whoever pops it has the bucket to himself; who finds
-        # none asks under the lock, see quick_way.Guarded. Then core.wait_for and core.take in one step, operation for
-        # operation, and held against them by a test. Adding 2**52 and taking it away rounds to whole µs.
+        # none asks under the lock, see quick_way.FastPathState. Then core.wait_for and core.take in one step,
+        # operation for
+        # operation, and held against them by a test. Adding 2**52 and popping it away rounds to whole µs.
         try:
             for full_at in take:
                 try:
@@ -75,7 +76,7 @@ class TokenBucket(Bucket):
                         return True
                     break
                 finally:
-                    idle.append(full_at)
+                    slot.append(full_at)
         except IndexError:
             if self._consume(tokens):
                 return True
@@ -83,15 +84,15 @@ class TokenBucket(Bucket):
 
     def _wait(self, cost: float, timeout: float | None) -> bool:
         wake = threading.Event()
-        claim = Claim(cost, wake.set)
+        waiter = Waiter(cost, wake.set)
         try:
-            deadline = self._join(claim, timeout)
-            while (left := self._left(claim, deadline)) is not None:
+            deadline = self._join(waiter, timeout)
+            while (left := self._left(waiter, deadline)) is not None:
                 self._clock.sleep(left, wake)
-                wake.clear()  # before looking again: whatever moves the claim from here on wakes it again
+                wake.clear()  # before looking again: whatever moves the waiter from here on wakes it again
         except BaseException:  # also KeyboardInterrupt: it must not leave a hole in the line
-            self._abandon(claim)
+            self._abandon(waiter)
             raise
-        if not claim.granted:
-            self._abandon(claim)
-        return claim.granted
+        if not waiter.granted:
+            self._abandon(waiter)
+        return waiter.granted

@@ -16,10 +16,10 @@ class Stats:
         admitted: Tasks that started.
         refused: Tasks that were refused, each time a level refused them anew.
         held: Tasks that had to wait inside the worker.
-        returned: Tasks sent back to the broker, to come again.
-        given_back: Deliveries left to the broker because they were held for too long.
+        deferred: Tasks sent back to the broker, to come again.
+        requeued: Deliveries left to the broker because they were held for too long.
         parked: Tasks stored in the backlog of their queue.
-        handed: Tasks that were handed to this worker from a backlog.
+        dispatched: Tasks that were dispatched to this worker from a backlog.
         failed: Tasks given up: ``ThrottleTimeout``, ``CostExceedsCapacity``, a tenant or cost that cannot be told.
         round_trips: Calls to the store.
         store_errors: Calls that failed.
@@ -29,10 +29,10 @@ class Stats:
     admitted: int = 0
     refused: int = 0
     held: int = 0
-    returned: int = 0
-    given_back: int = 0
+    deferred: int = 0
+    requeued: int = 0
     parked: int = 0
-    handed: int = 0
+    dispatched: int = 0
     failed: int = 0
     round_trips: int = 0
     store_errors: int = 0

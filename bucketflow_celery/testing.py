@@ -13,7 +13,14 @@ from typing import Any
 
 from bucketflow.clock import SYSTEM_CLOCK, Clock
 from bucketflow_celery.config.levels import Level
-from bucketflow_celery.scheduling.admit import EMPTY, Answer, Ask, LevelState, admit, leave
+from bucketflow_celery.scheduling.admit import (
+    EMPTY,
+    AdmissionDecision,
+    AdmissionRequest,
+    LevelState,
+    admit,
+    cancel_reservation,
+)
 from bucketflow_celery.store.interfaces import FleetLimits
 from bucketflow_celery.store.memory_backlog import MemoryBacklogs
 
@@ -35,17 +42,17 @@ class MemoryStore:
         self._told = FleetLimits("", None, frozenset())
         self.backlogs = MemoryBacklogs(clock, self._lock, self._states, lambda: self._told.version)
 
-    def admit(self, asks: Sequence[Ask], version: str) -> tuple[str, list[Answer] | None]:
+    def admit(self, requests: Sequence[AdmissionRequest], version: str) -> tuple[str, list[AdmissionDecision] | None]:
         """See :class:`bucketflow_celery.store.interfaces.Store`."""
         with self._lock:
             if version != self._told.version:
                 return self._told.version, None
-            return version, admit(asks, self._states, self._clock.now(), self.backlogs.blocks)
+            return version, admit(requests, self._states, self._clock.now(), self.backlogs.blocks)
 
-    def leave(self, ask: Ask) -> None:
+    def cancel_reservation(self, request: AdmissionRequest) -> None:
         """See :class:`bucketflow_celery.store.interfaces.Store`."""
         with self._lock:
-            leave(ask, self._states, self._clock.now())
+            cancel_reservation(request, self._states, self._clock.now())
 
     def peek(self, path: Sequence[Level]) -> tuple[int, list[LevelState]]:
         """See :class:`bucketflow_celery.store.interfaces.Store`."""

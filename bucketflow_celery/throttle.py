@@ -17,10 +17,10 @@ from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.config.table import LimitTable, pause_of
 from bucketflow_celery.errors import ConfigErrors
 from bucketflow_celery.messages.stamp import stamp
-from bucketflow_celery.operations.backlog import QueueBacklog, overview
+from bucketflow_celery.operations.backlog import QueueBacklog, backlog_report
 from bucketflow_celery.operations.levels import LevelView, level_view
 from bucketflow_celery.stats import Stats
-from bucketflow_celery.store.active_limits import Book
+from bucketflow_celery.store.active_limits import ActiveLimits
 from bucketflow_celery.store.interfaces import Store
 from bucketflow_celery.store.redis_store import RedisStore
 
@@ -56,7 +56,7 @@ class Throttle:
         namespace: Prefix and hash tag of every key.
         timeout: Seconds to wait for an answer of Redis.
         backlog_limit: Most tasks parked of one queue; the others stay with the broker.
-        lease: Seconds within which the tasks that were handed to a worker go to another when it dies.
+        lease: Seconds within which the tasks that were dispatched to a worker go to another when it dies.
         parked_state: Whether the result of a parked task says ``PARKED``, with its position and when it may start.
 
     Raises:
@@ -108,7 +108,7 @@ class Throttle:
         self.app = app
         self._client = client
         self._store = store
-        self.book = Book(lambda: app.tasks, lambda: self.settings, lambda: self.store)
+        self.active_limits = ActiveLimits(lambda: app.tasks, lambda: self.settings, lambda: self.store)
         self.counters = Stats()
         app.bucketflow = self
         app.steps["consumer"].add(_STEP)
@@ -141,7 +141,7 @@ class Throttle:
     @property
     def limits(self) -> LimitTable:
         """The table in force: what the fleet was last told by :meth:`set_limits`, else what was configured."""
-        return self.book.limits
+        return self.active_limits.limits
 
     def set_limits(self, limits: Mapping[str, Any] | None) -> None:
         """
@@ -173,7 +173,7 @@ class Throttle:
         Raises:
             StoreUnavailable: The store did not answer in time.
         """
-        self.book.renew()
+        self.active_limits.refresh()
         rules = rules_of(self.app.tasks.get(task))
         path = self.limits.path(queue, tenant, task, rules.limit)
         now, states = self.store.peek(path)
@@ -186,15 +186,15 @@ class Throttle:
         Raises:
             StoreUnavailable: The store did not answer in time.
         """
-        self.book.renew()
+        self.active_limits.refresh()
         task_limits = {name: rules_of(task).limit for name, task in self.app.tasks.items()}
         backlogs = self.store.backlogs
-        found = (overview(queue, backlogs.view(queue), self.limits, task_limits) for queue in backlogs.queues())
+        found = (backlog_report(queue, backlogs.view(queue), self.limits, task_limits) for queue in backlogs.queues())
         return {backlog.queue: backlog for backlog in found if backlog.count}
 
     def purge(self, queue: str, *, tenant: str | None = None, task: str | None = None) -> int:
         """
-        Forget parked tasks. Like ``app.control.purge`` it stores no results; what was handed to a worker goes on.
+        Forget parked tasks. Like ``app.control.purge`` it stores no results; what was dispatched to a worker goes on.
 
         Args:
             queue: Of this queue.

@@ -106,7 +106,7 @@ class Process:
         self._child.wait(10)
 
     def stop(self) -> None:
-        """Ask it to end; insist after 10 s."""
+        """AdmissionRequest it to end; insist after 10 s."""
         if self.running:
             self.resume()
             self._child.terminate()

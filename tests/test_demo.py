@@ -160,7 +160,7 @@ def test_a_run_within_its_limits_breaks_no_promise():
 
 
 def test_starts_that_a_busy_machine_noted_late_break_no_promise():
-    late = summaries.LATE
+    late = summaries.RESERVATION_GRACE
     assert summarise(ledger_of(sorted(max(at, 0.5 if 0.5 - late <= at <= 0.5 else at) for at in KEPT))).broken == []
 
 

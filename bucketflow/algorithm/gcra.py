@@ -21,7 +21,7 @@ from bucketflow.errors import CostExceedsCapacity
 from bucketflow.limit import SECOND, Limit
 from bucketflow.validation import check_initial_tokens
 
-__all__ = ["FULL", "Decision", "consume", "consume_path", "most_behind", "refund", "take", "tokens_at", "wait_for"]
+__all__ = ["FULL", "Decision", "burst_tolerance", "consume", "consume_path", "refund", "take", "tokens_at", "wait_for"]
 
 #: The state of a bucket nobody has used.
 FULL = 0.0
@@ -63,7 +63,7 @@ def wait_for(limit: Limit, full_at: float, now: int, cost: float = 1.0) -> int:
     return max(0, math.ceil(behind + cost * SECOND / limit.fill_rate - limit.span - HALF_TICK))
 
 
-def most_behind(limit: Limit) -> float:
+def burst_tolerance(limit: Limit) -> float:
     """Return the most µs that a bucket may need to fill after a grant: more, and :func:`wait_for` is not 0."""
     most = limit.span + HALF_TICK
     while most - limit.span > HALF_TICK:  # the sum was rounded up
@@ -127,7 +127,7 @@ def consume(limit: Limit, full_at: float, now: int, cost: float = 1.0) -> tuple[
     return decision, full_at
 
 
-def filled_to(limit: Limit, initial_tokens: float | None, now: int) -> float:
+def initial_state(limit: Limit, initial_tokens: float | None, now: int) -> float:
     """
     Return the ``full_at`` of a bucket that holds *initial_tokens* at *now*; ``None``: it is full.
 

@@ -24,11 +24,21 @@ from bucketflow.algorithm import gcra as core
 from bucketflow.algorithm.gcra import FULL, HALF_TICK
 from bucketflow.limit import SECOND, Limit
 
-__all__ = ["NONE", "Lease", "Out", "leasable", "lease", "refund", "right", "settle", "still_out"]
+__all__ = [
+    "NONE",
+    "Outstanding",
+    "TokenLease",
+    "available_to_lease",
+    "entitlement",
+    "lease",
+    "outstanding_at",
+    "refund",
+    "settle",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Out:
+class Outstanding:
     """
     What is out on lease from one bucket.
 
@@ -42,67 +52,68 @@ class Out:
 
 
 #: Nobody holds a lease.
-NONE = Out(FULL, 0.0)
+NONE = Outstanding(FULL, 0.0)
 
 
-def still_out(out: Out, now: int) -> Out:
+def outstanding_at(out: Outstanding, now: int) -> Outstanding:
     """Return what is out at *now*, in µs: from the floor on, nothing."""
     return out if out.floor > now else NONE
 
 
-def leasable(limit: Limit, full_at: float, now: int, most: float) -> float:
+def available_to_lease(limit: Limit, full_at: float, now: int, most: float) -> float:
     """Return how many whole tokens there are to lease, at most *most*."""
     behind = full_at - now if full_at > now else 0.0
     return max(0.0, min(most, math.floor((limit.span + HALF_TICK - behind) * limit.fill_rate / SECOND)))
 
 
-def lease(limit: Limit, full_at: float, out: Out, now: int, tokens: float) -> tuple[float, float, Out]:
+def lease(limit: Limit, full_at: float, out: Outstanding, now: int, tokens: float) -> tuple[float, float, Outstanding]:
     """
-    Lease *tokens*. Whether they are there is :func:`leasable`.
+    TokenLease *tokens*. Whether they are there is :func:`available_to_lease`.
 
     Returns:
         The instant, in µs, until which the lease is whole; the bucket; and what is out then.
     """
-    whole_at = max(float(now), full_at)
-    full_at = whole_at + tokens * SECOND / limit.fill_rate
-    return whole_at, full_at, Out(full_at, out.tokens + tokens)
+    decays_from = max(float(now), full_at)
+    full_at = decays_from + tokens * SECOND / limit.fill_rate
+    return decays_from, full_at, Outstanding(full_at, out.tokens + tokens)
 
 
-def right(limit: Limit, tokens: float, whole_at: float, now: float) -> float:
-    """Return how many of *tokens* leased may be held at *now*, in µs; they are whole until *whole_at*."""
-    faded = (now - whole_at if now > whole_at else 0.0) * limit.fill_rate / SECOND
+def entitlement(limit: Limit, tokens: float, decays_from: float, now: float) -> float:
+    """Return how many of *tokens* leased may be held at *now*, in µs; they are whole until *decays_from*."""
+    faded = (now - decays_from if now > decays_from else 0.0) * limit.fill_rate / SECOND
     return max(0.0, tokens - faded)
 
 
 def settle(  # noqa: PLR0913, PLR0917 - a bucket, and a lease
-    limit: Limit, full_at: float, out: Out, now: int, tokens: float, whole_at: float, unspent: float
-) -> tuple[float, Out]:
+    limit: Limit, full_at: float, out: Outstanding, now: int, tokens: float, decays_from: float, unspent: float
+) -> tuple[float, Outstanding]:
     """
     End a lease of *tokens* of which *unspent* are left; return the bucket and what is still out.
 
     Args:
         limit: Of the bucket.
         full_at: The bucket, in µs.
-        out: As :func:`still_out` returns it. If nothing is, the lease has faded, or the server was emptied meanwhile.
+        out: As :func:`outstanding_at` returns it. If nothing is, the lease has faded, or the server was emptied
+            meanwhile.
         now: µs on the bucket's clock.
         tokens: As many were leased.
-        whole_at: As :func:`lease` returned it.
+        decays_from: As :func:`lease` returned it.
         unspent: As many may go back.
     """
-    ends_at = whole_at + tokens * SECOND / limit.fill_rate
+    ends_at = decays_from + tokens * SECOND / limit.fill_rate
     if out.tokens <= 0 or ends_at <= now:  # what is out may be of those who came after it had faded
         return full_at, out
-    floor = whole_at if ends_at == out.floor else out.floor
-    out = Out(floor, out.tokens - tokens) if out.tokens > tokens else NONE
+    floor = decays_from if ends_at == out.floor else out.floor
+    out = Outstanding(floor, out.tokens - tokens) if out.tokens > tokens else NONE
     return refund(limit, full_at, out, now, unspent), out
 
 
-def refund(limit: Limit, full_at: float, out: Out, now: int, cost: float) -> float:
+def refund(limit: Limit, full_at: float, out: Outstanding, now: int, cost: float) -> float:
     """Return the bucket with *cost* tokens more, but not full before the floor of what is *out*."""
     return max(out.floor, core.refund(limit, full_at, now, cost))
 
 
-class Lease:
+class TokenLease:
     """
     What one process holds.
 
@@ -138,8 +149,8 @@ class Lease:
         """Take up to *cost* tokens back that were spent in vain, at *now*; return how many there was room for."""
         unspent = self.unspent(now)
         held = [
-            min(before + cost, right(limit, self.tokens, whole_at, now))
-            for before, limit, whole_at in zip(unspent, self._path, self._whole, strict=True)
+            min(before + cost, entitlement(limit, self.tokens, decays_from, now))
+            for before, limit, decays_from in zip(unspent, self._path, self._whole, strict=True)
         ]
         taken = min([after - before for after, before in zip(held, unspent, strict=True)])
         self._keep([before + taken for before in unspent])
@@ -148,8 +159,8 @@ class Lease:
     def unspent(self, now: int) -> list[float]:
         """Return how many tokens may go back at each level at *now*; length and order of the path."""
         unspent = [
-            min(held - (left - self.left), right(limit, self.tokens, whole_at, now))
-            for (held, left), limit, whole_at in zip(self._unspent, self._path, self._whole, strict=True)
+            min(held - (left - self.left), entitlement(limit, self.tokens, decays_from, now))
+            for (held, left), limit, decays_from in zip(self._unspent, self._path, self._whole, strict=True)
         ]
         self._keep(unspent)
         return unspent
@@ -161,7 +172,7 @@ class Lease:
         # What was spent fades first.
         self.whole_until = min(
             [
-                whole_at + (self.tokens - held) * SECOND / limit.fill_rate
-                for held, limit, whole_at in zip(unspent, self._path, self._whole, strict=True)
+                decays_from + (self.tokens - held) * SECOND / limit.fill_rate
+                for held, limit, decays_from in zip(unspent, self._path, self._whole, strict=True)
             ]
         )

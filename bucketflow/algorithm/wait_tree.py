@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from bucketflow.algorithm.gcra import Decision, consume_path, most_behind, refund, take, tokens_at, wait_for
+from bucketflow.algorithm.gcra import Decision, burst_tolerance, consume_path, refund, take, tokens_at, wait_for
 from bucketflow.limit import SECOND, Limit
 
-__all__ = ["Level", "Path", "Tree", "Waiter", "put_back"]
+__all__ = ["BucketNode", "Path", "WaitTree", "Waiter", "put_back"]
 
 
-class Level:
+class BucketNode:
     """
     One bucket of a tree.
 
@@ -29,7 +29,7 @@ class Level:
 
     Attributes:
         before: ``full_at`` before the latest call that took from this level, for :func:`put_back`.
-        most: The most µs it may be behind after a grant, see :func:`bucketflow.algorithm.gcra.most_behind`.
+        most: The most µs it may be behind after a grant, see :func:`bucketflow.algorithm.gcra.burst_tolerance`.
     """
 
     __slots__ = ("before", "fill_rate", "full_at", "label", "limit", "most")
@@ -40,11 +40,11 @@ class Level:
         self.label = label
         self.before = full_at
         self.fill_rate = limit.fill_rate
-        self.most = most_behind(limit)
+        self.most = burst_tolerance(limit)
 
 
 #: The levels that one call passes: length = depth >= 1, root first.
-Path = tuple[Level, ...]
+Path = tuple[BucketNode, ...]
 
 
 class Waiter:
@@ -69,29 +69,29 @@ class Waiter:
         self.cost = cost
         self.wake = wake
         self.at: int | None = None
-        self.level: Level | None = None
+        self.level: BucketNode | None = None
         self.granted = False
 
 
-class Tree:
+class WaitTree:
     """
     Everybody who waits in one tree, in the order in which they came. The states live in the levels.
 
     Attributes:
         waiting: Who waits, first come first.
-        idle: ``[0.0]`` for quick callers, or nothing, see :class:`bucketflow.local.fast_path.Guarded`.
+        slot: ``[0.0]`` for quick callers, or nothing, see :class:`bucketflow.local.fast_path.FastPathState`.
     """
 
-    __slots__ = ("_take", "_taken", "idle", "waiting")
+    __slots__ = ("_take", "_taken", "slot", "waiting")
 
     def __init__(self) -> None:
         self.waiting: list[Waiter] = []
-        self.idle = [0.0]
-        self._take = iter(self.idle.pop, math.nan)  # as in Line
+        self.slot = [0.0]
+        self._take = iter(self.slot.pop, math.nan)  # as in Line
         self._taken = False
 
-    def take_up(self) -> bool:
-        """See :class:`bucketflow.local.fast_path.Guarded`."""
+    def acquire(self) -> bool:
+        """See :class:`bucketflow.local.fast_path.FastPathState`."""
         if not self._taken:
             try:
                 for _ in self._take:
@@ -101,11 +101,11 @@ class Tree:
                 return False
         return True
 
-    def lay_down(self) -> None:
-        """See :class:`bucketflow.local.fast_path.Guarded`."""
+    def release(self) -> None:
+        """See :class:`bucketflow.local.fast_path.FastPathState`."""
         if not self.waiting:
             self._taken = False
-            self.idle.append(0.0)
+            self.slot.append(0.0)
 
     def decide(self, path: Path, now: int, cost: float) -> Decision:
         """
@@ -151,7 +151,7 @@ class Tree:
         self.waiting.append(waiter)
         self.serve(now)
 
-    def abandon(self, waiter: Waiter, now: int) -> None:
+    def cancel(self, waiter: Waiter, now: int) -> None:
         """Undo *waiter* for a caller who will not act on it: give its place back, or its tokens if it had them."""
         if waiter.granted:
             self.refund(waiter.path, now, waiter.cost)
@@ -163,7 +163,7 @@ class Tree:
         """Grant, in order, whoever may go by *now*, and tell the others when to ask again."""
         if not self.waiting:
             return
-        held: set[Level] = set()
+        held: set[BucketNode] = set()
         still = []
         for waiter in self.waiting:
             if waiter.granted:  # by a call that was interrupted before it could say so
@@ -185,7 +185,7 @@ class Tree:
         self.waiting = still
 
 
-def put_back(path: Path, last: Level) -> None:
+def put_back(path: Path, last: BucketNode) -> None:
     """Undo what was taken from *path*, from the root to *last*."""
     for level in path:
         level.full_at = level.before
@@ -194,7 +194,7 @@ def put_back(path: Path, last: Level) -> None:
 
 
 def _take(path: Path, now: int, cost: float) -> Decision:
-    """Ask the core, whoever waits."""
+    """AdmissionRequest the core, whoever waits."""
     limits = [level.limit for level in path]
     decision, states = consume_path(limits, [level.full_at for level in path], now, cost)
     for level, full_at in zip(path, states, strict=True):

@@ -13,7 +13,7 @@ __all__ = ["Start", "Window", "worst_window"]
 
 
 class Start(NamedTuple):
-    """A task that started: *at* in seconds, taking *cost* tokens."""
+    """A task that started: *at* in seconds, popping *cost* tokens."""
 
     at: float
     cost: float

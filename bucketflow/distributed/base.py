@@ -7,12 +7,12 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from redis.crc import key_slot
 
-from bucketflow.algorithm.gcra import FULL, Decision, filled_to, take
+from bucketflow.algorithm.gcra import FULL, Decision, initial_state, take
 from bucketflow.clock import SYSTEM_CLOCK
-from bucketflow.distributed.lease_monitor import AsyncLeaseWatch, ThreadLeaseWatch
+from bucketflow.distributed.lease_monitor import AsyncLeaseMonitor, ThreadLeaseMonitor
 from bucketflow.distributed.leased_path import LeasedPath
-from bucketflow.distributed.path import Level, RedisPath
-from bucketflow.distributed.polling_queue import AsyncTurnstile, ThreadTurnstile
+from bucketflow.distributed.path import RedisBucketRef, RedisPath
+from bucketflow.distributed.polling_queue import AsyncPollingQueue, ThreadPollingQueue
 from bucketflow.errors import ConfigError
 from bucketflow.limit import Limit
 from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
@@ -28,8 +28,8 @@ __all__ = ["RedisBucket", "stored_key"]
 PREFIX = "bucketflow:"
 
 RunnerT = TypeVar("RunnerT", ScriptRunner, AsyncScriptRunner)
-TurnstileT = TypeVar("TurnstileT", ThreadTurnstile, AsyncTurnstile)
-WatchT = TypeVar("WatchT", ThreadLeaseWatch, AsyncLeaseWatch)
+QueueT = TypeVar("QueueT", ThreadPollingQueue, AsyncPollingQueue)
+MonitorT = TypeVar("MonitorT", ThreadLeaseMonitor, AsyncLeaseMonitor)
 
 
 def stored_key(key: str, root_tag: str | None = None) -> tuple[str, bytes]:
@@ -60,7 +60,7 @@ def stored_key(key: str, root_tag: str | None = None) -> tuple[str, bytes]:
     return root_tag, f"{PREFIX}{key if tag else own}".encode()
 
 
-class RedisBucket(Generic[RunnerT, TurnstileT, WatchT]):
+class RedisBucket(Generic[RunnerT, QueueT, MonitorT]):
     """
     A bucket in Redis. Its subclasses ask, wait, and speak to users.
 
@@ -70,15 +70,15 @@ class RedisBucket(Generic[RunnerT, TurnstileT, WatchT]):
     #: The runners of each client, by timeout: its buckets share connections, and the last one leaves none behind.
     _runners: ClassVar[WeakKeyDictionary[Any, WeakValueDictionary[float, Any]]] = WeakKeyDictionary()
     _runner_class: type[RunnerT]
-    _turnstile_class: type[TurnstileT]
-    _watch_class: type[WatchT]
-    _turnstile: TurnstileT
+    _polling_queue_class: type[QueueT]
+    _monitor_class: type[MonitorT]
+    _polling_queue: QueueT
     _path: RedisPath
-    _watch: WatchT | None
+    _monitor: MonitorT | None
     _runner: RunnerT
     _tag: str
     _client: object
-    _levels: tuple[Level, ...]
+    _levels: tuple[RedisBucketRef, ...]
 
     def __init__(  # noqa: PLR0913 - the signature of 0.1.0, and what a whole path needs
         self,
@@ -99,28 +99,28 @@ class RedisBucket(Generic[RunnerT, TurnstileT, WatchT]):
             raise ConfigError("redis_client", redis_client, "the parent's: a path is one call to one server")
         self.key: Final = key
         self.limit: Final = Limit(capacity, fill_rate)
-        filled_to(self.limit, initial_tokens, 0)  # for its check: what time it is, the server says
+        initial_state(self.limit, initial_tokens, 0)  # for its check: what time it is, the server says
         self._parent: Any = parent
         self._client = redis_client
         if lease is not None:
             check_number("lease", lease, "a number of tokens above 0, or None", above=True)
         self._tag, stored = stored_key(key, parent._tag if parent else None)  # noqa: SLF001
         self._slot = key_slot(stored)
-        above: tuple[Level, ...] = parent._levels if parent else ()  # noqa: SLF001
+        above: tuple[RedisBucketRef, ...] = parent._levels if parent else ()  # noqa: SLF001
         if any(level.key == stored for level in above):
             raise ConfigError("key", key, "another key than those above it: a bucket cannot be its own parent")
         start = 0.0 if initial_tokens is None else take(self.limit, FULL, 0, capacity - initial_tokens)
-        self._levels = (*above, Level(stored, self.limit, start))
+        self._levels = (*above, RedisBucketRef(stored, self.limit, start))
         self._runner = self._shared_runner(redis_client, timeout)
         if lease is None:
-            self._path, self._watch = RedisPath(self._levels), None
+            self._path, self._monitor = RedisPath(self._levels), None
         else:
             self._path = path = LeasedPath(self._levels, lease, clock)
-            self._watch = self._watch_class(path, self._runner)  # type: ignore[arg-type] # of the same half
+            self._monitor = self._monitor_class(path, self._runner)  # type: ignore[arg-type] # of the same half
         narrowest: Any = parent._narrowest if parent else self  # noqa: SLF001
         self._narrowest: Any = narrowest if narrowest.capacity <= capacity else self
         self._most: float = self._narrowest.capacity
-        self._turnstile = self._turnstile_class(clock)
+        self._polling_queue = self._polling_queue_class(clock)
 
     @classmethod
     def _shared_runner(cls, client: Client | AsyncClient, timeout: float) -> RunnerT:
@@ -153,6 +153,6 @@ class RedisBucket(Generic[RunnerT, TurnstileT, WatchT]):
 
     def _behind(self, seen: Decision) -> Decision:
         """Return the refusal of one who may not overtake those who wait here. *seen*: what Redis would have said."""
-        told = self._turnstile.refusal()
+        told = self._polling_queue.current_refusal()
         binding = len(self._levels) - 1 if seen.binding is None else seen.binding
         return Decision(False, max(seen.retry_after, told.retry_after), binding, seen.tokens)  # noqa: FBT003

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bucketflow.algorithm.gcra import Decision
 from bucketflow.distributed.base import RedisBucket
-from bucketflow.distributed.lease_monitor import AsyncLeaseWatch, ThreadLeaseWatch
-from bucketflow.distributed.polling_queue import AsyncTurnstile, ThreadTurnstile
+from bucketflow.distributed.lease_monitor import AsyncLeaseMonitor, ThreadLeaseMonitor
+from bucketflow.distributed.polling_queue import AsyncPollingQueue, ThreadPollingQueue
 from bucketflow.hierarchy_config import parse_hierarchy
 from bucketflow.redis_client.batching import Answer
 from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
@@ -33,7 +33,7 @@ __all__ = [
 BucketT = TypeVar("BucketT", bound=RedisBucket[Any, Any, Any])
 
 
-class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWatch]):
+class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadPollingQueue, ThreadLeaseMonitor]):
     """
     A token bucket that every process with the same Redis and *key* shares. Threads may share the object.
 
@@ -57,8 +57,8 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWat
     """
 
     _runner_class = ScriptRunner
-    _turnstile_class = ThreadTurnstile
-    _watch_class = ThreadLeaseWatch
+    _polling_queue_class = ThreadPollingQueue
+    _monitor_class = ThreadLeaseMonitor
 
     @property
     def tokens(self) -> float:
@@ -92,13 +92,13 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWat
         cost = tokens
         if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._most:
             cost = self._cost(tokens)  # says what is wrong
-        if not (cost and self._turnstile.line and self._turnstile.is_busy()):
+        if not (cost and self._polling_queue.line and self._polling_queue.is_busy()):
             lease = self._path.newest
             if lease is not None and cost and self._path.spend(lease, cost):
                 return True
             if not block:
                 return self._ask(cost)[0] == 0
-        return block and self._turnstile.wait(lambda: self._path.decision(self._ask(cost)), timeout).allowed
+        return block and self._polling_queue.wait(lambda: self._path.decision(self._ask(cost)), timeout).allowed
 
     def try_consume(self, tokens: float = 1) -> Decision:
         """
@@ -111,7 +111,7 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWat
             ConfigError, CostExceedsCapacity, StoreUnavailable: As :meth:`consume` does.
         """
         cost = self._cost(tokens)
-        if cost and self._turnstile.is_busy():
+        if cost and self._polling_queue.is_busy():
             return self._behind(self._look(cost))
         return self._path.decision(self._ask(cost))
 
@@ -127,7 +127,7 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWat
         """
         for call in self._path.refund(self._cost(tokens)):
             self._runner.run_call(call)
-        self._turnstile.nudge()
+        self._polling_queue.wake_head()
 
     def close(self) -> None:
         """
@@ -135,23 +135,23 @@ class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadTurnstile, ThreadLeaseWat
 
         The next call opens new ones. If Redis does not answer, what is on lease is left to fade.
         """
-        if self._watch is not None:
-            self._watch.close()
+        if self._monitor is not None:
+            self._monitor.close()
         self._runner.close()
 
     def _ask(self, cost: float) -> Answer:
-        answer = self._path.held(cost)
+        answer = self._path.answer_locally(cost)
         if answer is None:
-            answer = self._runner.merger(self._slot).ask(self._path, cost)
-        if self._watch is not None:
-            self._watch.wake()
+            answer = self._runner.batcher(self._slot).submit(self._path, cost)
+        if self._monitor is not None:
+            self._monitor.wake()
         return answer
 
     def _look(self, cost: float) -> Decision:
         return self._path.decision(self._ask(-cost))
 
 
-class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, AsyncLeaseWatch]):
+class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncPollingQueue, AsyncLeaseMonitor]):
     """
     :class:`RedisTokenBucket` for coroutines: every method is awaited, and ``get_tokens()`` stands for ``tokens``.
 
@@ -160,8 +160,8 @@ class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, Async
     """
 
     _runner_class = AsyncScriptRunner
-    _turnstile_class = AsyncTurnstile
-    _watch_class = AsyncLeaseWatch
+    _polling_queue_class = AsyncPollingQueue
+    _monitor_class = AsyncLeaseMonitor
 
     async def get_tokens(self) -> float:
         """See :attr:`RedisTokenBucket.tokens`."""
@@ -174,18 +174,18 @@ class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, Async
         cost = tokens
         if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._most:
             cost = self._cost(tokens)  # says what is wrong
-        if not (cost and self._turnstile.line and self._turnstile.is_busy()):
+        if not (cost and self._polling_queue.line and self._polling_queue.is_busy()):
             lease = self._path.newest
             if lease is not None and cost and self._path.spend(lease, cost):
                 return True
             if not block:
                 return (await self._ask(cost))[0] == 0
-        return block and (await self._turnstile.wait(lambda: self._decide(cost), timeout)).allowed
+        return block and (await self._polling_queue.wait(lambda: self._decide(cost), timeout)).allowed
 
     async def try_consume(self, tokens: float = 1) -> Decision:
         """See :meth:`RedisTokenBucket.try_consume`."""
         cost = self._cost(tokens)
-        if cost and self._turnstile.is_busy():
+        if cost and self._polling_queue.is_busy():
             return self._behind(await self._look(cost))
         return await self._decide(cost)
 
@@ -197,20 +197,20 @@ class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncTurnstile, Async
         """See :meth:`RedisTokenBucket.refund`."""
         for call in self._path.refund(self._cost(tokens)):
             await self._runner.run_call(call)
-        self._turnstile.nudge()
+        self._polling_queue.wake_head()
 
     async def close(self) -> None:
         """See :meth:`RedisTokenBucket.close`; the connections are those of this event loop."""
-        if self._watch is not None:
-            await self._watch.close()
+        if self._monitor is not None:
+            await self._monitor.close()
         await self._runner.close()
 
     async def _ask(self, cost: float) -> Answer:
-        answer = self._path.held(cost)
+        answer = self._path.answer_locally(cost)
         if answer is None:
-            answer = await self._runner.merger(self._slot).ask(self._path, cost)
-        if self._watch is not None:
-            self._watch.wake()
+            answer = await self._runner.batcher(self._slot).submit(self._path, cost)
+        if self._monitor is not None:
+            self._monitor.wake()
         return answer
 
     async def _decide(self, cost: float) -> Decision:

@@ -7,16 +7,16 @@ import threading
 from weakref import WeakKeyDictionary
 
 from bucketflow.distributed.leased_path import LeasedPath
-from bucketflow.fork import forget_after_fork
+from bucketflow.fork import reset_after_fork
 from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
 
-__all__ = ["AsyncLeaseWatch", "ThreadLeaseWatch"]
+__all__ = ["AsyncLeaseMonitor", "ThreadLeaseMonitor"]
 
 #: Seconds between two looks: a lease that nobody used from one to the next goes back.
 IDLE = 1.0
 
 
-class ThreadLeaseWatch:
+class ThreadLeaseMonitor:
     """
     Watches from a daemon thread, which outlives its bucket if somebody forgot to close that.
 
@@ -29,7 +29,7 @@ class ThreadLeaseWatch:
         self._path = path
         self._runner = runner
         self.after_fork()
-        forget_after_fork(self)
+        reset_after_fork(self)
 
     def after_fork(self) -> None:
         """Begin anew: the thread is the parent's."""
@@ -73,13 +73,13 @@ class ThreadLeaseWatch:
             self._runner.run_all([call])
 
 
-class AsyncLeaseWatch:
+class AsyncLeaseMonitor:
     """
     Watches from every event loop that leases.
 
     Args:
         path: What may be on lease.
-        runner: See :class:`ThreadLeaseWatch`.
+        runner: See :class:`ThreadLeaseMonitor`.
     """
 
     def __init__(self, path: LeasedPath, runner: AsyncScriptRunner) -> None:

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bucketflow.algorithm.token_lease import Lease
-from bucketflow.clock import raw
-from bucketflow.distributed.path import Level, RedisPath, pack_numbers
-from bucketflow.fork import forget_after_fork
+from bucketflow.algorithm.token_lease import TokenLease
+from bucketflow.clock import fast_reader
+from bucketflow.distributed.path import RedisBucketRef, RedisPath, pack_numbers
+from bucketflow.fork import reset_after_fork
 from bucketflow.limit import SECOND
 from bucketflow.redis_client.batching import Answer
 from bucketflow.redis_client.encoding import exact, pack, pack_words
-from bucketflow.redis_client.topology import Call
+from bucketflow.redis_client.topology import ScriptCall
 
 if TYPE_CHECKING:
     from bucketflow.clock import Clock
@@ -27,7 +27,7 @@ class _Granted:
 
     __slots__ = ("behind", "lease", "since", "whole")
 
-    def __init__(self, lease: Lease, whole: Sequence[float], behind: Sequence[float], since: int) -> None:
+    def __init__(self, lease: TokenLease, whole: Sequence[float], behind: Sequence[float], since: int) -> None:
         self.lease = lease
         self.whole = whole
         self.behind = behind
@@ -46,15 +46,15 @@ class LeasedPath(RedisPath):
         clock: What leases fade by. They count from before their call was sent, so none lasts too long.
     """
 
-    def __init__(self, levels: Sequence[Level], most: float, clock: Clock) -> None:
+    def __init__(self, levels: Sequence[RedisBucketRef], most: float, clock: Clock) -> None:
         super().__init__(levels)
         self._most = exact(most).encode()
         self._limits: bytes | None = None  # packed once they do not change any more, and all before them in the call
         self._head = b""
         self._now = clock.now
-        self._read, self._scale = raw(clock)
+        self._read, self._scale = fast_reader(clock)
         self.after_fork()
-        forget_after_fork(self)
+        reset_after_fork(self)
 
     def after_fork(self) -> None:
         """Hold nothing: what is on lease belongs to the parent."""
@@ -68,17 +68,17 @@ class LeasedPath(RedisPath):
         """Tokens on lease, as far as they have not faded since somebody last looked."""
         return sum([granted.lease.left for granted in self._granted])
 
-    def spend(self, lease: Lease, cost: float) -> bool:
+    def spend(self, lease: TokenLease, cost: float) -> bool:
         """Take *cost* tokens of *lease* if they are there, and have not faded."""
         with self._lock:
             if lease.left >= cost and self._read() * self._scale <= lease.whole_until:
-                lease.left -= cost  # Lease.spend, at a third of its price
+                lease.left -= cost  # TokenLease.spend, at a third of its price
                 return True
         return False
 
-    def held(self, cost: float) -> Answer | None:
+    def answer_locally(self, cost: float) -> Answer | None:
         """
-        See :class:`bucketflow.redis_client.batching.Asked`.
+        See :class:`bucketflow.redis_client.batching.BatchTarget`.
 
         What others have taken since the lease began is not in the answer.
         """
@@ -93,17 +93,17 @@ class LeasedPath(RedisPath):
         ]
         return (0.0, -1.0, *behind)
 
-    def call(self, costs: tuple[float, ...]) -> Call:
-        """See :class:`bucketflow.redis_client.batching.Asked`."""
+    def call(self, costs: tuple[float, ...]) -> ScriptCall:
+        """See :class:`bucketflow.redis_client.batching.BatchTarget`."""
         with self._lock:
             return self._lease(costs)
 
-    def give_back(self) -> Call | None:
+    def give_back(self) -> ScriptCall | None:
         """Return the call that settles what is on lease, ``None`` if nothing is."""
         with self._lock:
             return self._lease(()) if self._granted else None
 
-    def refund(self, cost: float) -> list[Call]:
+    def refund(self, cost: float) -> list[ScriptCall]:
         """See :class:`RedisPath`. A lease takes what was spent of it; for the rest it would stand in the way."""
         with self._lock:
             for granted in self._granted:
@@ -113,13 +113,13 @@ class LeasedPath(RedisPath):
         settled = self.give_back()
         return [*([] if settled is None else [settled]), *super().refund(cost)]
 
-    def answers(self, call: Call, reply: bytes) -> Sequence[Answer]:
-        """See :class:`bucketflow.redis_client.batching.Asked`."""
+    def answers(self, call: ScriptCall, reply: bytes) -> Sequence[Answer]:
+        """See :class:`bucketflow.redis_client.batching.BatchTarget`."""
         depth = len(self.levels)
         tokens, now, *whole = struct.unpack_from(f"<{2 + depth}d", reply)
         answers = super().answers(call, reply[8 * (2 + depth) :])
         if tokens > 0:
-            lease = Lease(tokens, self.limits, [call.made_at + (instant - now) for instant in whole])
+            lease = TokenLease(tokens, self.limits, [call.made_at + (instant - now) for instant in whole])
             with self._lock:
                 self._granted.append(_Granted(lease, whole, answers[-1][2:], call.made_at))
                 self.newest = lease
@@ -132,7 +132,7 @@ class LeasedPath(RedisPath):
                     return granted
         return None
 
-    def _lease(self, costs: tuple[float, ...]) -> Call:
+    def _lease(self, costs: tuple[float, ...]) -> ScriptCall:
         now, settled = self._now(), []
         for granted in self._granted:
             settled.append(granted.lease.tokens)
@@ -147,4 +147,4 @@ class LeasedPath(RedisPath):
             self._head = pack(("EVALSHA", self.script.sha, len(self.keys), *self.keys, limits), more=3)
             self._limits = None if is_new else limits
         args = (pack_numbers(costs), self._most if max(costs, default=0.0) > 0 else b"0", pack_numbers(settled))
-        return Call(self.script, self.keys, (limits, *args), self._head + pack_words(args), now)
+        return ScriptCall(self.script, self.keys, (limits, *args), self._head + pack_words(args), now)

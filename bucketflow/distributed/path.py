@@ -6,20 +6,20 @@ import struct
 from collections.abc import Sequence
 
 from bucketflow.algorithm.gcra import Decision, tokens_at
-from bucketflow.algorithm.token_lease import Lease
+from bucketflow.algorithm.token_lease import TokenLease
 from bucketflow.limit import SECOND, Limit
 from bucketflow.redis_client.batching import Answer
 from bucketflow.redis_client.encoding import exact
 from bucketflow.redis_client.scripts import load_script
-from bucketflow.redis_client.topology import Call
+from bucketflow.redis_client.topology import ScriptCall
 
-__all__ = ["Level", "RedisPath", "pack_numbers"]
+__all__ = ["RedisBucketRef", "RedisPath", "pack_numbers"]
 
 #: Calls that are kept packed, of each path.
 _PACKED = 16
 
 
-class Level:
+class RedisBucketRef:
     """
     One bucket of a path.
 
@@ -52,27 +52,27 @@ class RedisPath:
         newest: The lease to spend first, if this process holds any.
     """
 
-    newest: Lease | None = None
+    newest: TokenLease | None = None
 
-    def __init__(self, levels: Sequence[Level]) -> None:
+    def __init__(self, levels: Sequence[RedisBucketRef]) -> None:
         self.levels = levels
         self.limits = [level.limit for level in levels]
         self.keys = [level.key for level in levels]
         self.script = load_script("bucketflow", "consume")
         self._answer = struct.Struct(f"<{2 + len(levels)}d")
         self._is_new = True
-        self._packed: dict[tuple[float, ...], Call] = {}
+        self._packed: dict[tuple[float, ...], ScriptCall] = {}
 
-    def spend(self, lease: Lease, cost: float) -> bool:  # noqa: ARG002
+    def spend(self, lease: TokenLease, cost: float) -> bool:  # noqa: ARG002
         """Take *cost* tokens of :attr:`newest`; here there is none."""
         return False
 
-    def held(self, cost: float) -> Answer | None:  # noqa: ARG002
-        """See :class:`bucketflow.redis_client.batching.Asked`; here nothing is ever on lease."""
+    def answer_locally(self, cost: float) -> Answer | None:  # noqa: ARG002
+        """See :class:`bucketflow.redis_client.batching.BatchTarget`; here nothing is ever on lease."""
         return None
 
-    def call(self, costs: tuple[float, ...]) -> Call:
-        """See :class:`bucketflow.redis_client.batching.Asked`."""
+    def call(self, costs: tuple[float, ...]) -> ScriptCall:
+        """See :class:`bucketflow.redis_client.batching.BatchTarget`."""
         call = self._packed.get(costs)  # most calls ask for the same few costs
         if call is None:
             is_new = self._is_new  # before packing: it may become known meanwhile
@@ -83,8 +83,8 @@ class RedisPath:
                 self._packed[costs] = call
         return call
 
-    def answers(self, call: Call, reply: bytes) -> Sequence[Answer]:  # noqa: ARG002
-        """See :class:`bucketflow.redis_client.batching.Asked`."""
+    def answers(self, call: ScriptCall, reply: bytes) -> Sequence[Answer]:  # noqa: ARG002
+        """See :class:`bucketflow.redis_client.batching.BatchTarget`."""
         if self._is_new:
             for level in self.levels:
                 level.start = 0.0  # Redis has it now, or had a bucket already: none is to be started again
@@ -97,15 +97,15 @@ class RedisPath:
         tokens = tuple([tokens_at(limit, late, 0) for limit, late in zip(self.limits, behind, strict=True)])
         return Decision(wait == 0, wait / SECOND, None if wait == 0 else int(binding), tokens)
 
-    def refund(self, cost: float) -> list[Call]:
+    def refund(self, cost: float) -> list[ScriptCall]:
         """Return the calls, in order, that give *cost* tokens back at every level."""
         args = [exact(cost)]
         for limit in self.limits:
             args += (exact(limit.capacity), exact(limit.fill_rate))
-        return [Call.of(load_script("bucketflow", "refund"), self.keys, args)]
+        return [ScriptCall.of(load_script("bucketflow", "refund"), self.keys, args)]
 
-    def _pack(self, costs: tuple[float, ...]) -> Call:
-        return Call.of(self.script, self.keys, (self.packed_limits(), pack_numbers(costs)))
+    def _pack(self, costs: tuple[float, ...]) -> ScriptCall:
+        return ScriptCall.of(self.script, self.keys, (self.packed_limits(), pack_numbers(costs)))
 
     def packed_limits(self) -> bytes:
         """Return the limits as consume.lua reads them."""

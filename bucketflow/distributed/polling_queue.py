@@ -17,28 +17,28 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from bucketflow.algorithm.gcra import Decision
-from bucketflow.fork import forget_after_fork
+from bucketflow.fork import reset_after_fork
 from bucketflow.limit import SECOND
 from bucketflow.validation import check_number
 
 if TYPE_CHECKING:
     from bucketflow.clock import Clock
 
-__all__ = ["AsyncTurnstile", "ThreadTurnstile"]
+__all__ = ["AsyncPollingQueue", "ThreadPollingQueue"]
 
 #: What is known while the head waits for its very first answer.
 _UNKNOWN = Decision(allowed=False, retry_after=0.0, binding=None, tokens=())
 
 
-class _ThreadPlace:
-    """The place of a thread in the line."""
+class _ThreadWaiter:
+    """The waiter of a thread in the line."""
 
     __slots__ = ("event",)
 
     def __init__(self) -> None:
         self.event = threading.Event()
 
-    def is_left(self) -> bool:
+    def is_abandoned(self) -> bool:
         """Return whether nobody stands here any more."""
         return False
 
@@ -47,8 +47,8 @@ class _ThreadPlace:
         self.event.set()
 
 
-class _AsyncPlace:
-    """The place of a coroutine in the line, which may run in another thread's loop than the one that wakes it."""
+class _AsyncWaiter:
+    """The waiter of a coroutine in the line, which may run in another thread's loop than the one that wakes it."""
 
     __slots__ = ("event", "loop")
 
@@ -56,20 +56,20 @@ class _AsyncPlace:
         self.event = asyncio.Event()
         self.loop = asyncio.get_running_loop()
 
-    def is_left(self) -> bool:
-        """See :class:`_ThreadPlace`."""
+    def is_abandoned(self) -> bool:
+        """See :class:`_ThreadWaiter`."""
         return self.loop.is_closed()  # over its head
 
     def wake(self) -> None:
-        """See :class:`_ThreadPlace`."""
+        """See :class:`_ThreadWaiter`."""
         with suppress(RuntimeError):  # closed since we looked: the next who looks passes it over
             self.loop.call_soon_threadsafe(self.event.set)
 
 
-_Place = TypeVar("_Place", _ThreadPlace, _AsyncPlace)
+_WaiterT = TypeVar("_WaiterT", _ThreadWaiter, _AsyncWaiter)
 
 
-class _Turnstile(Generic[_Place]):
+class _PollingQueue(Generic[_WaiterT]):
     """
     The line itself, and what both kinds of waiting share. Every method here is short and never sleeps.
 
@@ -80,14 +80,14 @@ class _Turnstile(Generic[_Place]):
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.after_fork()
-        forget_after_fork(self)
+        reset_after_fork(self)
 
     def after_fork(self) -> None:
         """Begin anew: those who wait are the parent's threads."""
         self._lock = threading.Lock()
-        self.line: OrderedDict[_Place, None] = OrderedDict()
+        self.line: OrderedDict[_WaiterT, None] = OrderedDict()
         self._last: Decision = _UNKNOWN
-        self._asks_again = 0
+        self._asks_again_at = 0
 
     def is_busy(self) -> bool:
         """Return whether somebody waits; whoever left without a word does not count."""
@@ -96,7 +96,7 @@ class _Turnstile(Generic[_Place]):
         with self._lock:
             return self._head() is not None
 
-    def refusal(self) -> Decision:
+    def current_refusal(self) -> Decision:
         """
         Return the answer to a caller who may not overtake.
 
@@ -104,20 +104,20 @@ class _Turnstile(Generic[_Place]):
         served sooner. It is 0, and ``tokens`` is empty, while the head still waits for its first answer.
         """
         with self._lock:
-            return replace(self._last, retry_after=max(0, self._asks_again - self._clock.now()) / SECOND)
+            return replace(self._last, retry_after=max(0, self._asks_again_at - self._clock.now()) / SECOND)
 
-    def nudge(self) -> None:
+    def wake_head(self) -> None:
         """Let the head ask at once: tokens came back sooner than it was told."""
         with self._lock:
             self._wake_head()
 
-    def _head(self) -> _Place | None:
+    def _head(self) -> _WaiterT | None:
         while self.line:
             head = next(iter(self.line))
-            if not head.is_left():
+            if not head.is_abandoned():
                 return head
             del self.line[head]
-            self._last, self._asks_again = _UNKNOWN, 0
+            self._last, self._asks_again_at = _UNKNOWN, 0
         return None
 
     def _wake_head(self) -> None:
@@ -125,22 +125,22 @@ class _Turnstile(Generic[_Place]):
         if head is not None:
             head.wake()
 
-    def _leave(self, place: _Place) -> None:
+    def _leave(self, waiter: _WaiterT) -> None:
         with self._lock:
-            if place in self.line:
-                was_head = place is next(iter(self.line))
-                del self.line[place]
+            if waiter in self.line:
+                was_head = waiter is next(iter(self.line))
+                del self.line[waiter]
                 if was_head:
-                    self._last, self._asks_again = _UNKNOWN, 0
+                    self._last, self._asks_again_at = _UNKNOWN, 0
                     self._wake_head()
 
-    def _enter(self, place: _Place) -> None:
+    def _enter(self, waiter: _WaiterT) -> None:
         with self._lock:
-            self.line[place] = None
+            self.line[waiter] = None
 
-    def _is_head(self, place: _Place) -> bool:
+    def _is_head(self, waiter: _WaiterT) -> bool:
         with self._lock:
-            return place is self._head()
+            return waiter is self._head()
 
     def _deadline(self, timeout: float | None) -> int | None:
         if timeout is None:
@@ -149,22 +149,22 @@ class _Turnstile(Generic[_Place]):
 
     def _too_late(self, deadline: int | None) -> bool:
         """Return whether *deadline* has come, or comes before the head asks again."""
-        return deadline is not None and (deadline <= self._clock.now() or deadline < self._asks_again)
+        return deadline is not None and (deadline <= self._clock.now() or deadline < self._asks_again_at)
 
     def _left(self, deadline: int) -> float:
         return (deadline - self._clock.now()) / SECOND
 
-    def _heed(self, decision: Decision, deadline: int | None) -> bool:
+    def _record_reply(self, decision: Decision, deadline: int | None) -> bool:
         """Note what the head was told. Return whether to wait and ask again."""
         asks_again = self._clock.now() + round(decision.retry_after * SECOND)
         if decision.allowed or (deadline is not None and asks_again > deadline):
             return False
         with self._lock:
-            self._last, self._asks_again = decision, asks_again
+            self._last, self._asks_again_at = decision, asks_again
         return True
 
 
-class ThreadTurnstile(_Turnstile[_ThreadPlace]):
+class ThreadPollingQueue(_PollingQueue[_ThreadWaiter]):
     """
     A line of threads.
 
@@ -191,30 +191,30 @@ class ThreadTurnstile(_Turnstile[_ThreadPlace]):
             ConfigError: *timeout* is no number of 0 or more.
         """
         deadline = self._deadline(timeout)
-        place = _ThreadPlace()
+        waiter = _ThreadWaiter()
         try:
-            self._enter(place)
-            while not self._is_head(place):
+            self._enter(waiter)
+            while not self._is_head(waiter):
                 if self._too_late(deadline):
-                    return self.refusal()
-                self._await_turn(place, deadline)
+                    return self.current_refusal()
+                self._await_turn(waiter, deadline)
             while True:
-                place.event.clear()  # before asking: a nudge that comes during the question must not be lost
+                waiter.event.clear()  # before asking: a nudge that comes during the question must not be lost
                 decision = ask()
-                if not self._heed(decision, deadline):
+                if not self._record_reply(decision, deadline):
                     return decision
-                self._clock.sleep(decision.retry_after, place.event)
+                self._clock.sleep(decision.retry_after, waiter.event)
         finally:
-            self._leave(place)
+            self._leave(waiter)
 
-    def _await_turn(self, place: _ThreadPlace, deadline: int | None) -> None:
+    def _await_turn(self, waiter: _ThreadWaiter, deadline: int | None) -> None:
         if deadline is None:
-            place.event.wait()
+            waiter.event.wait()
         else:
-            self._clock.sleep(self._left(deadline), place.event)
+            self._clock.sleep(self._left(deadline), waiter.event)
 
 
-class AsyncTurnstile(_Turnstile[_AsyncPlace]):
+class AsyncPollingQueue(_PollingQueue[_AsyncWaiter]):
     """
     A line of coroutines, in one event loop or in several threads' loops at once.
 
@@ -227,27 +227,27 @@ class AsyncTurnstile(_Turnstile[_AsyncPlace]):
         Join the line, and ask when it is one's turn until granted or out of time.
 
         Whoever is cancelled, or whose *ask* raises, leaves the line too, and the next moves up. Parameters, result
-        and errors are those of :meth:`ThreadTurnstile.wait`; *ask* is awaited.
+        and errors are those of :meth:`ThreadPollingQueue.wait`; *ask* is awaited.
         """
         deadline = self._deadline(timeout)
-        place = _AsyncPlace()
+        waiter = _AsyncWaiter()
         try:
-            self._enter(place)
-            while not self._is_head(place):
+            self._enter(waiter)
+            while not self._is_head(waiter):
                 if self._too_late(deadline):
-                    return self.refusal()
-                await self._await_turn(place, deadline)
+                    return self.current_refusal()
+                await self._await_turn(waiter, deadline)
             while True:
-                place.event.clear()
+                waiter.event.clear()
                 decision = await ask()
-                if not self._heed(decision, deadline):
+                if not self._record_reply(decision, deadline):
                     return decision
-                await self._clock.sleep_async(decision.retry_after, place.event)
+                await self._clock.sleep_async(decision.retry_after, waiter.event)
         finally:
-            self._leave(place)
+            self._leave(waiter)
 
-    async def _await_turn(self, place: _AsyncPlace, deadline: int | None) -> None:
+    async def _await_turn(self, waiter: _AsyncWaiter, deadline: int | None) -> None:
         if deadline is None:
-            await place.event.wait()
+            await waiter.event.wait()
         else:
-            await self._clock.sleep_async(self._left(deadline), place.event)
+            await self._clock.sleep_async(self._left(deadline), waiter.event)

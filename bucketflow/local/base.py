@@ -6,11 +6,11 @@ import math
 import threading
 from typing import TYPE_CHECKING, Final
 
-from bucketflow.algorithm.gcra import Decision, filled_to, most_behind
-from bucketflow.algorithm.wait_queue import Claim, Line
-from bucketflow.clock import SYSTEM_CLOCK, raw
+from bucketflow.algorithm.gcra import Decision, burst_tolerance, initial_state
+from bucketflow.algorithm.wait_queue import Waiter, WaitQueue
+from bucketflow.clock import SYSTEM_CLOCK, fast_reader
 from bucketflow.limit import SECOND, Limit
-from bucketflow.local.fast_path import Closed, taking
+from bucketflow.local.fast_path import SlowPath, popping
 from bucketflow.validation import check_cost
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ __all__ = ["Bucket", "Reservation"]
 
 class Bucket:
     """
-    A :class:`~bucketflow.algorithm.wait_queue.Line`, a lock and a clock.
+    A :class:`~bucketflow.algorithm.wait_queue.WaitQueue`, a lock and a clock.
 
     The lock is never held while anybody sleeps.
     """
@@ -42,14 +42,21 @@ class Bucket:
         self.name: Final = name
         self._clock = clock
         self._now = clock.now
-        self._line = Line(self.limit, filled_to(self.limit, initial_tokens, clock.now()))
+        self._queue = WaitQueue(self.limit, initial_state(self.limit, initial_tokens, clock.now()))
         self._lock = threading.Lock()
-        self._closed = Closed(self._line)
+        self._slow_path = SlowPath(self._queue)
         # What the quick way of consume needs, worked out once: the cost that needs no check and its µs, the state, the
         # time, the limit. Below a capacity of 1 there is no such cost: nobody has that object.
         one: object = 1 if capacity >= 1 else object()
-        idle = self._line.idle
-        self._quick = (one, 1.0 * SECOND / fill_rate, taking(idle), idle, *raw(clock), most_behind(self.limit))
+        slot = self._queue.slot
+        self._fast_path = (
+            one,
+            1.0 * SECOND / fill_rate,
+            popping(slot),
+            slot,
+            *fast_reader(clock),
+            burst_tolerance(self.limit),
+        )
 
     @property
     def capacity(self) -> float:
@@ -76,11 +83,11 @@ class Bucket:
             CostExceedsCapacity: More than the bucket can ever hold.
         """
         cost = self._cost(tokens)
-        with self._lock, self._closed as line:
+        with self._lock, self._slow_path as queue:
             now = self._now()
-            allowed = line.consume(now, cost)
-            wait = 0 if allowed else line.wait(now, cost)
-            return Decision(allowed, wait / SECOND, None if allowed else 0, (line.tokens(now),))
+            allowed = queue.consume(now, cost)
+            wait = 0 if allowed else queue.wait(now, cost)
+            return Decision(allowed, wait / SECOND, None if allowed else 0, (queue.tokens(now),))
 
     def wait_time(self, tokens: float = 1) -> float:
         """
@@ -89,8 +96,8 @@ class Bucket:
         Takes nothing and holds no place: for that there is :meth:`reserve`. Raises as :meth:`try_consume` does.
         """
         cost = self._cost(tokens)
-        with self._lock, self._closed as line:
-            return line.wait(self._now(), cost) / SECOND
+        with self._lock, self._slow_path as queue:
+            return queue.wait(self._now(), cost) / SECOND
 
     def reserve(self, tokens: float = 1) -> Reservation:
         """
@@ -99,10 +106,10 @@ class Bucket:
         For those who cannot, or need not, block: look at ``wait``, do something else meanwhile, or think better of
         it and ``cancel()``.
         """
-        claim = Claim(self._cost(tokens), _nobody_sleeps, promised=True)
-        with self._lock, self._closed as line:
-            line.join(claim, self._now())
-        return Reservation(self, claim)
+        waiter = Waiter(self._cost(tokens), _nobody_sleeps, promised=True)
+        with self._lock, self._slow_path as queue:
+            queue.join(waiter, self._now())
+        return Reservation(self, waiter)
 
     def refund(self, tokens: float = 1) -> None:
         """
@@ -111,8 +118,8 @@ class Bucket:
         A bucket never holds more than its capacity: what would be above it is gone. Raises as :meth:`try_consume`.
         """
         cost = self._cost(tokens)
-        with self._lock, self._closed as line:
-            nearer = line.refund(self._now(), cost)
+        with self._lock, self._slow_path as queue:
+            nearer = queue.refund(self._now(), cost)
         _wake(nearer)
 
     def _cost(self, tokens: float) -> float:
@@ -125,47 +132,47 @@ class Bucket:
 
     def _consume(self, cost: float) -> bool:
         """Take *cost* tokens, or say that they are not there, when the quick way was closed."""
-        with self._lock, self._closed as line:
-            return line.consume(self._now(), cost)
+        with self._lock, self._slow_path as queue:
+            return queue.consume(self._now(), cost)
 
     def _tokens(self) -> float:
-        with self._lock, self._closed as line:
-            return line.tokens(self._now())
+        with self._lock, self._slow_path as queue:
+            return queue.tokens(self._now())
 
-    def _join(self, claim: Claim, timeout: float | None) -> int | None:
-        """Put *claim* in the line unless it would wait longer than *timeout*. Return the last µs it may wait until."""
-        with self._lock, self._closed as line:
+    def _join(self, waiter: Waiter, timeout: float | None) -> int | None:
+        """Put *waiter* in the line unless it would wait longer than *timeout*. Return the last µs it may wait until."""
+        with self._lock, self._slow_path as queue:
             now = self._now()
             deadline = None if timeout is None else now + round(timeout * SECOND)
-            if deadline is None or now + line.wait(now, claim.cost) <= deadline:
-                line.join(claim, now)
+            if deadline is None or now + queue.wait(now, waiter.cost) <= deadline:
+                queue.join(waiter, now)
             else:
-                claim.at = deadline + 1
+                waiter.at = deadline + 1
         return deadline
 
-    def _left(self, claim: Claim, deadline: int | None) -> float | None:
-        """Return the seconds until *claim* is due; ``None`` if it was granted, or will not be by *deadline*."""
-        with self._lock, self._closed as line:
+    def _left(self, waiter: Waiter, deadline: int | None) -> float | None:
+        """Return the seconds until *waiter* is due; ``None`` if it was granted, or will not be by *deadline*."""
+        with self._lock, self._slow_path as queue:
             now = self._now()
-            line.settle(now)
-            if claim.granted or (deadline is not None and claim.at > deadline):
+            queue.grant_due(now)
+            if waiter.granted or (deadline is not None and waiter.at > deadline):
                 return None
-            return (claim.at - now) / SECOND
+            return (waiter.at - now) / SECOND
 
-    def _cancel(self, claim: Claim) -> bool:
-        """Give the place of *claim* back, if it still has one."""
-        with self._lock, self._closed as line:
+    def _cancel(self, waiter: Waiter) -> bool:
+        """Give the place of *waiter* back, if it still has one."""
+        with self._lock, self._slow_path as queue:
             now = self._now()
-            line.settle(now)
-            if claim.granted:
+            queue.grant_due(now)
+            if waiter.granted:
                 return False
-            nearer = line.abandon(claim, now)
+            nearer = queue.cancel(waiter, now)
         _wake(nearer)
         return True
 
-    def _abandon(self, claim: Claim) -> None:
-        with self._lock, self._closed as line:
-            nearer = line.abandon(claim, self._now())
+    def _abandon(self, waiter: Waiter) -> None:
+        with self._lock, self._slow_path as queue:
+            nearer = queue.cancel(waiter, self._now())
         _wake(nearer)
 
 
@@ -177,11 +184,11 @@ class Reservation:
     leaves the line, and moves away when somebody ahead started late.
     """
 
-    __slots__ = ("_bucket", "_cancelled", "_claim")
+    __slots__ = ("_bucket", "_cancelled", "_waiter")
 
-    def __init__(self, bucket: Bucket, claim: Claim) -> None:
+    def __init__(self, bucket: Bucket, waiter: Waiter) -> None:
         self._bucket = bucket
-        self._claim = claim
+        self._waiter = waiter
         self._cancelled = False
 
     @property
@@ -189,7 +196,7 @@ class Reservation:
         """Seconds left until the tokens are there; 0 once they are, infinity once cancelled."""
         if self._cancelled:
             return math.inf
-        return self._bucket._left(self._claim, None) or 0.0  # noqa: SLF001 - the other half of the same object
+        return self._bucket._left(self._waiter, None) or 0.0  # noqa: SLF001 - the other half of the same object
 
     @property
     def ready(self) -> bool:
@@ -204,7 +211,7 @@ class Reservation:
             Whether there was anything to give back. Once :attr:`ready` there is not: the tokens are spent, and only
             who knows that they were not used may :meth:`~Bucket.refund` them.
         """
-        if self._cancelled or not self._bucket._cancel(self._claim):  # noqa: SLF001 - see wait
+        if self._cancelled or not self._bucket._cancel(self._waiter):  # noqa: SLF001 - see wait
             return False
         self._cancelled = True
         return True
@@ -214,6 +221,6 @@ def _nobody_sleeps() -> None:
     """Wake nobody: who holds a reservation looks for himself."""
 
 
-def _wake(claims: list[Claim]) -> None:
-    for claim in claims:
-        claim.wake()
+def _wake(waiters: list[Waiter]) -> None:
+    for waiter in waiters:
+        waiter.wake()

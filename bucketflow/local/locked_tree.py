@@ -5,17 +5,17 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from bucketflow.algorithm.wait_tree import Path, Tree, Waiter
+from bucketflow.algorithm.wait_tree import Path, Waiter, WaitTree
 from bucketflow.limit import SECOND
-from bucketflow.local.fast_path import Closed
+from bucketflow.local.fast_path import SlowPath
 
 if TYPE_CHECKING:
     from bucketflow.clock import Clock
 
-__all__ = ["SharedTree"]
+__all__ = ["LockedTree"]
 
 
-class SharedTree:
+class LockedTree:
     """
     A tree, its lock and its clock. The lock is never held while anybody sleeps.
 
@@ -24,23 +24,23 @@ class SharedTree:
 
     Attributes:
         clock: As given.
-        tree: Who waits. Its ``idle`` is open to quick callers; for the rest: ``with lock, closed as tree``.
+        tree: Who waits. Its ``slot`` is open to quick callers; for the rest: ``with lock, closed as tree``.
         lock: See *tree*.
         closed: See *tree*.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.tree = Tree()
+        self.tree = WaitTree()
         self.lock = threading.Lock()
-        self.closed = Closed(self.tree)
+        self.slow_path = SlowPath(self.tree)
 
     def wait(self, path: Path, cost: float, timeout: float | None) -> bool:
         """Block until *cost* tokens were taken at every level of *path*, for *timeout* seconds at most."""
         wake = threading.Event()
         waiter = Waiter(path, cost, wake.set)
         try:
-            with self.lock, self.closed as tree:
+            with self.lock, self.slow_path as tree:
                 now = self.clock.now()
                 deadline = None if timeout is None else now + round(timeout * SECOND)
                 if deadline is None or now + max(tree.waits(path, now, cost)) <= deadline:
@@ -56,7 +56,7 @@ class SharedTree:
 
     def _sleep(self, waiter: Waiter, wake: threading.Event, deadline: int | None) -> bool:
         """Sleep until *waiter* should look again. Return False once there is nothing left to wait for."""
-        with self.lock, self.closed as tree:
+        with self.lock, self.slow_path as tree:
             now = self.clock.now()
             tree.serve(now)
             wake.clear()  # under the lock, where alone it is set
@@ -72,5 +72,5 @@ class SharedTree:
         return True
 
     def _abandon(self, waiter: Waiter) -> None:
-        with self.lock, self.closed as tree:
-            tree.abandon(waiter, self.clock.now())
+        with self.lock, self.slow_path as tree:
+            tree.cancel(waiter, self.clock.now())

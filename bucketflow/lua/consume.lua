@@ -45,13 +45,13 @@ if most then
     end
     for at = 1, #settled, size do
       local tokens = parse('<d', settled, at)
-      local whole_at, unspent = parse('<dd', settled, at + 16 * level - 8)
-      local ends_at = whole_at + tokens * SECOND / fill_rate
+      local decays_from, unspent = parse('<dd', settled, at + 16 * level - 8)
+      local ends_at = decays_from + tokens * SECOND / fill_rate
       if out > 0 and ends_at > now then
         if out <= tokens then
           floor, out = FULL, 0
         else
-          floor, out = ends_at == floor and whole_at or floor, out - tokens
+          floor, out = ends_at == floor and decays_from or floor, out - tokens
         end
         states[level] = math.max(now, floor, states[level] - unspent * SECOND / fill_rate)
       end
@@ -94,12 +94,12 @@ if most then
   end
   reply[1], reply[2] = tokens, now
   for level = 1, depth do
-    local whole_at = math.max(now, states[level])
+    local decays_from = math.max(now, states[level])
     if tokens > 0 then
-      states[level] = whole_at + tokens * SECOND / limits[3 * level - 1]
+      states[level] = decays_from + tokens * SECOND / limits[3 * level - 1]
       floors[level], outs[level] = states[level], outs[level] + tokens
     end
-    reply[2 + level] = whole_at
+    reply[2 + level] = decays_from
   end
   changed = true
 end

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import redis
 
 from bucketflow.errors import StoreUnavailable
-from bucketflow.redis_client.topology import Call
+from bucketflow.redis_client.topology import ScriptCall
 
-__all__ = ["Answer", "Asked", "AsyncMerger", "ThreadMerger"]
+__all__ = ["Answer", "AsyncBatcher", "BatchTarget", "ThreadBatcher"]
 
 #: Most questions in one exchange.
 _MOST = 128
@@ -28,26 +28,26 @@ _MOST = 128
 #: µs to wait, the binding level from 0 or -1, then µs behind full at each level.
 Answer = tuple[float, ...]
 
-RunAll = Callable[[Sequence[Call]], list[Any]]
-AsyncRunAll = Callable[[Sequence[Call]], Awaitable[list[Any]]]
+RunAll = Callable[[Sequence[ScriptCall]], list[Any]]
+AsyncRunAll = Callable[[Sequence[ScriptCall]], Awaitable[list[Any]]]
 
 
-class Asked(Protocol):
-    """A path of buckets, as a merger sees it. A cost is a number of tokens; negative: whether they are there."""
+class BatchTarget(Protocol):
+    """A path of buckets, as a batcher sees it. A cost is a number of tokens; negative: whether they are there."""
 
-    def held(self, cost: float) -> Answer | None:
-        """Return the answer to one question if it can be given here."""
+    def answer_locally(self, cost: float) -> Answer | None:
+        """Return the answer to one exchange if it can be given here."""
 
-    def call(self, costs: tuple[float, ...]) -> Call:
+    def call(self, costs: tuple[float, ...]) -> ScriptCall:
         """Return the call that answers *costs*, length >= 1."""
 
-    def answers(self, call: Call, reply: bytes) -> Sequence[Answer]:
+    def answers(self, call: ScriptCall, reply: bytes) -> Sequence[Answer]:
         """Return an answer for each cost of *call*, same order, from the reply to it."""
 
 
-class _Request:
+class _PendingCall:
     """
-    A question that waits.
+    A exchange that waits.
 
     Attributes:
         answer: Once it is there.
@@ -59,7 +59,7 @@ class _Request:
 
     __slots__ = ("answer", "asks", "cost", "error", "path", "thread", "turn")
 
-    def __init__(self, path: Asked, cost: float, turn: Any, thread: int = 0) -> None:  # noqa: ANN401 - a lock, or a future
+    def __init__(self, path: BatchTarget, cost: float, turn: Any, thread: int = 0) -> None:  # noqa: ANN401 - a lock, or a future
         self.path = path
         self.cost = cost
         self.turn = turn
@@ -88,10 +88,10 @@ class _Batch:
         calls: What to run; it may be nothing.
     """
 
-    def __init__(self, requests: Sequence[_Request]) -> None:
-        self._groups: dict[Asked, list[_Request]] = {}
+    def __init__(self, requests: Sequence[_PendingCall]) -> None:
+        self._groups: dict[BatchTarget, list[_PendingCall]] = {}
         for request in requests:
-            request.answer = request.path.held(request.cost)  # it may have come since this one began to wait
+            request.answer = request.path.answer_locally(request.cost)  # it may have come since this one began to wait
             if request.answer is None:
                 self._groups.setdefault(request.path, []).append(request)
         self.calls = [path.call(tuple([request.cost for request in group])) for path, group in self._groups.items()]
@@ -114,7 +114,7 @@ def _is_late(error: StoreUnavailable) -> bool:
     return isinstance(error.__cause__, redis.TimeoutError)
 
 
-class ThreadMerger:
+class ThreadBatcher:
     """
     For threads: one of those who wait asks for all of them.
 
@@ -127,7 +127,7 @@ class ThreadMerger:
         patience: Seconds, more than two exchanges can take.
     """
 
-    def __init__(self, run_call: Callable[[Call], Any], run_all: RunAll, patience: float) -> None:
+    def __init__(self, run_call: Callable[[ScriptCall], Any], run_all: RunAll, patience: float) -> None:
         self._run_call = run_call
         self._run_all = run_all
         self._patience = min(patience, threading.TIMEOUT_MAX)
@@ -136,12 +136,12 @@ class ThreadMerger:
     def reset(self) -> None:
         """Forget all calls: in a forked child those who made them are not there."""
         self._lock = threading.RLock()
-        self._waiting: list[_Request] = []
+        self._waiting: list[_PendingCall] = []
         self._asker = 0  # the thread that asks
 
-    def ask(self, path: Asked, cost: float) -> Answer:
+    def submit(self, path: BatchTarget, cost: float) -> Answer:
         """
-        Return the answer to one question.
+        Return the answer to one exchange.
 
         Raises:
             StoreUnavailable: The server did not answer this call, or timed out on the one before it.
@@ -151,12 +151,12 @@ class ThreadMerger:
             if self._asker in (0, thread):
                 self._asker = thread
             else:
-                request = _Request(path, cost, threading.Lock(), thread)
+                request = _PendingCall(path, cost, threading.Lock(), thread)
                 request.turn.acquire()
                 self._waiting.append(request)
         return self._ask_alone(path, cost) if request is None else self._ask_together(request)
 
-    def _ask_alone(self, path: Asked, cost: float) -> Answer:
+    def _ask_alone(self, path: BatchTarget, cost: float) -> Answer:
         late = None
         try:
             call = path.call((cost,))
@@ -167,8 +167,8 @@ class ThreadMerger:
         finally:
             self._pass_on(late)
 
-    def _ask_together(self, request: _Request) -> Answer:
-        batch: list[_Request] = []
+    def _ask_together(self, request: _PendingCall) -> Answer:
+        batch: list[_PendingCall] = []
         late = None
         try:
             if not request.turn.acquire(timeout=self._patience):
@@ -188,7 +188,7 @@ class ThreadMerger:
                 _release(other)
         return request.result()
 
-    def _take_over(self, request: _Request) -> None:
+    def _take_over(self, request: _PendingCall) -> None:
         with self._lock:
             if request in self._waiting:
                 self._waiting.remove(request)
@@ -209,12 +209,12 @@ class ThreadMerger:
                 _release(self._waiting[0])
 
 
-def _release(request: _Request) -> None:
+def _release(request: _PendingCall) -> None:
     with suppress(RuntimeError):  # it is awake already
         request.turn.release()
 
 
-class AsyncMerger:
+class AsyncBatcher:
     """
     For coroutines of one event loop: the first asks for itself, then a task for all who came meanwhile.
 
@@ -223,18 +223,22 @@ class AsyncMerger:
         run_all: Runs calls in one exchange, see :meth:`bucketflow.redis_client.runner.AsyncScriptRunner.run_all`.
     """
 
-    def __init__(self, run_call: Callable[[Call], Awaitable[Any]], run_all: AsyncRunAll) -> None:
+    def __init__(self, run_call: Callable[[ScriptCall], Awaitable[Any]], run_all: AsyncRunAll) -> None:
         self._run_call = run_call
         self._run_all = run_all
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[_Request] = []
+        self._waiting: list[_PendingCall] = []
         self._is_asking = False
         self._task: asyncio.Task[None] | None = None
 
-    async def ask(self, path: Asked, cost: float) -> Answer:
-        """Do what :meth:`ThreadMerger.ask` does. Whoever is cancelled before the call has left has spent nothing."""
+    async def submit(self, path: BatchTarget, cost: float) -> Answer:
+        """
+        Do what :meth:`ThreadBatcher.submit` does.
+
+        Whoever is cancelled before the call has left has spent nothing.
+        """
         if self._is_asking:
-            return await self._wait(_Request(path, cost, self._loop.create_future()))
+            return await self._wait(_PendingCall(path, cost, self._loop.create_future()))
         self._is_asking = True
         try:
             call = path.call((cost,))
@@ -247,7 +251,7 @@ class AsyncMerger:
             if self._is_asking:
                 self._task = self._loop.create_task(self._work())
 
-    async def _wait(self, request: _Request) -> Answer:
+    async def _wait(self, request: _PendingCall) -> Answer:
         self._waiting.append(request)
         try:
             await request.turn
@@ -258,7 +262,7 @@ class AsyncMerger:
         return request.result()
 
     async def _work(self) -> None:
-        batch: list[_Request] = []
+        batch: list[_PendingCall] = []
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
@@ -281,7 +285,7 @@ class AsyncMerger:
             _wake(failed)
 
 
-def _wake(requests: Sequence[_Request]) -> None:
+def _wake(requests: Sequence[_PendingCall]) -> None:
     for request in requests:
         if not request.turn.done():
             request.turn.set_result(None)

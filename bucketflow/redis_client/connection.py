@@ -37,15 +37,15 @@ class Node:
         label: What errors call it.
         pools: All connections that were opened for it, those to sentinels too.
         timeout: Seconds it may take to accept a connection, and to answer.
-        is_shared_out: Whether the pool has others wait for connections.
+        is_blocking_pool: Whether the pool has others wait for connections.
     """
 
     client: Any
     label: str
     pools: tuple[Any, ...]
     timeout: float
-    is_shared_out: bool = False
-    _idle: list[_Kept] = field(default_factory=list)
+    is_blocking_pool: bool = False
+    _idle: list[_IdleConnection] = field(default_factory=list)
     _spin_wait: SpinWait = field(default_factory=SpinWait)
 
     def exchange(self, commands: Sequence[bytes], *, alone: bool = False) -> list[Any]:
@@ -71,7 +71,7 @@ class Node:
                 connection.disconnect()  # or a late reply would answer the next call
                 self.release(connection)
             raise
-        if not self._keep(connection, replies):
+        if not self._retain(connection, replies):
             self.release(connection)
         return replies
 
@@ -85,10 +85,10 @@ class Node:
 
     async def _connect_async(self) -> Any:  # noqa: ANN401 - a connection
         pool = self.client.connection_pool
-        while (kept := self._kept()) is not None:
-            if kept.is_fresh():
-                return kept.it
-            await pool.release(kept.it)
+        while (idle := self._take_idle()) is not None:
+            if idle.is_fresh():
+                return idle.connection
+            await pool.release(idle.connection)
         return await pool.get_connection(*_NAME)
 
     async def _converse(self, connection: Any, commands: Sequence[bytes]) -> list[Any]:  # noqa: ANN401
@@ -100,63 +100,63 @@ class Node:
             await connection.disconnect(nowait=True)
             await pool.release(connection)
             raise
-        if not self._keep(connection, replies):
+        if not self._retain(connection, replies):
             await pool.release(connection)
         return replies
 
     def connect(self) -> Any:  # noqa: ANN401 - a connection
         """Return a connection that is up; give it to :meth:`release` in the end."""
-        while (kept := self._kept()) is not None:
-            if kept.is_fresh():
-                return kept.it
-            self.release(kept.it)
+        while (idle := self._take_idle()) is not None:
+            if idle.is_fresh():
+                return idle.connection
+            self.release(idle.connection)
         return self.client.connection_pool.get_connection(*_NAME)
 
     def release(self, connection: Any) -> None:  # noqa: ANN401
         """Return *connection* to the pool."""
         self.client.connection_pool.release(connection)
 
-    def release_kept(self) -> None:
-        """Return to the pool what is kept for the next call; only for the half that has threads."""
-        while (kept := self._kept()) is not None:
-            self.release(kept.it)
+    def release_idle(self) -> None:
+        """Return to the pool what is idle for the next call; only for the half that has threads."""
+        while (idle := self._take_idle()) is not None:
+            self.release(idle.connection)
 
     def close(self) -> None:
         """Close the connections, but those of calls under way; the next call opens new ones."""
-        self.release_kept()
+        self.release_idle()
         for pool in self.pools:
             if isinstance(pool, redis.BlockingConnectionPool):
                 pool.disconnect()  # redis-py 5's knows no other way
             else:
                 pool.disconnect(inuse_connections=False)
 
-    def _keep(self, connection: Any, replies: Sequence[Any]) -> bool:  # noqa: ANN401
+    def _retain(self, connection: Any, replies: Sequence[Any]) -> bool:  # noqa: ANN401
         """
-        Keep *connection*, which gave *replies*, for the next call; return whether it is kept.
+        Keep *connection*, which gave *replies*, for the next call; return whether it is idle.
 
         A visit to the pool costs as much as a call, because it looks whether the server has closed the connection. A
         blocking pool has others wait for what is not given back. And an error may be the reply to something else, such
         as a handshake that was interrupted: the pool looks whether there is more to read.
         """
-        if self.is_shared_out:
+        if self.is_blocking_pool:
             return False
         for reply in replies:
             if isinstance(reply, ResponseError) and not isinstance(reply, NoScriptError):
                 return False
-        self._idle.append(_Kept(connection, monotonic()))
+        self._idle.append(_IdleConnection(connection, monotonic()))
         return True
 
-    def _kept(self) -> _Kept | None:
+    def _take_idle(self) -> _IdleConnection | None:
         try:
             return self._idle.pop()
         except IndexError:
             return None
 
 
-class _Kept(NamedTuple):
+class _IdleConnection(NamedTuple):
     """A connection, and when it answered."""
 
-    it: Any
+    connection: Any
     used_at: float
 
     def is_fresh(self) -> bool:

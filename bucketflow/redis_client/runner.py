@@ -18,12 +18,12 @@ import redis.asyncio
 from redis.exceptions import NoScriptError
 
 from bucketflow.errors import StoreUnavailable
-from bucketflow.fork import forget_after_fork
-from bucketflow.redis_client.batching import AsyncMerger, ThreadMerger
+from bucketflow.fork import reset_after_fork
+from bucketflow.redis_client.batching import AsyncBatcher, ThreadBatcher
 from bucketflow.redis_client.connection import Node
 from bucketflow.redis_client.private_clients import ASYNC, SYNC, AsyncClient, Client, is_cluster
 from bucketflow.redis_client.scripts import Script
-from bucketflow.redis_client.topology import FAILURES, Call, Plan, Route, proceed, route_of, unavailable
+from bucketflow.redis_client.topology import FAILURES, CallPlan, ScriptCall, Topology, advance, topology_of, unavailable
 from bucketflow.validation import check_number
 
 __all__ = ["AsyncScriptRunner", "ScriptRunner", "Subscription"]
@@ -89,9 +89,9 @@ class ScriptRunner:
         self._client = client
         self._timeout = _check_timeout(timeout)
         self._is_cluster = is_cluster(SYNC, client)
-        self._made: Route | None = route_of(SYNC, client, self._timeout)
-        self._mergers: dict[int, ThreadMerger] = {}
-        forget_after_fork(self)
+        self._made: Topology | None = topology_of(SYNC, client, self._timeout)
+        self._batchers: dict[int, ThreadBatcher] = {}
+        reset_after_fork(self)
 
     @classmethod
     def from_url(cls, url: str, timeout: float = 1.0) -> ScriptRunner:
@@ -114,11 +114,11 @@ class ScriptRunner:
             StoreUnavailable: Redis is away, did not answer in time, or answered with an error. Whether the script
                 ran is unknown; it was not repeated.
         """
-        return self.run_call(Call.of(script, keys, args))
+        return self.run_call(ScriptCall.of(script, keys, args))
 
-    def run_call(self, call: Call) -> Any:  # noqa: ANN401 - see run
+    def run_call(self, call: ScriptCall) -> Any:  # noqa: ANN401 - see run
         """Run a script once, see :meth:`run`."""
-        node = self._route.only
+        node = self._topology.only
         if node is not None:  # one server that knows the script needs no plan: nearly every call ends here
             try:
                 (reply,) = node.exchange([call.packed], alone=True)
@@ -128,7 +128,7 @@ class ScriptRunner:
                 return _checked(node, reply)
         return _only(self.run_all([call]))
 
-    def run_all(self, calls: Sequence[Call]) -> list[Any]:
+    def run_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """
         Run several calls, each once, in one round trip.
 
@@ -139,32 +139,32 @@ class ScriptRunner:
             Its reply, or ``StoreUnavailable``, for each call; same order. See :meth:`run`.
         """
         plan = self._plan(calls)
-        question = next(plan)
+        exchange = next(plan)
         outcome: list[Any] | Exception
         try:
             while True:
                 try:
-                    outcome = question.node.exchange(question.commands)
+                    outcome = exchange.node.exchange(exchange.commands)
                 except FAILURES as error:
                     outcome = error
-                question = proceed(plan, question, outcome)
+                exchange = advance(plan, exchange, outcome)
         except StopIteration as finished:
             return list(finished.value)
         except StoreUnavailable as error:
             return [error] * len(calls)
 
-    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> Plan:
-        """Return the way of one call, for a caller that must not wait for the answer; see :func:`proceed`."""
-        return self._plan([Call.of(script, keys, args)])
+    def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> CallPlan:
+        """Return the way of one call, for a caller that must not wait for the answer; see :func:`advance`."""
+        return self._plan([ScriptCall.of(script, keys, args)])
 
-    def _plan(self, calls: Sequence[Call]) -> Plan:
-        return self._route.plan(calls)
+    def _plan(self, calls: Sequence[ScriptCall]) -> CallPlan:
+        return self._topology.plan(calls)
 
-    def merger(self, slot: int) -> ThreadMerger:
+    def batcher(self, slot: int) -> ThreadBatcher:
         """Return what puts the questions of the buckets in *slot*: on a cluster others may be on another server."""
         slot = slot if self._is_cluster else 0
-        return self._mergers.get(slot) or self._mergers.setdefault(
-            slot, ThreadMerger(self.run_call, self.run_all, _PATIENCE * self._timeout)
+        return self._batchers.get(slot) or self._batchers.setdefault(
+            slot, ThreadBatcher(self.run_call, self.run_all, _PATIENCE * self._timeout)
         )
 
     @contextmanager
@@ -175,43 +175,43 @@ class ScriptRunner:
         Raises:
             StoreUnavailable: Redis is away; also raised by the subscription.
         """
-        address, node = next(iter(list(self._route.nodes.items())))
-        node.release_kept()  # or a small pool would have none left
+        address, node = next(iter(list(self._topology.nodes.items())))
+        node.release_idle()  # or a small pool would have none left
         pubsub = node.client.pubsub(ignore_subscribe_messages=True)
         try:
             pubsub.subscribe(channel)
             yield Subscription(pubsub)
         except FAILURES as error:
-            self._route.failed(address)
+            self._topology.failed(address)
             raise unavailable(node, error) from error
         finally:
             pubsub.close()
 
     def close(self) -> None:
         """Close the connections. The next call opens new ones."""
-        for node in list(self._route.nodes.values()):
+        for node in list(self._topology.nodes.values()):
             node.close()
 
     def after_fork(self) -> None:
         """Leave the parent's connections to the parent, and its calls; every fork does so by itself."""
         self._made = None
-        for merger in self._mergers.values():
-            merger.reset()
+        for batcher in self._batchers.values():
+            batcher.reset()
 
     @property
-    def _route(self) -> Route:
-        route = self._made
-        if route is None:
-            route = self._made = route_of(SYNC, self._client, self._timeout)
-        return route
+    def _topology(self) -> Topology:
+        topology = self._made
+        if topology is None:
+            topology = self._made = topology_of(SYNC, self._client, self._timeout)
+        return topology
 
 
 class _Here:
     """What an :class:`AsyncScriptRunner` has in one event loop."""
 
-    def __init__(self, route: Route) -> None:
-        self.route = route
-        self.mergers: dict[int, AsyncMerger] = {}
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self.batchers: dict[int, AsyncBatcher] = {}
 
 
 class AsyncScriptRunner:
@@ -231,11 +231,11 @@ class AsyncScriptRunner:
 
     async def run(self, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> Any:  # noqa: ANN401
         """See :meth:`ScriptRunner.run`. Whether a cancelled call ran the script is unknown, too."""
-        return await self.run_call(Call.of(script, keys, args))
+        return await self.run_call(ScriptCall.of(script, keys, args))
 
-    async def run_call(self, call: Call) -> Any:  # noqa: ANN401 - see run
+    async def run_call(self, call: ScriptCall) -> Any:  # noqa: ANN401 - see run
         """See :meth:`ScriptRunner.run_call`."""
-        node = self._here().route.only
+        node = self._here().topology.only
         if node is not None:
             try:
                 (reply,) = await node.exchange_async([call.packed])
@@ -245,35 +245,35 @@ class AsyncScriptRunner:
                 return _checked(node, reply)
         return _only(await self.run_all([call]))
 
-    async def run_all(self, calls: Sequence[Call]) -> list[Any]:
+    async def run_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """See :meth:`ScriptRunner.run_all`."""
         plan = self._plan(calls)
-        question = next(plan)
+        exchange = next(plan)
         outcome: list[Any] | Exception
         try:
             while True:
                 try:
-                    outcome = await question.node.exchange_async(question.commands)
+                    outcome = await exchange.node.exchange_async(exchange.commands)
                 except FAILURES as error:
                     outcome = error
-                question = proceed(plan, question, outcome)
+                exchange = advance(plan, exchange, outcome)
         except StopIteration as finished:
             return list(finished.value)
         except StoreUnavailable as error:
             return [error] * len(calls)
 
-    def _plan(self, calls: Sequence[Call]) -> Plan:
-        return self._here().route.plan(calls)
+    def _plan(self, calls: Sequence[ScriptCall]) -> CallPlan:
+        return self._here().topology.plan(calls)
 
-    def merger(self, slot: int) -> AsyncMerger:
-        """See :meth:`ScriptRunner.merger`; of this event loop."""
-        slot, mergers = slot if self._is_cluster else 0, self._here().mergers
-        return mergers.get(slot) or mergers.setdefault(slot, AsyncMerger(self.run_call, self.run_all))
+    def batcher(self, slot: int) -> AsyncBatcher:
+        """See :meth:`ScriptRunner.batcher`; of this event loop."""
+        slot, batchers = slot if self._is_cluster else 0, self._here().batchers
+        return batchers.get(slot) or batchers.setdefault(slot, AsyncBatcher(self.run_call, self.run_all))
 
     async def close(self) -> None:
         """Close the connections of this event loop. The next call opens new ones."""
         here = self._loops.pop(asyncio.get_running_loop(), None)
-        for node in list(here.route.nodes.values()) if here else []:
+        for node in list(here.topology.nodes.values()) if here else []:
             for pool in node.pools:
                 await pool.disconnect()
 
@@ -283,5 +283,5 @@ class AsyncScriptRunner:
         if here is None:
             for other in [other for other in self._loops if other.is_closed()]:
                 self._loops.pop(other, None)  # it would stay: what is in it knows it
-            here = self._loops[loop] = _Here(route_of(ASYNC, self._client, self._timeout))
+            here = self._loops[loop] = _Here(topology_of(ASYNC, self._client, self._timeout))
         return here

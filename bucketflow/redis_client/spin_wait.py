@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
-__all__ = ["SPIN", "SpinWait"]
+__all__ = ["SPIN_TIMEOUT", "SpinWait"]
 
 #: Seconds that a wait stays awake: a server on the same machine answers sooner, one across a network does not.
-SPIN = 0.0001
+SPIN_TIMEOUT = 0.0001
 
 #: Most waits in a row that go to sleep at once.
 _MOST_SKIPPED = 255
@@ -18,8 +18,8 @@ class SpinWait:
     """
     Decides which waits stay awake: after one that was of no use twice as many sleep at once as before, at most 255.
 
-    It is of use if the answer comes meanwhile. It is of none if that takes longer than :data:`SPIN`, nor if the answer
-    is there at once: then the server runs on this processor, and sleeping costs nothing.
+    It is of use if the answer comes meanwhile. It is of none if that takes longer than :data:`SPIN_TIMEOUT`, nor if
+    the answer is there at once: then the server runs on this processor, and sleeping costs nothing.
 
     Args:
         clock: Returns seconds.
@@ -41,13 +41,13 @@ class SpinWait:
         if self._to_skip > 0:
             self._to_skip -= 1
             return
-        of_use = not is_ready() and self._spin(is_ready)
-        self._skipping = self._skipping // 2 if of_use else min(2 * self._skipping + 1, _MOST_SKIPPED)
+        hit = not is_ready() and self._spin(is_ready)
+        self._skipping = self._skipping // 2 if hit else min(2 * self._skipping + 1, _MOST_SKIPPED)
         self._to_skip = self._skipping
 
     def _spin(self, is_ready: Callable[[], object]) -> bool:
         # Without sched_yield: on a busy machine that costs the rest of a time slice.
-        ends_at = self._clock() + SPIN
+        ends_at = self._clock() + SPIN_TIMEOUT
         while not is_ready():
             if self._clock() >= ends_at:
                 return False

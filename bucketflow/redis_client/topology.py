@@ -20,7 +20,7 @@ from bucketflow.redis_client.encoding import pack
 from bucketflow.redis_client.private_clients import Address, Driver, is_cluster, node_at, node_of, nodes_of_cluster
 from bucketflow.redis_client.scripts import Script
 
-__all__ = ["FAILURES", "Call", "Plan", "Question", "Route", "proceed", "route_of", "unavailable"]
+__all__ = ["FAILURES", "CallPlan", "Exchange", "ScriptCall", "Topology", "advance", "topology_of", "unavailable"]
 
 #: What a driver raises when a server is away, slow or unwilling.
 FAILURES = (RedisError, OSError)
@@ -31,7 +31,7 @@ _REDIRECTIONS = 3
 _CLUSTER_SLOTS = pack(("CLUSTER", "SLOTS"))
 
 
-class Call(NamedTuple):
+class ScriptCall(NamedTuple):
     """
     One run of a script.
 
@@ -50,7 +50,7 @@ class Call(NamedTuple):
     made_at: int = 0
 
     @classmethod
-    def of(cls, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes], made_at: int = 0) -> Call:
+    def of(cls, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes], made_at: int = 0) -> ScriptCall:
         """Return the call, packed."""
         return cls(script, keys, args, pack(("EVALSHA", script.sha, len(keys), *keys, *args)), made_at)
 
@@ -59,19 +59,19 @@ class Call(NamedTuple):
         return pack(("EVAL", self.script.text, len(self.keys), *self.keys, *self.args))
 
 
-class Question(NamedTuple):
+class Exchange(NamedTuple):
     """What to send to which server at once, next: commands in the form of the Redis protocol, length >= 1."""
 
     node: Node
     commands: list[bytes]
 
 
-#: Receives the outcomes of a question, same length and order: replies, or errors of the server. Returns a reply, or
+#: Receives the outcomes of a exchange, same length and order: replies, or errors of the server. Returns a reply, or
 #: ``StoreUnavailable``, for each of its calls.
-Plan = Generator[Question, list[Any], list[Any]]
+CallPlan = Generator[Exchange, list[Any], list[Any]]
 
 
-class Route(Protocol):
+class Topology(Protocol):
     """Where the calls of one client go."""
 
     nodes: dict[Address, Node]
@@ -83,15 +83,15 @@ class Route(Protocol):
     def failed(self, address: Address) -> None:
         """Take note that a node did not answer."""
 
-    def plan(self, calls: Sequence[Call]) -> Plan:
+    def plan(self, calls: Sequence[ScriptCall]) -> CallPlan:
         """Return the way of *calls*, length >= 1; on a cluster their keys are of one slot."""
 
 
-def _evaluate(node: Node, calls: Sequence[Call]) -> Plan:
-    outcomes = yield Question(node, [call.packed for call in calls])
+def _evaluate(node: Node, calls: Sequence[ScriptCall]) -> CallPlan:
+    outcomes = yield Exchange(node, [call.packed for call in calls])
     unknown = [place for place, outcome in enumerate(outcomes) if isinstance(outcome, NoScriptError)]
     if unknown:  # the server was restarted or flushed
-        again = yield Question(node, [calls[place].with_text() for place in unknown])
+        again = yield Exchange(node, [calls[place].with_text() for place in unknown])
         for place, outcome in zip(unknown, again, strict=True):
             outcomes[place] = outcome
     return outcomes
@@ -108,7 +108,7 @@ def _final(node: Node, outcomes: list[Any]) -> list[Any]:
     return [unavailable(node, outcome) if isinstance(outcome, Exception) else outcome for outcome in outcomes]
 
 
-class _Single:
+class SingleNode:
     """One server, or the master that Sentinel names."""
 
     def __init__(self, driver: Driver, client: object, timeout: float) -> None:
@@ -118,12 +118,12 @@ class _Single:
     def failed(self, address: Address) -> None:
         """There is no other."""
 
-    def plan(self, calls: Sequence[Call]) -> Plan:
-        """See :class:`Route`."""
+    def plan(self, calls: Sequence[ScriptCall]) -> CallPlan:
+        """See :class:`Topology`."""
         return _final(self.only, (yield from _evaluate(self.only, calls)))
 
 
-class _Cluster:
+class ClusterNodes:
     """
     The nodes of a cluster, and which of them answers for which slot, as far as they said so.
 
@@ -139,8 +139,8 @@ class _Cluster:
         self._first = frozenset(self.nodes)
         self._owners: dict[int, Address] = {}
 
-    def plan(self, calls: Sequence[Call]) -> Plan:
-        """See :class:`Route`."""
+    def plan(self, calls: Sequence[ScriptCall]) -> CallPlan:
+        """See :class:`Topology`."""
         slot, results = key_slot(calls[0].keys[0]), dict[int, Any]()
         left = list(range(len(calls)))
         for _ in range(1 + _REDIRECTIONS):
@@ -180,12 +180,12 @@ class _Cluster:
         if node is not None:  # another thread may have forgotten it
             self.nodes[address] = node
 
-    def _learn(self, slot: int) -> Generator[Question, Any, Address]:
-        """Ask who has which slots, from the first node that answers; return the owner of *slot*."""
+    def _learn(self, slot: int) -> Generator[Exchange, Any, Address]:
+        """AdmissionRequest who has which slots, from the first node that answers; return the owner of *slot*."""
         error: Exception = RedisError("it knows no node")
         for address, node in list(self.nodes.items()):
             try:
-                (ranges,) = yield Question(node, [_CLUSTER_SLOTS])
+                (ranges,) = yield Exchange(node, [_CLUSTER_SLOTS])
                 if isinstance(ranges, Exception):
                     raise ranges
                 self._take_down(address, ranges)
@@ -217,22 +217,22 @@ class _Cluster:
         self._owners = owners
 
 
-def route_of(driver: Driver, client: object, timeout: float) -> Route:
+def topology_of(driver: Driver, client: object, timeout: float) -> Topology:
     """Return where the calls of *client* go."""
-    return (_Cluster if is_cluster(driver, client) else _Single)(driver, client, timeout)
+    return (ClusterNodes if is_cluster(driver, client) else SingleNode)(driver, client, timeout)
 
 
-def proceed(plan: Plan, question: Question, outcome: list[Any] | Exception) -> Question:
+def advance(plan: CallPlan, exchange: Exchange, outcome: list[Any] | Exception) -> Exchange:
     """
-    Tell *plan* what came of *question*: an outcome for each command, or why there is none; return its next question.
+    Tell *plan* what came of *exchange*: an outcome for each command, or why there is none; return its next exchange.
 
     Raises:
         StopIteration: It is done; ``value`` has the reply of each call, or ``StoreUnavailable``.
-        StoreUnavailable: It has no further question, and no reply.
+        StoreUnavailable: It has no further exchange, and no reply.
     """
     if not isinstance(outcome, Exception):
         return plan.send(outcome)
     try:
         return plan.throw(outcome)
     except FAILURES as final:
-        raise unavailable(question.node, final) from final
+        raise unavailable(exchange.node, final) from final

@@ -5,127 +5,129 @@ from __future__ import annotations
 from typing import Any
 
 from bucketflow.errors import BucketflowError
-from bucketflow_celery.admission.hold_queues import Line
-from bucketflow_celery.admission.interfaces import Host
-from bucketflow_celery.admission.pending_task import Entry
-from bucketflow_celery.admission.refusal import GiveUp, Hold, decide, too_long
+from bucketflow_celery.admission.hold_queues import HoldQueue
+from bucketflow_celery.admission.interfaces import Worker
+from bucketflow_celery.admission.pending_task import PendingTask
+from bucketflow_celery.admission.refusal import Fail, Hold, exceeds_max_wait, on_refusal
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.stats import Stats
 
-__all__ = ["Handling"]
+__all__ = ["TaskActions"]
 
 
-class Handling:
+class TaskActions:
     """
     Acts on tasks, and counts.
 
     Args:
-        host: The worker.
+        worker: The worker.
         stats: Where to count.
         max_countdown: Longest countdown, in seconds.
     """
 
-    def __init__(self, host: Host, stats: Stats, max_countdown: float) -> None:
-        self._host = host
+    def __init__(self, worker: Worker, stats: Stats, max_countdown: float) -> None:
+        self._worker = worker
         self._stats = stats
         self._max_countdown = max_countdown
 
-    def start(self, entry: Entry) -> None:
+    def start(self, task: PendingTask) -> None:
         """Run it in a free slot."""
-        self.leave(entry)
+        self.leave(task)
         self._stats.admitted += 1
-        self._host.start(entry)
+        self._worker.start(task)
 
     def fail(self, request: Any, error: BucketflowError) -> None:
         """Give it up, with *error* as its result."""
         self._stats.failed += 1
-        self._host.fail(request, error)
+        self._worker.fail(request, error)
 
-    def give_up(self, entry: Entry, error: BucketflowError) -> None:
+    def give_up(self, task: PendingTask, error: BucketflowError) -> None:
         """Let it wait no more: see :meth:`fail`."""
-        self.leave(entry)
-        self.fail(entry.request, error)
+        self.leave(task)
+        self.fail(task.request, error)
 
-    def give_back(self, entry: Entry) -> bool:
+    def requeue(self, task: PendingTask) -> bool:
         """Leave it to the broker, for any worker; ``False`` if it must stay here."""
-        if not self._host.give_back(entry):
+        if not self._worker.requeue(task):
             return False
-        self._stats.given_back += 1
-        self.leave(entry)
+        self._stats.requeued += 1
+        self.leave(task)
         return True
 
-    def is_gone(self, entry: Entry) -> bool:
+    def is_revoked_or_expired(self, task: PendingTask) -> bool:
         """Return whether it was revoked or has expired; it has left then."""
-        gone = self._host.is_gone(entry)
+        gone = self._worker.is_revoked_or_expired(task)
         if gone:
-            self.leave(entry)
+            self.leave(task)
         return gone
 
-    def leave(self, entry: Entry) -> None:
+    def leave(self, task: PendingTask) -> None:
         """Take note that it does not wait here any more."""
-        if entry.held:
-            entry.held = False
-            self._host.unhold(entry)
+        if task.is_held:
+            task.is_held = False
+            self._worker.release(task)
 
-    def send_back(self, entry: Entry, countdown: float) -> bool:
+    def defer(self, task: PendingTask, countdown: float) -> bool:
         """Send it to the broker, to come again in *countdown* seconds; ``False`` if the broker did not take it."""
-        self.waited(entry)
-        if not self._host.send_back(entry, countdown):
+        self.waited(task)
+        if not self._worker.defer(task, countdown):
             return False
-        self._stats.returned += 1
-        self.leave(entry)
+        self._stats.deferred += 1
+        self.leave(task)
         return True
 
-    def waited(self, entry: Entry) -> float:
+    def waited(self, task: PendingTask) -> float:
         """Return the seconds since it was first held up, which is now if it never was."""
-        now = self._host.time()
-        if entry.since is None:
-            entry.since = now
-        return max(0.0, now - entry.since)
+        now = self._worker.time()
+        if task.first_refused_at is None:
+            task.first_refused_at = now
+        return max(0.0, now - task.first_refused_at)
 
-    def join(self, entry: Entry, line: Line) -> None:
-        """Let it wait in *line*, unless that would be too long."""
-        wait = line.wait_ahead(self._host.monotonic())
-        waited = self.waited(entry)
-        if line.level is not None and (end := too_long(entry.passage, line.level, waited + wait)) is not None:
-            self.give_up(entry, end.error)
+    def join(self, task: PendingTask, queue: HoldQueue) -> None:
+        """Let it wait in *queue*, unless that would be too long."""
+        wait = queue.wait_ahead(self._worker.monotonic())
+        waited = self.waited(task)
+        if queue.level is not None and (end := exceeds_max_wait(task.policy, queue.level, waited + wait)) is not None:
+            self.give_up(task, end.error)
             return
-        line.add(entry)
-        if not entry.held:
+        queue.add(task)
+        if not task.is_held:
             self._stats.held += 1
         else:
-            self._host.unhold(entry)
-        entry.held = True
-        self._host.hold(entry, line.level)
+            self._worker.release(task)
+        task.is_held = True
+        self._worker.hold(task, queue.level)
 
-    def is_refused(self, entry: Entry, level: Level, wait: float) -> bool:
+    def is_refused(self, task: PendingTask, level: Level, wait: float) -> bool:
         """Tell of the refusal of one that is to be parked; return whether it is given up: it may not wait so long."""
-        waited = self.waited(entry)
+        waited = self.waited(task)
         self._stats.refused += 1
-        self._host.refused(entry, level, wait)
-        if (end := too_long(entry.passage, level, waited + wait)) is None:
+        self._worker.refused(task, level, wait)
+        if (end := exceeds_max_wait(task.policy, level, waited + wait)) is None:
             return False
-        self.give_up(entry, end.error)
+        self.give_up(task, end.error)
         return True
 
-    def refuse(self, entry: Entry, origin: Line | None, level: Level, wait: float, *, had_place: bool) -> bool:
+    def refuse(
+        self, task: PendingTask, origin: HoldQueue | None, level: Level, wait: float, *, had_place: bool
+    ) -> bool:
         """
-        Act on the refusal of one who came from the line *origin*, if from any; return whether it waits in this worker.
+        Act on the refusal of one who came from the queue *origin*, if from any; return whether it waits in this worker.
 
         Args:
-            entry: The task.
+            task: The task.
             origin: Where it stood.
             level: The level that binds.
             wait: Seconds until it may ask again.
-            had_place: Whether it came with a place in that level's line.
+            had_place: Whether it came with a place in that level's queue.
         """
-        waited = self.waited(entry)
-        entry.ready_at = self._host.monotonic() + wait
+        waited = self.waited(task)
+        task.retry_at = self._worker.monotonic() + wait
         if origin is None or origin.level is not level:
             self._stats.refused += 1
-            self._host.refused(entry, level, wait)
-        refused = decide(entry.passage, level, wait, waited, had_place=had_place, cap=self._max_countdown)
-        if isinstance(refused, GiveUp):
-            self.give_up(entry, refused.error)
+            self._worker.refused(task, level, wait)
+        refused = on_refusal(task.policy, level, wait, waited, had_place=had_place, cap=self._max_countdown)
+        if isinstance(refused, Fail):
+            self.give_up(task, refused.error)
             return False
-        return isinstance(refused, Hold) or not self.send_back(entry, refused.countdown)
+        return isinstance(refused, Hold) or not self.defer(task, refused.countdown)

@@ -1,10 +1,9 @@
 """
-The gate in front of a worker's pool: who asks the store, and when. Knows no Celery.
+Admission control in front of a worker's pool: which tasks are asked for, and when.
 
-A task is asked for only when a slot is free, so that tokens are never taken by one who then waits. Tasks that nothing
-limits pass in their turn. Those refused by ``all`` or their queue stand in a line in which only the head asks, once,
-when the store said that tokens come: however many wait, and however long, they cost nothing. Those refused by their
-tenant or their own limit go back to the broker with a ticket.
+A task is asked for only when a slot is free, so that no waiting task holds tokens. A refusal by ``all`` or a queue
+blocks the whole queue: its tasks are held, and only the head asks again, once, when the store said that tokens come.
+Tasks refused by their tenant or task type are deferred: they return to the broker with a ticket.
 """
 
 from __future__ import annotations
@@ -20,26 +19,26 @@ from operator import attrgetter
 from typing import Any, TypeAlias
 
 from bucketflow.errors import BucketflowError, StoreUnavailable
-from bucketflow_celery.admission.actions import Handling
-from bucketflow_celery.admission.decisions import Verdicts
-from bucketflow_celery.admission.hold_queues import Line, Lines
-from bucketflow_celery.admission.interfaces import Host, NoParking, Parking
-from bucketflow_celery.admission.pending_task import Entry
-from bucketflow_celery.admission.prechecks import Triage
-from bucketflow_celery.admission.reservations import Places
-from bucketflow_celery.config.policy import Passage
-from bucketflow_celery.scheduling.admit import Ask
+from bucketflow_celery.admission.actions import TaskActions
+from bucketflow_celery.admission.decisions import DecisionHandler
+from bucketflow_celery.admission.hold_queues import HoldQueue, HoldQueues
+from bucketflow_celery.admission.interfaces import NoParking, Parking, Worker
+from bucketflow_celery.admission.pending_task import PendingTask
+from bucketflow_celery.admission.prechecks import Prechecks
+from bucketflow_celery.admission.reservations import ReservationPool
+from bucketflow_celery.config.policy import ThrottlePolicy
+from bucketflow_celery.scheduling.admit import AdmissionRequest
 from bucketflow_celery.scheduling.ticket import Ticket
 from bucketflow_celery.stats import Stats
-from bucketflow_celery.store.calls import Asker, Flights, Outcome
-from bucketflow_celery.store.circuit_breaker import Outage
+from bucketflow_celery.store.calls import Asker, InFlightCall, Outcome
+from bucketflow_celery.store.circuit_breaker import CircuitBreaker
 
-__all__ = ["Gate", "Patience"]
+__all__ = ["AdmissionController", "HoldLimits"]
 
 logger = logging.getLogger(__name__)
 
-#: Tasks to ask for, each with the line that it stood in, if it stood in any.
-Batch: TypeAlias = "list[tuple[Entry, Line | None]]"
+#: Tasks to ask for, each with the queue that it stood in, if it stood in any.
+Batch: TypeAlias = "list[tuple[PendingTask, HoldQueue | None]]"
 
 #: Most tasks asked for in one call.
 MOST = 64
@@ -52,7 +51,7 @@ SWEEP = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class HoldLimits:
     """
     How long is too long, in seconds.
 
@@ -70,71 +69,74 @@ class _Question:
     """What was asked: for each task of the batch its ask, same order."""
 
     batch: Batch
-    asks: Sequence[Ask]
+    requests: Sequence[AdmissionRequest]
 
 
-class Gate:
+class AdmissionController:
     """
     Admission in one worker.
 
     Args:
-        host: The worker.
+        worker: The worker.
         asker: Puts questions to the store.
         resolve: What a request needs that came from a queue; raises ``BucketflowError`` if that cannot be told.
-        outage: What to do while the store is away.
-        patience: How long is too long.
+        breaker: What to do while the store is away.
+        hold_limits: How long is too long.
         stats: Where to count.
     """
 
     def __init__(  # noqa: PLR0913 - its seams, each given by name
         self,
-        host: Host,
+        worker: Worker,
         *,
         asker: Asker,
-        resolve: Callable[[Any, str], Passage],
-        outage: Outage,
-        patience: Patience,
+        resolve: Callable[[Any, str], ThrottlePolicy],
+        breaker: CircuitBreaker,
+        hold_limits: HoldLimits,
         stats: Stats,
     ) -> None:
-        self._host = host
+        self._worker = worker
         self._resolve = resolve
-        self._outage = outage
-        self._max_hold = patience.max_hold
+        self._breaker = breaker
+        self._max_hold = hold_limits.max_hold
         self._stats = stats
         self._room: Parking = NoParking()
         self._room_first = False
-        self._handling = Handling(host, stats, patience.max_countdown)
-        self._inbox: deque[Entry] = deque()
-        self._lines = Lines()
-        self._places = Places()
+        self._actions = TaskActions(worker, stats, hold_limits.max_countdown)
+        self._inbox: deque[PendingTask] = deque()
+        self._hold_queues = HoldQueues()
+        self._reservations = ReservationPool()
         self._turn = threading.Lock()
         self._again = False
         self._closed = False
         self._next_sweep = 0.0
         self._asker = asker
         self._asked_at = -inf
-        self._flights: Flights[_Question] = Flights(stats, self.run)
-        self._triage = Triage(self._lines, self._handling, outage, host.monotonic)
-        self._verdicts = Verdicts(self._lines, self._places, self._handling, self._triage)
+        self._in_flight: InFlightCall[_Question] = InFlightCall(stats, self.run)
+        self._prechecks = Prechecks(self._hold_queues, self._actions, breaker, worker.monotonic)
+        self._decisions = DecisionHandler(self._hold_queues, self._reservations, self._actions, self._prechecks)
 
     def open(self, room: Parking) -> None:
-        """Let tasks be parked in *room*, and be handed out from there."""
-        self._room = self._triage.room = room
+        """Let tasks be parked in *room*, and be dispatched out from there."""
+        self._room = self._prechecks.room = room
         self.run()
 
-    def enter(self, request: Any, queue: str, ticket: Ticket) -> None:
+    def submit(self, request: Any, queue: str, ticket: Ticket) -> None:
         """Let a task queue up; it starts, waits, returns or fails from here on."""
         try:
-            passage = self._resolve(request, queue)
+            policy = self._resolve(request, queue)
         except BucketflowError as error:
-            self._handling.fail(request, error)
+            self._actions.fail(request, error)
             return
-        entry = Entry(request, queue, passage, self._host.monotonic(), ticket.since, dict(ticket.dues))
-        if not self._triage.can_start(entry):
+        task = PendingTask(
+            request, queue, policy, self._worker.monotonic(), ticket.first_refused_at, dict(ticket.reservations)
+        )
+        if not self._prechecks.can_start(task):
             return
-        self._inbox.append(entry)
-        # While a question is on its way nobody else can ask: the round that lands it asks for all who came meanwhile.
-        if self._flights.load is None:
+        self._inbox.append(task)
+        # While a question is on its way nobody else can ask: the round that lands it requests for all who came
+        # meanwhile.
+        if self._in_flight.context is None:
             self.run()
 
     def run(self) -> None:
@@ -152,20 +154,20 @@ class Gate:
         """Let nobody in any more. Safe in a signal handler: it only sets a flag."""
         self._closed = True
 
-    def close(self) -> list[Entry]:
+    def close(self) -> list[PendingTask]:
         """Stop, and return those who were waiting: the caller leaves them to the broker."""
         self.stop()
         with self._turn:
-            flight = self._flights.drop()
-            asked = [] if flight is None else [entry for entry, _ in flight.load.batch]
-            waiting = [*asked, *self._lines.clear(), *self._inbox]
+            flight = self._in_flight.drop()
+            asked = [] if flight is None else [task for task, _ in flight.context.batch]
+            waiting = [*asked, *self._hold_queues.clear(), *self._inbox]
             self._inbox.clear()
             self._stats.waiting = 0
         return waiting
 
     def _round(self) -> None:
-        self._land()
-        self._room.land()
+        self._on_reply()
+        self._room.on_reply()
         if self._free() > 0:  # when slots are scarce, fresh tasks and parked ones take turns
             self._room_first = not self._room_first
         if self._room_first:
@@ -173,179 +175,179 @@ class Gate:
         self._sweep()
         self._look()
         self._park_those_without_a_slot()
-        while self._flights.load is None and (free := self._free()) > 0:
+        while self._in_flight.context is None and (free := self._free()) > 0:
             batch = self._collect(min(free, MOST))
             if batch is None:
                 break
             self._put(batch)
         self._room.work(self._free)
-        if self._flights.load is None:  # else whoever comes meanwhile is asked for next, in one call
-            self._lines.prune()
-        self._stats.waiting = len(self._lines) + len(self._inbox)
+        if self._in_flight.context is None:  # else whoever comes meanwhile is asked for next, in one call
+            self._hold_queues.prune()
+        self._stats.waiting = len(self._hold_queues) + len(self._inbox)
         self._rest()
 
     def _free(self) -> int:
-        question = self._flights.load
+        question = self._in_flight.context
         asked = 0 if question is None else len(question.batch)
-        return self._host.free() - asked - self._room.reserved
+        return self._worker.free() - asked - self._room.reserved
 
     def _rest(self) -> None:
-        now, wake_at = self._host.monotonic(), inf
-        if self._flights.load is None:
-            ready_at = max(self._lines.next_ready_at(), self._outage.until)
+        now, wake_at = self._worker.monotonic(), inf
+        if self._in_flight.context is None:
+            ready_at = max(self._hold_queues.next_ready_at(), self._breaker.until)
             if self._inbox or ready_at <= now:
                 self._when_free()
-            if len(self._lines):
+            if len(self._hold_queues):
                 wake_at = min(ready_at if ready_at > now else self._next_sweep, self._next_sweep)
             first = self._first_worth_parking()
             if first is not None:
-                wake_at = min(wake_at, max(first.arrived + NO_SLOT, self._outage.until))
+                wake_at = min(wake_at, max(first.received_at + NO_SLOT, self._breaker.until))
         room_at = self._room.wake_at()
         if room_at is not None and room_at <= now:
             self._when_free()
         elif room_at is not None:
             wake_at = min(wake_at, room_at)
         if wake_at < inf:
-            self._host.call_after(max(0.001, wake_at - now), self.run)
+            self._worker.call_after(max(0.001, wake_at - now), self.run)
 
     def _when_free(self) -> None:
         if self._free() > 0:  # it got free meanwhile
             self._again = True
-        elif self._host.free() <= 0:  # else it waits for an answer, and so do we
-            self._host.when_free(self.run)
+        elif self._worker.free() <= 0:  # else it waits for an answer, and so do we
+            self._worker.when_free(self.run)
 
     def _collect(self, most: int) -> Batch | None:
-        """Take up to *most* tasks that may ask, each with the line it stood in; ``None`` if there is nothing to do."""
-        now = self._host.monotonic()
+        """Take up to *most* tasks that may ask, each with the queue it stood in; ``None`` if there is nothing to do."""
+        now = self._worker.monotonic()
         batch: Batch = []
-        if self._outage.until <= now:
-            for line in self._lines.ready(now):
-                taken = line.take_ready(now, most - len(batch))
-                if line.level is None:
+        if self._breaker.until <= now:
+            for queue in self._hold_queues.ready(now):
+                taken = queue.take_ready(now, most - len(batch))
+                if queue.level is None:
                     self._inbox.extendleft(reversed(taken))
                 else:
-                    batch += [(entry, line) for entry in taken]
+                    batch += [(task, queue) for task in taken]
         if not batch and not self._inbox:
             return None
         while self._inbox and len(batch) < min(most, self._free()):
-            entry = self._inbox.popleft()
-            if self._triage.must_ask(entry, now):
-                batch.append((entry, None))
+            task = self._inbox.popleft()
+            if self._prechecks.must_ask(task, now):
+                batch.append((task, None))
         return batch
 
     def _park_those_without_a_slot(self) -> None:
         """Park who has waited for a slot, so that another worker can start it, and who would be parked in any case."""
-        now = self._host.monotonic()
-        if not self._room.is_open or self._flights.load is not None or self._outage.until > now:
+        now = self._worker.monotonic()
+        if not self._room.is_open or self._in_flight.context is not None or self._breaker.until > now:
             return
         before = now - NO_SLOT if self._free() <= 0 else -inf
-        waiting = deque(entry for entry in self._inbox if not self._is_parked_at_once(entry, now, before))
+        waiting = deque(task for task in self._inbox if not self._is_parked_at_once(task, now, before))
         if len(waiting) < len(self._inbox):
             self._inbox = waiting
 
-    def _first_worth_parking(self) -> Entry | None:
+    def _first_worth_parking(self) -> PendingTask | None:
         if not self._room.is_open:
             return None
-        return next((entry for entry in self._inbox if entry.passage.is_worth_parking), None)
+        return next((task for task in self._inbox if task.policy.is_worth_parking), None)
 
-    def _is_parked_at_once(self, entry: Entry, now: float, before: float) -> bool:
-        passage = entry.passage
-        if not passage.is_worth_parking or (entry.arrived >= before and not self._triage.blocks(entry, now)):
+    def _is_parked_at_once(self, task: PendingTask, now: float, before: float) -> bool:
+        policy = task.policy
+        if not policy.is_worth_parking or (task.received_at >= before and not self._prechecks.blocks(task, now)):
             return False
-        self._triage.park(entry)
+        self._prechecks.park(task)
         return True
 
-    def keep(self, entry: Entry, seconds: float) -> None:
-        """Hold an entry that could not be parked, for so many seconds."""
-        self._triage.keep(entry, seconds)
+    def keep(self, task: PendingTask, seconds: float) -> None:
+        """Hold an task that could not be parked, for so many seconds."""
+        self._prechecks.keep(task, seconds)
 
-    def leave(self, entry: Entry) -> None:
-        """Take note that an entry does not wait here any more."""
-        self._handling.leave(entry)
+    def leave(self, task: PendingTask) -> None:
+        """Take note that an task does not wait here any more."""
+        self._actions.leave(task)
 
     def _put(self, batch: Batch) -> None:
-        batch = [(entry, line) for entry, line in batch if not self._handling.is_gone(entry)]
-        asks = [self._places.question(entry, self._handling.waited(entry)) for entry, _ in batch]
-        if asks:
-            self._ask(batch, asks)
+        batch = [(task, queue) for task, queue in batch if not self._actions.is_revoked_or_expired(task)]
+        requests = [self._reservations.question(task, self._actions.waited(task)) for task, _ in batch]
+        if requests:
+            self._ask(batch, requests)
 
     def _look(self) -> None:
-        """Ask nothing, to hear of new limits, where no task has been asked for of late: none may be limited yet."""
-        now = self._host.monotonic()
+        """Make a call without requests to learn of new limits, if no task has been asked for recently."""
+        now = self._worker.monotonic()
         is_due = self._room.must_look or now - max(self._asked_at, self._room.looked_at) >= LOOK
-        if self._flights.load is None and self._outage.until <= now and is_due:
+        if self._in_flight.context is None and self._breaker.until <= now and is_due:
             self._ask([], [])
 
-    def _ask(self, batch: Batch, asks: Sequence[Ask]) -> None:
-        self._asked_at = self._host.monotonic()
+    def _ask(self, batch: Batch, requests: Sequence[AdmissionRequest]) -> None:
+        self._asked_at = self._worker.monotonic()
         self._room.must_look = False
-        send = partial(self._asker.ask, asks, urgent=bool(asks and self._inbox))
-        self._flights.put(_Question(batch, asks), send)
-        self._land()
+        send = partial(self._asker.ask, requests, inline=bool(requests and self._inbox))
+        self._in_flight.put(_Question(batch, requests), send)
+        self._on_reply()
 
-    def _land(self) -> None:
+    def _on_reply(self) -> None:
         """Act on the outcome of the question that was put, if it is there."""
-        flight = self._flights.take()
+        flight = self._in_flight.take()
         if flight is None:
             return
-        batch, asks = flight.load.batch, flight.load.asks
+        batch, requests = flight.context.batch, flight.context.requests
         outcome: Outcome = flight.outcome
         if isinstance(outcome, StoreUnavailable):
-            self._places.restore(asks)
+            self._reservations.restore(requests)
             self._store_failed(outcome, batch)
             return
-        if self._outage.recovered():
+        if self._breaker.recovered():
             logger.warning("the store of the limits answers again")
         if outcome is None:
-            self._places.restore(asks)
+            self._reservations.restore(requests)
             self._resolve_again(batch)
             return
-        unsettled = deque(zip(batch, asks, outcome, strict=True))
+        unsettled = deque(zip(batch, requests, outcome, strict=True))
         try:
-            self._verdicts.settle(unsettled)
+            self._decisions.settle(unsettled)
         finally:
-            self._inbox.extendleft(entry for (entry, _), _, _ in reversed(unsettled))
+            self._inbox.extendleft(task for (task, _), _, _ in reversed(unsettled))
 
     def _store_failed(self, error: StoreUnavailable, batch: Batch) -> None:
         self._stats.store_errors += 1
-        if self._outage.failed(self._host.monotonic()):
-            logger.error("%s; on_store_error=%r until it answers", error, self._outage.policy)
-        if self._outage.policy != "hold":
+        if self._breaker.failed(self._worker.monotonic()):
+            logger.error("%s; on_store_error=%r until it answers", error, self._breaker.policy)
+        if self._breaker.policy != "hold":
             # Nobody waits for the store, so nobody waits for their turn to ask it either.
             self._inbox.extend(self._everybody(batch))
             return
-        for entry, line in batch:
-            if line is None:
-                self._triage.without_store(entry)
-        for entry, line in reversed(batch):
-            if line is not None:
-                entry.ready_at = self._outage.until
-                line.put_back([entry])
+        for task, queue in batch:
+            if queue is None:
+                self._prechecks.without_store(task)
+        for task, queue in reversed(batch):
+            if queue is not None:
+                task.retry_at = self._breaker.until
+                queue.put_back([task])
 
     def _resolve_again(self, batch: Batch) -> None:
-        self._triage.forget()
+        self._prechecks.forget()
         # Under the new limits it may be another bucket that binds, or none: everybody queues up anew, in their order.
-        self._inbox.extend([entry for entry in self._everybody(batch) if self._renew(entry)])
+        self._inbox.extend([task for task in self._everybody(batch) if self._renew(task)])
 
-    def _everybody(self, batch: Batch) -> list[Entry]:
+    def _everybody(self, batch: Batch) -> list[PendingTask]:
         """Take all who are here out of where they stand, in the order in which they came."""
         newcomers = [self._inbox.popleft() for _ in range(len(self._inbox))]
-        waiting = [*(entry for entry, _ in batch), *self._lines.clear(), *newcomers]
-        return sorted(waiting, key=attrgetter("arrived"))
+        waiting = [*(task for task, _ in batch), *self._hold_queues.clear(), *newcomers]
+        return sorted(waiting, key=attrgetter("received_at"))
 
-    def _renew(self, entry: Entry) -> bool:
+    def _renew(self, task: PendingTask) -> bool:
         try:
-            entry.passage = self._resolve(entry.request, entry.queue)
+            task.policy = self._resolve(task.request, task.queue)
         except BucketflowError as error:
-            self._handling.give_up(entry, error)
+            self._actions.give_up(task, error)
             return False
-        entry.ready_at = 0.0
-        return self._triage.can_start(entry)
+        task.retry_at = 0.0
+        return self._prechecks.can_start(task)
 
     def _sweep(self) -> None:
-        now = self._host.monotonic()
+        now = self._worker.monotonic()
         if now < self._next_sweep:
             return
         self._next_sweep = now + SWEEP
-        old = {entry for entry in self._lines if now - entry.arrived > self._max_hold}
-        self._lines.remove({entry for entry in old if self._handling.give_back(entry)})
+        old = {task for task in self._hold_queues if now - task.received_at > self._max_hold}
+        self._hold_queues.remove({task for task in old if self._actions.requeue(task)})

@@ -1,4 +1,4 @@
-"""What becomes of those that the store was asked for: they start, are parked, wait in a line here, or return."""
+"""What becomes of those that the store was asked for: they start, are parked, wait in a queue here, or return."""
 
 from __future__ import annotations
 
@@ -6,83 +6,92 @@ from collections import deque
 from typing import TypeAlias
 
 from bucketflow.limit import SECOND
-from bucketflow_celery.admission.actions import Handling
-from bucketflow_celery.admission.hold_queues import Line, Lines
-from bucketflow_celery.admission.pending_task import Entry
-from bucketflow_celery.admission.prechecks import Triage
-from bucketflow_celery.admission.reservations import Places
-from bucketflow_celery.scheduling.admit import Answer, Ask
+from bucketflow_celery.admission.actions import TaskActions
+from bucketflow_celery.admission.hold_queues import HoldQueue, HoldQueues
+from bucketflow_celery.admission.pending_task import PendingTask
+from bucketflow_celery.admission.prechecks import Prechecks
+from bucketflow_celery.admission.reservations import ReservationPool
+from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest
 
-__all__ = ["Unsettled", "Verdicts"]
+__all__ = ["DecisionHandler", "Unsettled"]
 
-#: Tasks, each with the line it stood in, the question and the answer.
-Unsettled: TypeAlias = "deque[tuple[tuple[Entry, Line | None], Ask, Answer]]"
+#: Tasks, each with the queue it stood in, the question and the decision.
+Unsettled: TypeAlias = "deque[tuple[tuple[PendingTask, HoldQueue | None], AdmissionRequest, AdmissionDecision]]"
 
 
-class Verdicts:
+class DecisionHandler:
     """
     Acts on answers.
 
     Args:
-        lines: Where those wait who stay in this worker.
-        places: What the lines were promised.
-        handling: Does to each of them what was decided.
-        triage: Parks, and is told which levels are dry.
+        hold_queues: Where those wait who stay in this worker.
+        reservations: What the hold_queues were promised.
+        actions: Does to each of them what was decided.
+        prechecks: Parks, and is told which levels are exhausted.
     """
 
-    def __init__(self, lines: Lines, places: Places, handling: Handling, triage: Triage) -> None:
-        self._lines = lines
-        self._places = places
-        self._handling = handling
-        self._triage = triage
+    def __init__(
+        self, hold_queues: HoldQueues, reservations: ReservationPool, actions: TaskActions, prechecks: Prechecks
+    ) -> None:
+        self._hold_queues = hold_queues
+        self._reservations = reservations
+        self._actions = actions
+        self._prechecks = prechecks
 
     def settle(self, unsettled: Unsettled) -> None:
         """Act on all of *unsettled*, in order; those that are still in it when this raises were not reached."""
-        fronts: dict[Line, list[Entry]] = {}
-        dry: dict[str, Line] = {}
-        left: list[Ask] = []
+        fronts: dict[HoldQueue, list[PendingTask]] = {}
+        exhausted: dict[str, HoldQueue] = {}
+        left: list[AdmissionRequest] = []
         try:
             while unsettled:
-                (entry, origin), ask, answer = unsettled.popleft()
-                if answer.admitted:
-                    self._handling.start(entry)
+                (task, origin), request, decision = unsettled.popleft()
+                if decision.admitted:
+                    self._actions.start(task)
                     continue
-                if entry.passage.parks:
-                    self._refuse_and_park(entry, ask, answer, dry)
+                if task.policy.parks:
+                    self._refuse_and_park(task, request, decision, exhausted)
                     continue
-                self._places.settle(entry, answer)
-                line = self._line_for(entry, origin, ask, answer, dry)
-                if line is None:
-                    left.append(ask)
-                elif line is origin:
-                    fronts.setdefault(line, []).append(entry)
+                self._reservations.settle(task, decision)
+                queue = self._hold_queue_for(task, origin, request, decision, exhausted)
+                if queue is None:
+                    left.append(request)
+                elif queue is origin:
+                    fronts.setdefault(queue, []).append(task)
                 else:
-                    self._handling.join(entry, line)
+                    self._actions.join(task, queue)
         finally:  # whatever went wrong with one of them, the others are still here
-            for line, entries in fronts.items():
-                line.put_back(entries)
-            for ask in left:
-                self._lines.wake(ask)
+            for queue, tasks in fronts.items():
+                queue.put_back(tasks)
+            for request in left:
+                self._hold_queues.wake(request)
 
-    def _refuse_and_park(self, entry: Entry, ask: Ask, answer: Answer, dry: dict[str, Line]) -> None:
-        if answer.binding is not None:
-            level = ask.path[answer.binding]
-            if not level.returns:
-                dry[level.key] = self._lines.of(level.key, level)
-            self._triage.note_dry(level, answer.wait / SECOND)
-            if self._handling.is_refused(entry, level, answer.wait / SECOND):
+    def _refuse_and_park(
+        self, task: PendingTask, request: AdmissionRequest, decision: AdmissionDecision, exhausted: dict[str, HoldQueue]
+    ) -> None:
+        if decision.binding is not None:
+            level = request.path[decision.binding]
+            if level.blocks_queue:
+                exhausted[level.key] = self._hold_queues.of(level.key, level)
+            self._prechecks.mark_exhausted(level, decision.wait / SECOND)
+            if self._actions.is_refused(task, level, decision.wait / SECOND):
                 return
-        self._triage.park(entry)
+        self._prechecks.park(task)
 
-    def _line_for(
-        self, entry: Entry, origin: Line | None, ask: Ask, answer: Answer, dry: dict[str, Line]
-    ) -> Line | None:
-        """Act on a refusal; return the line in which the task waits, ``None`` if it does not wait here."""
-        if answer.binding is None:
-            return next(dry[level.key] for level in ask.path if level.key in dry)
-        level = ask.path[answer.binding]
-        line = self._lines.of(level.key, level)
-        if not level.returns:
-            dry[level.key] = line
-        wait, had_place = answer.wait / SECOND, ask.dues[answer.binding] > 0
-        return line if self._handling.refuse(entry, origin, level, wait, had_place=had_place) else None
+    def _hold_queue_for(
+        self,
+        task: PendingTask,
+        origin: HoldQueue | None,
+        request: AdmissionRequest,
+        decision: AdmissionDecision,
+        exhausted: dict[str, HoldQueue],
+    ) -> HoldQueue | None:
+        """Act on a refusal; return the queue in which the task waits, ``None`` if it does not wait here."""
+        if decision.binding is None:
+            return next(exhausted[level.key] for level in request.path if level.key in exhausted)
+        level = request.path[decision.binding]
+        queue = self._hold_queues.of(level.key, level)
+        if level.blocks_queue:
+            exhausted[level.key] = queue
+        wait, had_place = decision.wait / SECOND, request.reservations[decision.binding] > 0
+        return queue if self._actions.refuse(task, origin, level, wait, had_place=had_place) else None

@@ -1,4 +1,4 @@
-"""The tasks that wait inside a worker, one line a bucket. Pure bookkeeping: no clock, no Celery."""
+"""The tasks that wait inside a worker, one queue a bucket. Pure bookkeeping: no clock, no Celery."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import Iterator
 from math import inf
 
-from bucketflow_celery.admission.pending_task import Entry
+from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level
-from bucketflow_celery.scheduling.admit import Ask
+from bucketflow_celery.scheduling.admit import AdmissionRequest
 
-__all__ = ["Line", "Lines"]
+__all__ = ["HoldQueue", "HoldQueues"]
 
 
-class Line:
+class HoldQueue:
     """
     Those who wait for one bucket.
 
@@ -24,109 +24,110 @@ class Line:
 
     def __init__(self, level: Level | None) -> None:
         self.level = level
-        self.entries: deque[Entry] = deque()
+        self.tasks: deque[PendingTask] = deque()
 
     @property
     def sorted(self) -> bool:
-        """Whether each entry has a place of its own; else the line has places, and whoever is its head uses them."""
-        return self.level is not None and self.level.returns
+        """Whether each task has a place of its own; else the queue has places, and whoever is its head uses them."""
+        return self.level is not None and (not self.level.blocks_queue)
 
     @property
-    def ready_at(self) -> float:
-        """When its head may ask."""
-        return self.entries[0].ready_at if self.entries else inf
+    def retry_at(self) -> float:
+        """When its head may request."""
+        return self.tasks[0].retry_at if self.tasks else inf
 
-    def add(self, entry: Entry) -> None:
+    def add(self, task: PendingTask) -> None:
         """Join at the end, or at one's place."""
         if self.level is not None and self.sorted:
-            # By place, not by when they may ask: of many who are due and find no tokens only the first asks again.
+            # By place, not by when they may request: of many who are due and find no tokens only the first requests
+            # again.
             key = self.level.key
-            insort(self.entries, entry, key=lambda other: other.dues.get(key, 0))
+            insort(self.tasks, task, key=lambda other: other.reservations.get(key, 0))
         else:
-            self.entries.append(entry)
+            self.tasks.append(task)
 
-    def put_back(self, entries: list[Entry]) -> None:
-        """Return *entries*, in their order, to the front they were taken from."""
+    def put_back(self, tasks: list[PendingTask]) -> None:
+        """Return *tasks*, in their order, to the front they were taken from."""
         if self.sorted:
-            for entry in entries:
-                self.add(entry)
+            for task in tasks:
+                self.add(task)
         else:
-            self.entries.extendleft(reversed(entries))
+            self.tasks.extendleft(reversed(tasks))
 
-    def take_ready(self, now: float, most: int) -> list[Entry]:
+    def take_ready(self, now: float, most: int) -> list[PendingTask]:
         """
-        Take up to *most* entries that may ask.
+        Take up to *most* tasks that may request.
 
-        Behind the head come as many as tokens may have come for, and one more: its refusal tells when to ask again.
+        Behind the head come as many as tokens may have come for, and one more: its refusal tells when to request again.
         """
-        if self.level is not None and self.entries:
-            late = max(0.0, now - self.entries[0].ready_at)
-            most = int(min(most, 2 + late * self.level.limit.fill_rate / max(self.entries[0].passage.cost, 1e-9)))
-        taken: list[Entry] = []
-        while self.entries and len(taken) < most and self.entries[0].ready_at <= now:
-            taken.append(self.entries.popleft())
+        if self.level is not None and self.tasks:
+            late = max(0.0, now - self.tasks[0].retry_at)
+            most = int(min(most, 2 + late * self.level.limit.fill_rate / max(self.tasks[0].policy.cost, 1e-9)))
+        taken: list[PendingTask] = []
+        while self.tasks and len(taken) < most and self.tasks[0].retry_at <= now:
+            taken.append(self.tasks.popleft())
         return taken
 
     def wait_ahead(self, now: float) -> float:
         """Return the least seconds that who joins now will wait, as far as this worker can tell."""
-        if self.level is None or not self.entries:
+        if self.level is None or not self.tasks:
             return 0.0
-        tokens = sum(entry.passage.cost for entry in self.entries)
-        return max(0.0, self.ready_at - now) + (tokens - self.entries[0].passage.cost) / self.level.limit.fill_rate
+        tokens = sum(task.policy.cost for task in self.tasks)
+        return max(0.0, self.retry_at - now) + (tokens - self.tasks[0].policy.cost) / self.level.limit.fill_rate
 
 
-class Lines:
-    """All lines of a worker, by key of the bucket that binds."""
+class HoldQueues:
+    """All hold_queues of a worker, by key of the bucket that binds."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, Line] = {}
+        self._hold_queues: dict[str, HoldQueue] = {}
 
     def __len__(self) -> int:
-        return sum(len(line.entries) for line in self._lines.values())
+        return sum(len(queue.tasks) for queue in self._hold_queues.values())
 
-    def __iter__(self) -> Iterator[Entry]:
-        for line in self._lines.values():
-            yield from line.entries
+    def __iter__(self) -> Iterator[PendingTask]:
+        for queue in self._hold_queues.values():
+            yield from queue.tasks
 
-    def of(self, key: str, level: Level | None) -> Line:
-        """Return the line at *key*, a new one if need be."""
-        return self._lines.setdefault(key, Line(level))
+    def of(self, key: str, level: Level | None) -> HoldQueue:
+        """Return the queue at *key*, a new one if need be."""
+        return self._hold_queues.setdefault(key, HoldQueue(level))
 
-    def blocking(self, path: tuple[Level, ...]) -> Line | None:
-        """Return the line that a newcomer on *path* must join: the first of ``all`` and its queue that has one."""
+    def blocking(self, path: tuple[Level, ...]) -> HoldQueue | None:
+        """Return the queue that a newcomer on *path* must join: the first of ``all`` and its queue that has one."""
         for level in path:
-            line = None if level.returns else self._lines.get(level.key)
-            if line is not None and line.entries:
-                return line
+            queue = None if (not level.blocks_queue) else self._hold_queues.get(level.key)
+            if queue is not None and queue.tasks:
+                return queue
         return None
 
-    def ready(self, now: float) -> list[Line]:
-        """Return the lines whose head may ask."""
-        return [line for line in self._lines.values() if line.ready_at <= now]
+    def ready(self, now: float) -> list[HoldQueue]:
+        """Return the hold_queues whose head may request."""
+        return [queue for queue in self._hold_queues.values() if queue.retry_at <= now]
 
     def next_ready_at(self) -> float:
-        """Return when the first head may ask; infinity if nobody waits."""
-        return min((line.ready_at for line in self._lines.values()), default=inf)
+        """Return when the first head may request; infinity if nobody waits."""
+        return min((queue.retry_at for queue in self._hold_queues.values()), default=inf)
 
-    def remove(self, gone: set[Entry]) -> None:
-        """Take *gone* out of whatever line they are in."""
-        for line in self._lines.values():
-            if any(entry in gone for entry in line.entries):
-                line.entries = deque(entry for entry in line.entries if entry not in gone)
+    def remove(self, gone: set[PendingTask]) -> None:
+        """Take *gone* out of whatever queue they are in."""
+        for queue in self._hold_queues.values():
+            if any(task in gone for task in queue.tasks):
+                queue.tasks = deque(task for task in queue.tasks if task not in gone)
 
-    def wake(self, ask: Ask) -> None:
-        """Let the heads of the lines that *ask* had a place in ask at once: it goes away and leaves them the place."""
-        for level, due in zip(ask.path, ask.dues, strict=True):
-            line = self._lines.get(level.key) if due and not level.returns else None
-            if line is not None and line.entries:
-                line.entries[0].ready_at = 0.0
+    def wake(self, request: AdmissionRequest) -> None:
+        """Let the heads of the queues in which *request* had a reservation ask at once: they inherit it."""
+        for level, due in zip(request.path, request.reservations, strict=True):
+            queue = self._hold_queues.get(level.key) if due and level.blocks_queue else None
+            if queue is not None and queue.tasks:
+                queue.tasks[0].retry_at = 0.0
 
     def prune(self) -> None:
-        """Forget lines that are empty."""
-        self._lines = {key: line for key, line in self._lines.items() if line.entries}
+        """Forget hold_queues that are empty."""
+        self._hold_queues = {key: queue for key, queue in self._hold_queues.items() if queue.tasks}
 
-    def clear(self) -> list[Entry]:
-        """Empty every line and return who stood there."""
-        entries = list(self)
-        self._lines.clear()
-        return entries
+    def clear(self) -> list[PendingTask]:
+        """Empty every queue and return who stood there."""
+        tasks = list(self)
+        self._hold_queues.clear()
+        return tasks

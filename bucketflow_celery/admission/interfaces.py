@@ -7,13 +7,13 @@ from math import inf
 from typing import Any, Protocol
 
 from bucketflow.errors import BucketflowError
-from bucketflow_celery.admission.pending_task import Entry
+from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level
 
-__all__ = ["Host", "NoParking", "Parking"]
+__all__ = ["NoParking", "Parking", "Worker"]
 
 
-class Host(Protocol):
+class Worker(Protocol):
     """A worker, as the gate sees it. Times are in seconds."""
 
     def free(self) -> int:
@@ -22,32 +22,32 @@ class Host(Protocol):
     def when_free(self, callback: Callable[[], None]) -> None:
         """Call *callback* when a slot gets free; asking twice is asking once."""
 
-    def start(self, entry: Entry) -> None:
+    def start(self, task: PendingTask) -> None:
         """Run a task in a free slot."""
 
-    def is_gone(self, entry: Entry) -> bool:
+    def is_revoked_or_expired(self, task: PendingTask) -> bool:
         """Return whether the task was revoked or has expired; Celery has then dealt with it."""
 
-    def send_back(self, entry: Entry, countdown: float) -> bool:
+    def defer(self, task: PendingTask, countdown: float) -> bool:
         """
         Publish the task again, due in *countdown* seconds, with its ticket; then acknowledge this delivery.
 
         Returns ``False``, and acknowledges nothing, if the broker did not take it.
         """
 
-    def give_back(self, entry: Entry) -> bool:
+    def requeue(self, task: PendingTask) -> bool:
         """Leave this delivery to the broker, for any worker; ``False`` if it must stay here."""
 
     def fail(self, request: Any, error: BucketflowError) -> None:
         """Store *error* as the task's result, call its errbacks, acknowledge."""
 
-    def hold(self, entry: Entry, level: Level | None) -> None:
+    def hold(self, task: PendingTask, level: Level | None) -> None:
         """Take note that a task is held because of *level*; ``None``: because the store is away."""
 
-    def unhold(self, entry: Entry) -> None:
+    def release(self, task: PendingTask) -> None:
         """Take note that it is no longer."""
 
-    def refused(self, entry: Entry, level: Level, wait: float) -> None:
+    def refused(self, task: PendingTask, level: Level, wait: float) -> None:
         """Take note of a refusal, for whoever watches."""
 
     def call_after(self, seconds: float, callback: Callable[[], None]) -> None:
@@ -76,14 +76,14 @@ class Parking(Protocol):
     must_look: bool
     looked_at: float
 
-    def blocks(self, entry: Entry) -> bool:
-        """Return whether the tenant of *entry* is known to have tasks parked, so that *entry* need not ask."""
+    def blocks(self, task: PendingTask) -> bool:
+        """Return whether the tenant of *task* is known to have tasks parked, so that *task* need not ask."""
 
-    def may_have(self, entry: Entry) -> bool:
-        """Return whether *entry* may have been parked before: only parking it can tell."""
+    def may_have(self, task: PendingTask) -> bool:
+        """Return whether *task* may have been parked before: only parking it can tell."""
 
-    def add(self, entry: Entry) -> None:
-        """Park *entry*."""
+    def add(self, task: PendingTask) -> None:
+        """Park *task*."""
 
     def wake_at(self) -> float | None:
         """Return when to work next, in seconds of the monotonic clock; ``None`` while a call is on its way."""
@@ -91,7 +91,7 @@ class Parking(Protocol):
     def work(self, free: Callable[[], int]) -> None:
         """Send what there is to send; *free* returns the number of free slots."""
 
-    def land(self) -> None:
+    def on_reply(self) -> None:
         """Act on the outcome of the call that was on its way, if it is there."""
 
 
@@ -103,17 +103,17 @@ class NoParking:
     must_look = False
     looked_at = -inf
 
-    def blocks(self, entry: Entry) -> bool:  # noqa: ARG002
+    def blocks(self, task: PendingTask) -> bool:  # noqa: ARG002
         """Return ``False``: no tenant has tasks parked."""
         return False
 
-    def may_have(self, entry: Entry) -> bool:  # noqa: ARG002
+    def may_have(self, task: PendingTask) -> bool:  # noqa: ARG002
         """Return ``False``: nothing was parked before."""
         return False
 
-    def add(self, entry: Entry) -> None:
+    def add(self, task: PendingTask) -> None:
         """Raise: nothing can be parked."""
-        raise NotImplementedError(entry)
+        raise NotImplementedError(task)
 
     def wake_at(self) -> float | None:
         """Return ``None``: there is no call to make."""
@@ -122,5 +122,5 @@ class NoParking:
     def work(self, free: Callable[[], int]) -> None:
         """Do nothing."""
 
-    def land(self) -> None:
+    def on_reply(self) -> None:
         """Do nothing."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from bucketflow_celery.config.levels import Level
-from bucketflow_celery.config.policy import Passage
+from bucketflow_celery.config.policy import ThrottlePolicy
 from bucketflow_celery.errors import ThrottleTimeout
 
-__all__ = ["GiveUp", "Hold", "Refused", "Return", "decide", "too_long"]
+__all__ = ["Defer", "Fail", "Hold", "Refused", "exceeds_max_wait", "on_refusal"]
 
 #: A task whose place comes within so many seconds is not worth a trip to the broker.
 SHORT = 0.05
@@ -27,49 +27,49 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Return:
+class Defer:
     """Send it to the broker, to come back in *countdown* seconds."""
 
     countdown: float
 
 
 @dataclass(frozen=True, slots=True)
-class GiveUp:
+class Fail:
     """Fail the task with *error*."""
 
     error: ThrottleTimeout
 
 
-Refused: TypeAlias = Hold | Return | GiveUp
+Refused: TypeAlias = Hold | Defer | Fail
 
 
-def too_long(passage: Passage, level: Level, wait: float, *, had_place: bool = False) -> GiveUp | None:
+def exceeds_max_wait(policy: ThrottlePolicy, level: Level, wait: float, *, had_place: bool = False) -> Fail | None:
     """
-    Return the end of a task that would wait *wait* seconds in all, if that is more than it may.
+    Defer the end of a task that would wait *wait* seconds in all, if that is more than it may.
 
     One that *had_place* was promised to start in time: for being a little late it is not given up, its place wasted.
     """
-    if passage.max_wait is None or wait <= passage.max_wait * (GRACE if had_place else 1):
+    if policy.max_wait is None or wait <= policy.max_wait * (GRACE if had_place else 1):
         return None
-    return GiveUp(ThrottleTimeout(level.name, wait, passage.max_wait))
+    return Fail(ThrottleTimeout(level.name, wait, policy.max_wait))
 
 
-def decide(  # noqa: PLR0913 - the facts of one refusal
-    passage: Passage, level: Level, wait: float, waited: float, *, had_place: bool, cap: float
+def on_refusal(  # noqa: PLR0913 - the facts of one refusal
+    policy: ThrottlePolicy, level: Level, wait: float, waited: float, *, had_place: bool, cap: float
 ) -> Refused:
     """
     Decide about a task that *level* has refused.
 
     Args:
-        passage: What the task needs.
+        policy: What the task needs.
         level: The level that binds.
         wait: Seconds until it may ask again.
         waited: Seconds it has waited already.
         had_place: Whether it came with a place in that level's line.
         cap: Longest countdown in seconds; one that returns early keeps its place.
     """
-    if (end := too_long(passage, level, waited + wait, had_place=had_place)) is not None:
+    if (end := exceeds_max_wait(policy, level, waited + wait, had_place=had_place)) is not None:
         return end
-    if not level.returns or passage.on_limit == "hold" or wait <= (NEARLY if had_place else SHORT):
+    if level.blocks_queue or policy.on_limit == "hold" or wait <= (NEARLY if had_place else SHORT):
         return Hold()
-    return Return(min(wait, cap))
+    return Defer(min(wait, cap))

@@ -1,4 +1,4 @@
-"""The places that a worker's lines were promised by levels that hold. Pure."""
+"""The places that a worker's hold_queues were promised by levels that hold. Pure."""
 
 from __future__ import annotations
 
@@ -6,53 +6,59 @@ from bisect import insort
 from collections.abc import Iterable
 
 from bucketflow.limit import SECOND
-from bucketflow_celery.admission.pending_task import Entry
-from bucketflow_celery.scheduling.admit import Answer, Ask
+from bucketflow_celery.admission.pending_task import PendingTask
+from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest
 
-__all__ = ["Places"]
+__all__ = ["ReservationPool"]
 
 #: The patience of a task that is promised no place: it is parked instead.
 NO_PLACE = -1
 
 
-class Places:
+class ReservationPool:
     """
-    Places in the lines of ``all`` and of the queues, by key, in µs of the store's clock.
+    ReservationPool in the hold_queues of ``all`` and of the queues, by key, in µs of the store's clock.
 
     Such a place belongs to the worker's line and not to a task: if its head turns out to wait for its tenant, is
-    revoked, gives up or goes back to the broker, the next one uses it. At most a few a queue: whoever asks takes one.
+    revoked, gives up or goes back to the broker, the next one uses it. At most a few a queue: whoever requests takes
+    one.
     """
 
     def __init__(self) -> None:
         self._dues: dict[str, list[int]] = {}
 
-    def question(self, entry: Entry, waited: float) -> Ask:
-        """Return the question of *entry*, which has waited so many seconds; it takes the first place of each line."""
-        passage = entry.passage
-        if passage.parks:
-            return Ask(
-                passage.path, passage.cost, (0,) * len(passage.path), NO_PLACE, entry.queue, passage.tenant or ""
+    def question(self, task: PendingTask, waited: float) -> AdmissionRequest:
+        """Return the question of *task*, which has waited so many seconds; it takes the first place of each line."""
+        policy = task.policy
+        if policy.parks:
+            return AdmissionRequest(
+                policy.path, policy.cost, (0,) * len(policy.path), NO_PLACE, task.queue, policy.tenant or ""
             )
-        dues = [entry.dues.get(level.key, 0) if level.returns else self._take(level.key) for level in passage.path]
-        if passage.max_wait is None:
-            return Ask(passage.path, passage.cost, tuple(dues))
-        return Ask(passage.path, passage.cost, tuple(dues), max(0, round((passage.max_wait - waited) * SECOND)))
+        reservations = [
+            task.reservations.get(level.key, 0) if (not level.blocks_queue) else self._take(level.key)
+            for level in policy.path
+        ]
+        if policy.max_wait is None:
+            return AdmissionRequest(policy.path, policy.cost, tuple(reservations))
+        return AdmissionRequest(
+            policy.path, policy.cost, tuple(reservations), max(0, round((policy.max_wait - waited) * SECOND))
+        )
 
-    def settle(self, entry: Entry, answer: Answer) -> None:
-        """Keep the places of one who was not admitted: its own with *entry*, the others here."""
-        for level, due in zip(entry.passage.path, answer.dues, strict=True):
-            if due and level.returns:
-                entry.dues[level.key] = due
+    def settle(self, task: PendingTask, decision: AdmissionDecision) -> None:
+        """Keep the places of one who was not admitted: its own with *task*, the others here."""
+        for level, due in zip(task.policy.path, decision.reservations, strict=True):
+            if due and (not level.blocks_queue):
+                task.reservations[level.key] = due
             elif due:
                 insort(self._dues.setdefault(level.key, []), due)
 
-    def restore(self, asks: Iterable[Ask]) -> None:
+    def restore(self, requests: Iterable[AdmissionRequest]) -> None:
         """Take back what questions took that were not answered."""
-        for ask in asks:
-            for level, due in zip(ask.path, ask.dues, strict=True):
-                if due and not level.returns:
+        for request in requests:
+            for level, due in zip(request.path, request.reservations, strict=True):
+                if due and level.blocks_queue:
                     insort(self._dues.setdefault(level.key, []), due)
 
     def _take(self, key: str) -> int:
-        dues = self._dues.get(key)
-        return dues.pop(0) if dues else 0
+        reservations = self._dues.get(key)
+        return reservations.pop(0) if reservations else 0

@@ -30,9 +30,9 @@ class Level:
     limit: Limit
 
     @property
-    def returns(self) -> bool:
-        """Whether a task refused here goes back to the broker: others of its queue could still start."""
-        return self.name in ("tenant", "task")
+    def blocks_queue(self) -> bool:
+        """Whether a refusal here blocks the whole queue: no other task of it could start (head-of-line blocking)."""
+        return self.name in ("all", "queue")
 
 
 def quoted(name: str) -> str:

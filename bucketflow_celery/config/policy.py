@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from bucketflow_celery.config.levels import Level, LevelName
 
-__all__ = ["Passage"]
+__all__ = ["ThrottlePolicy"]
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class ThrottlePolicy:
     """
     What a task needs in order to start.
 

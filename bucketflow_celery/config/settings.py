@@ -39,7 +39,7 @@ class Settings:
         limits: The table of limits: ``all``, ``queues``, ``tenants``, ``tasks``, and ``weights``.
         on_limit: ``"retry"``: a task refused by its tenant's or its own limit goes back to the broker until its
             turn comes. ``"hold"``: it stays in the worker, as it does when ``all`` or its queue refuses. ``"park"``:
-            whatever refuses it, it waits in Redis, and is handed to a worker when its turn has come.
+            whatever refuses it, it waits in Redis, and is dispatched to a worker when its turn has come.
         on_store_error: While Redis is away: ``"hold"`` keeps tasks back, ``"admit"`` lets them start unlimited,
             ``"refuse"`` sends them back to the broker for a while.
         max_wait: Seconds a task may wait in all before it fails with ``ThrottleTimeout``; ``None``: for ever.
@@ -51,7 +51,7 @@ class Settings:
         namespace: Prefix and hash tag of every key.
         timeout: Seconds to wait for an answer of Redis.
         backlog_limit: Most tasks parked of one queue; the others stay with the broker.
-        lease: Seconds within which the tasks that were handed to a worker go to another when it dies.
+        lease: Seconds within which the tasks that were dispatched to a worker go to another when it dies.
         parked_state: Whether the result of a parked task says ``PARKED``, with its position and when it may start.
     """
 

@@ -66,7 +66,7 @@ class Watch(threading.Thread):
         return self._counters
 
     def run(self) -> None:
-        """Ask once a second."""
+        """AdmissionRequest once a second."""
         while not self._ended.wait(0.8):
             try:
                 replies: dict[str, Any] = app.control.inspect(timeout=1.0, limit=len(WORKERS)).stats() or {}
@@ -76,6 +76,6 @@ class Watch(threading.Thread):
             self._counters = {**self._counters, **found}
 
     def end(self) -> None:
-        """Ask no more."""
+        """AdmissionRequest no more."""
         self._ended.set()
         self.join(2.0)

@@ -49,7 +49,7 @@ class LevelRows:
                 bar(rate, level.limit.fill_rate, 8),
                 f"{math.floor(view.tokens)} of {level.limit.capacity:g}" if view else "",
                 str(ledger.waiting(level)),
-                f"{view.line:.1f} s" if view else "",
+                f"{view.reserved_for:.1f} s" if view else "",
                 f"{ledger.per_task(level):.2f}",
             )
         if len(ledger.levels) > most:

@@ -69,7 +69,7 @@ class Programs:
         return "\n".join(self._log(name).read_text(errors="replace").splitlines()[-12:])
 
     def retire(self, *names: str) -> None:
-        """Ask programs to end, and give them some time for it."""
+        """AdmissionRequest programs to end, and give them some time for it."""
         for name in names:
             self._running[name].terminate()
         deadline = time.monotonic() + GRACE

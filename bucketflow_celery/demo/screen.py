@@ -84,7 +84,7 @@ class Screen:
             "admitted": "admitted",
             "holding": "waiting",
             "held so far": "held",
-            "sent back": "returned",
+            "deferred": "deferred",
             "parked": "parked",
             "calls to Redis": "round_trips",
         }

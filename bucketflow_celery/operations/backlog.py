@@ -13,7 +13,7 @@ from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.config.table import LimitTable
 from bucketflow_celery.store.interfaces import BacklogView, LaneView
 
-__all__ = ["QueueBacklog", "TenantBacklog", "overview"]
+__all__ = ["QueueBacklog", "TenantBacklog", "backlog_report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,9 @@ class QueueBacklog:
     tenants: Mapping[str, TenantBacklog]
 
 
-def overview(queue: str, view: BacklogView, table: LimitTable, task_limits: Mapping[str, Limit | None]) -> QueueBacklog:
+def backlog_report(
+    queue: str, view: BacklogView, table: LimitTable, task_limits: Mapping[str, Limit | None]
+) -> QueueBacklog:
     """
     Sum up what is parked of *queue*.
 

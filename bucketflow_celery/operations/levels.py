@@ -20,15 +20,15 @@ class LevelView:
     Attributes:
         level: Its name, bucket and limit.
         tokens: Tokens in the bucket now.
-        line: Seconds until the last promised place of its line.
+        reserved_for: Seconds until the last reservation at this level; 0 if there is none.
     """
 
     level: Level
     tokens: float
-    line: float
+    reserved_for: float
 
 
 def level_view(level: Level, state: LevelState, now: int) -> LevelView:
     """Return how *level* stands whose *state* the store told at *now*, in µs of its clock."""
-    state = state.under(level.limit, now)
-    return LevelView(level, tokens_at(level.limit, state.full_at, now), max(0.0, state.line_at - now) / SECOND)
+    state = state.rebased_on(level.limit, now)
+    return LevelView(level, tokens_at(level.limit, state.full_at, now), max(0.0, state.reserved_until - now) / SECOND)

@@ -5,57 +5,57 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from bucketflow_celery.admission.pending_task import Entry
+from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level
-from bucketflow_celery.scheduling.model import Candidate, Handed, Known, Parcel
+from bucketflow_celery.scheduling.model import DispatchedTask, ParkedMessage, TenantSpec, TenantSummary
 
-__all__ = ["Book", "Desk", "RoomHost", "Tenure"]
+__all__ = ["ActiveLimits", "Desk", "ParkingWorker", "Tenure"]
 
 
-class RoomHost(Protocol):
+class ParkingWorker(Protocol):
     """A worker, as its waiting room sees it."""
 
-    def parcel(self, entry: Entry, *, again: bool) -> Parcel | None:
+    def parcel(self, task: PendingTask, *, again: bool) -> ParkedMessage | None:
         """
-        Return *entry* ready to be parked; ``None`` if it cannot be.
+        Return *task* ready to be parked; ``None`` if it cannot be.
 
         Args:
-            entry: The task.
+            task: The task.
             again: Whether another message is parked already that looks the same.
         """
 
-    def is_fresh(self, entry: Entry) -> bool:
-        """Return whether the broker says that it delivers *entry* for the first time."""
+    def is_fresh(self, task: PendingTask) -> bool:
+        """Return whether the broker says that it delivers *task* for the first time."""
 
-    def is_redelivered(self, entry: Entry) -> bool:
-        """Return whether the broker says that it has delivered *entry* before."""
+    def is_redelivered(self, task: PendingTask) -> bool:
+        """Return whether the broker says that it has delivered *task* before."""
 
-    def parked(self, entry: Entry, position: int) -> None:
+    def parked(self, task: PendingTask, position: int) -> None:
         """Acknowledge a message that is stored, at *position* of its lane; 0: it was before."""
 
-    def receive(self, handed: Handed, on_end: Callable[[bool], None]) -> Entry | None:
+    def receive(self, dispatched: DispatchedTask, on_end: Callable[[bool], None]) -> PendingTask | None:
         """
-        Return a task that was handed out, as if the broker had delivered it; ``None`` if nobody can read it.
+        Return a task that was dispatched out, as if the broker had delivered it; ``None`` if nobody can read it.
 
         Args:
-            handed: The task.
+            dispatched: The task.
             on_end: To be called, from any thread, with ``False`` when it is acknowledged or dropped, with ``True`` when
                 it goes back to where it was.
         """
 
-    def start(self, entry: Entry) -> None:
+    def start(self, task: PendingTask) -> None:
         """Run it in a free slot."""
 
-    def is_gone(self, entry: Entry) -> bool:
+    def is_revoked_or_expired(self, task: PendingTask) -> bool:
         """Return whether it was revoked or has expired; Celery has then dealt with it."""
 
-    def give_up(self, entry: Entry) -> None:
+    def give_up(self, task: PendingTask) -> None:
         """End a task whose time is over, or that can never start; its result tells which."""
 
-    def is_settled(self, entry: Entry) -> bool:
+    def is_settled(self, task: PendingTask) -> bool:
         """Return whether a task that is gone or was given up has ended; else its end could not be stored."""
 
-    def lacks_slots(self, more: bool) -> None:  # noqa: FBT001 - one fact
+    def request_scale_up(self, more: bool) -> None:  # noqa: FBT001 - one fact
         """Take note that all free slots are used now, and whether *more* tasks are parked."""
 
     def queues(self) -> Sequence[str]:
@@ -74,11 +74,11 @@ class Desk(Protocol):
     def run(self) -> None:
         """Do a round, in which the waiting room does its work."""
 
-    def keep(self, entry: Entry, seconds: float) -> None:
-        """Hold an entry that could not be parked, for so many seconds."""
+    def keep(self, task: PendingTask, seconds: float) -> None:
+        """Hold an task that could not be parked, for so many seconds."""
 
-    def leave(self, entry: Entry) -> None:
-        """Take note that an entry does not wait in the worker any more."""
+    def leave(self, task: PendingTask) -> None:
+        """Take note that an task does not wait in the worker any more."""
 
 
 class Tenure(Protocol):
@@ -90,16 +90,16 @@ class Tenure(Protocol):
         """Return whether nobody can have taken this worker for dead."""
 
 
-class Book(Protocol):
+class ActiveLimits(Protocol):
     """What knows the limits."""
 
     version: str
 
-    def renew(self) -> None:
+    def refresh(self) -> None:
         """Read the limits again. Raises ``StoreUnavailable``."""
 
-    def common(self, queue: str) -> tuple[Level, ...]:
+    def queue_path(self, queue: str) -> tuple[Level, ...]:
         """Return the levels that all tasks of *queue* pass."""
 
-    def candidate(self, queue: str, known: Known) -> Candidate:
+    def tenant_spec(self, queue: str, known: TenantSummary) -> TenantSpec:
         """Return what this worker says about a tenant of *queue*."""

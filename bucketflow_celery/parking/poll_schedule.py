@@ -7,81 +7,81 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from bucketflow_celery.scheduling.model import Known
-from bucketflow_celery.store.interfaces import EVERY_QUEUE
+from bucketflow_celery.scheduling.model import TenantSummary
+from bucketflow_celery.store.interfaces import ALL_QUEUES
 
-__all__ = ["LOOK", "Agenda", "Queue"]
+__all__ = ["POLL_INTERVAL", "PollSchedule", "QueuePolls"]
 
 #: Seconds after which a worker asks that was neither told to nor called: a call may have been missed.
-LOOK = 5.0
+POLL_INTERVAL = 5.0
 
 
 @dataclass(slots=True)
-class Queue:
+class QueuePolls:
     """
     What is known of the backlog of one queue. Times are in seconds of the monotonic clock.
 
     Attributes:
         name: Of the queue.
-        ask_at: When to ask for tasks, as far as the worker was told or called.
-        asked_at: When it asked last.
-        has_turn: Whether the store expects it then: it was given a turn.
+        poll_at: When to ask for tasks, as far as the worker was told or called.
+        polled_at: When it asked last.
+        is_expected: Whether the store expects it then: it was given a turn.
         known: The tenants that may be next.
     """
 
     name: str
-    ask_at: float = inf
-    asked_at: float = -inf
-    has_turn: bool = False
-    known: tuple[Known, ...] = ()
+    poll_at: float = inf
+    polled_at: float = -inf
+    is_expected: bool = False
+    known: tuple[TenantSummary, ...] = ()
 
     def due_at(self, look: float) -> float:
         """Return when to ask at the latest, if each *look* seconds are worth a question."""
-        return min(self.ask_at, self.asked_at + look)
+        return min(self.poll_at, self.polled_at + look)
 
 
-class Agenda:
+class PollSchedule:
     """The queues that a worker consumes, by when it asks for their tasks."""
 
     def __init__(self) -> None:
-        self._queues: dict[str, Queue] = {}
+        self._queues: dict[str, QueuePolls] = {}
         self._calls: deque[str] = deque()
 
     def call(self, name: str) -> None:
-        """Take note that there is something to do in the queue *name*, or ``EVERY_QUEUE``. Any thread may call."""
+        """Take note that there is something to do in the queue *name*, or ``ALL_QUEUES``. Any thread may call."""
         self._calls.append(name)
 
     def update(self, consumed: Sequence[str], now: float) -> bool:
-        """Follow the queues now *consumed*, and act on the calls; return whether one was for ``EVERY_QUEUE``."""
+        """Follow the queues now *consumed*, and act on the calls; return whether one was for ``ALL_QUEUES``."""
         if set(consumed) != set(self._queues):
-            self._queues = {name: self._queues.get(name, Queue(name)) for name in consumed}
+            self._queues = {name: self._queues.get(name, QueuePolls(name)) for name in consumed}
         is_for_every = False
         while self._calls:
             called = self._calls.popleft()
-            is_for_every = is_for_every or called == EVERY_QUEUE
+            is_for_every = is_for_every or called == ALL_QUEUES
             for queue in self._queues.values():
-                if called in (queue.name, EVERY_QUEUE):
-                    queue.ask_at = min(queue.ask_at, now)
+                if called in (queue.name, ALL_QUEUES):
+                    queue.poll_at = min(queue.poll_at, now)
         return is_for_every
 
-    def ask_now(self, name: str, now: float) -> None:
-        """Ask for tasks of the queue *name* as soon as a slot is free, if it is consumed."""
+    def poll_now(self, name: str, now: float) -> None:
+        """AdmissionRequest for tasks of the queue *name* as soon as a slot is free, if it is consumed."""
         if name in self._queues:
-            self._queues[name].ask_at = now
+            self._queues[name].poll_at = now
 
     def next_at(self) -> float:
         """Return when to ask next; infinity without queues."""
-        return min((queue.due_at(self._look) for queue in self._queues.values()), default=inf)
+        return min((queue.due_at(self._interval) for queue in self._queues.values()), default=inf)
 
-    def due(self, now: float, free: int) -> Queue | None:
+    def due(self, now: float, free: int) -> QueuePolls | None:
         """Return a queue to ask for tasks now, with so many slots *free*; the others come first next time."""
         for queue in self._queues.values():
             # Who cannot come when its turn has come says so, and another is called.
-            if queue.due_at(self._look) <= now and (free > 0 or (queue.has_turn and queue.ask_at <= now)):
+            if queue.due_at(self._interval) <= now and (free > 0 or (queue.is_expected and queue.poll_at <= now)):
                 self._queues[queue.name] = self._queues.pop(queue.name)
                 return queue
         return None
 
     @property
-    def _look(self) -> float:
-        return LOOK * max(1.0, len(self._queues) / 2)  # many queues are not looked at more often, all in all
+    def _interval(self) -> float:
+        return POLL_INTERVAL * max(1.0, len(self._queues) / 2)  # many queues are not looked at more often, all in all

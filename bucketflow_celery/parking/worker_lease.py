@@ -1,4 +1,4 @@
-"""A worker's lease on the parked tasks it was handed: renewed from a thread, whatever the worker's loop waits for."""
+"""A worker's lease on the parked tasks dispatched to it, renewed from a thread of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from time import monotonic
 
 from bucketflow.errors import StoreUnavailable
 from bucketflow_celery.scheduling.model import Settlement
-from bucketflow_celery.store.interfaces import EVERY_QUEUE, BacklogStore, OwnedView
+from bucketflow_celery.store.interfaces import ALL_QUEUES, BacklogStore, LeasedTaskView
 
 __all__ = ["Lease", "reclaim"]
 
@@ -34,7 +34,7 @@ class Lease:
         node: The worker's name; one that no other lease has is made from it.
         seconds: Within which the tasks of a dead worker go to another.
         on_call: Called from the thread with the name of a queue in which there is something to do.
-        is_known: Whether the worker knows that it was handed a task, by its uid.
+        is_known: Whether the worker knows that it was dispatched a task, by its uid.
         clock: Tells seconds; never steps.
     """
 
@@ -82,14 +82,14 @@ class Lease:
                 self._store.renew(self.worker, 0).run()
                 reclaim(self._store, self.worker)
         except StoreUnavailable as error:
-            logger.warning("what this worker was handed goes to others when its lease has ended: %s", error)
+            logger.warning("what this worker was dispatched goes to others when its lease has ended: %s", error)
 
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
                 self._renew_if_due()
                 with self._store.listen() as calls:
-                    self._on_call(EVERY_QUEUE)  # those before it was listening
+                    self._on_call(ALL_QUEUES)  # those before it was listening
                     while not self._stopped.is_set():
                         call = calls.get(max(0.001, min(1.0, self._next_renewal - self._clock())))
                         if call is not None:
@@ -127,7 +127,7 @@ class Lease:
                 logger.warning("%s is dead, %d parked task(s) go to others", worker, reclaim(self._store, worker))
 
     def _give_back_orphans(self, now: float) -> None:
-        """Give back what was handed out in an answer that never came."""
+        """Give back what was dispatched out in an answer that never came."""
         unknown = {one.uid: one for one in self._store.owned(self.worker).run() if not self._is_known(one.uid)}
         self._orphans = {uid: self._orphans.get(uid, now) for uid in unknown}
         lost = [unknown[uid] for uid, since in self._orphans.items() if now - since >= _ORPHAN]
@@ -150,12 +150,12 @@ def reclaim(store: BacklogStore, worker: str) -> int:
     return _return(store, worker, store.owned(worker).run(), dead=True)
 
 
-def _return(store: BacklogStore, worker: str, tasks: Iterable[OwnedView], *, dead: bool) -> int:
-    by_queue: defaultdict[str, list[OwnedView]] = defaultdict(list)
+def _return(store: BacklogStore, worker: str, tasks: Iterable[LeasedTaskView], *, dead: bool) -> int:
+    by_queue: defaultdict[str, list[LeasedTaskView]] = defaultdict(list)
     for task in sorted(tasks, key=lambda task: task.since):
         by_queue[task.queue].append(task)
     if dead and not by_queue:
-        by_queue[EVERY_QUEUE] = []  # it had nothing, and is forgotten
+        by_queue[ALL_QUEUES] = []  # it had nothing, and is forgotten
     returned = 0
     for queue, mine in by_queue.items():
         back = tuple((task.uid, task.lane, dead) for task in mine)

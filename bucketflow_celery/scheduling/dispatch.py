@@ -1,7 +1,7 @@
 """
 Whose turn it is among the parked tasks of one queue, and who comes for the next. Pure.
 
-``lua/release.lua`` mirrors this file; see ``backlog.py``.
+``lua/dispatch.lua`` mirrors this file; see ``backlog.py``.
 """
 
 from __future__ import annotations
@@ -14,37 +14,46 @@ from bucketflow.algorithm.gcra import take, wait_for
 from bucketflow.limit import SECOND
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.scheduling.admit import LevelState, current_state
-from bucketflow_celery.scheduling.backlog import NO_SHOW, Backlog, Tenant, in_order
-from bucketflow_celery.scheduling.model import Candidate, Handed, Known, Lane, Owned, Released, Request, TaskType
+from bucketflow_celery.scheduling.backlog import POLL_GRACE, Backlog, Tenant, by_score
+from bucketflow_celery.scheduling.model import (
+    DispatchedTask,
+    DispatchReply,
+    DispatchRequest,
+    Lane,
+    LeasedTask,
+    TaskSpec,
+    TenantSpec,
+    TenantSummary,
+)
 
-__all__ = ["PAUSE", "release"]
+__all__ = ["PAUSE", "dispatch"]
 
 #: µs after which a tenant is looked at again all of whose tasks are paused. Whoever resumes them wakes it.
 PAUSE = 60 * SECOND
 #: Workers that are told the same turn: one may be busy by then.
-PER_TURN = 2
+WORKERS_PER_POLL = 2
 #: Most tenants woken, and most heads looked at, by one call.
 MOST = 128
 #: Candidates named beyond those that were asked for.
 SPARE = 4
 
 
-def release(  # noqa: PLR0913 - what a script has as its keys
+def dispatch(  # noqa: PLR0913 - what a script has as its keys
     backlog: Backlog,
-    request: Request,
-    owned: MutableMapping[bytes, Owned],
+    request: DispatchRequest,
+    owned: MutableMapping[bytes, LeasedTask],
     states: MutableMapping[str, LevelState],
     now: int,
     *,
     version: str = "",
-) -> tuple[Released, bool]:
+) -> tuple[DispatchReply, bool]:
     """
     Hand out the tasks whose turn it is, as many as the worker has free slots, and take their tokens.
 
     Args:
         backlog: Of the queue.
         request: Of the worker.
-        owned: What it was handed before; what it is handed now is added.
+        owned: What it was dispatched before; what it is dispatched now is added.
         states: Of the levels, by key.
         now: µs of the store's clock.
         version: Of the limits. Under others than before nobody knows any more how long to sleep: all wake.
@@ -52,78 +61,80 @@ def release(  # noqa: PLR0913 - what a script has as its keys
     Returns:
         The answer; and whether to call other workers.
     """
-    backlog.turns.pop(request.worker, None)
+    backlog.polls.pop(request.worker, None)
     if version != backlog.version:
-        backlog.asleep = dict.fromkeys(backlog.asleep, 0.0)
+        backlog.delayed = dict.fromkeys(backlog.delayed, 0.0)
         backlog.version = version
     _wake(backlog, now)
     round_ = _Round(backlog, request, states, now)
     round_.serve()
-    for one in round_.handed:
+    for one in round_.dispatched:
         owned[one.owned.item.uid] = one.owned
-    for tenant, tag in list(backlog.resting.items()):
+    for tenant, tag in list(backlog.idle.items()):
         if tag <= backlog.virtual:
-            del backlog.resting[tenant]
-    backlog.tidy()
+            del backlog.idle[tenant]
+    backlog.reset_if_empty()
     wait, call = _arrange(backlog, request, round_, now)
-    return Released(tuple(round_.handed), wait, _next(backlog, request.free + round_.skipped)), call
+    return DispatchReply(tuple(round_.dispatched), wait, _next(backlog, request.free + round_.skipped)), call
 
 
 def _wake(backlog: Backlog, now: int) -> None:
-    due = [name for name, wake in in_order(backlog.asleep) if wake <= now]
+    due = [name for name, wake in by_score(backlog.delayed) if wake <= now]
     for name in due[:MOST]:
-        backlog.rouse(name)
+        backlog.wake(name)
 
 
-def _arrange(backlog: Backlog, request: Request, round_: _Round, now: int) -> tuple[int | None, bool]:
+def _arrange(backlog: Backlog, request: DispatchRequest, round_: _Round, now: int) -> tuple[int | None, bool]:
     """Decide when the worker comes again, and whether another must be called in its place."""
-    for worker, turn in list(backlog.turns.items()):
-        if turn < now - NO_SHOW:
-            del backlog.turns[worker]
+    for worker, turn in list(backlog.polls.items()):
+        if turn < now - POLL_GRACE:
+            del backlog.polls[worker]
     ready_at: float | None = round_.ready_at
     if ready_at is None:
-        ready_at = min((*backlog.asleep.values(), *round_.later), default=None)
+        ready_at = min((*backlog.delayed.values(), *round_.later), default=None)
     if round_.admitted >= request.free:
-        return None, ready_at is not None and backlog.must_call(ready_at, now)
+        return None, ready_at is not None and backlog.should_notify(ready_at, now)
     if round_.unknown:
         return 0, False
     # Whoever was called has come, and has left nothing: for what is parked next it is called again.
-    backlog.called_at = 0
+    backlog.notified_at = 0
     if ready_at is None:
         return None, False
     comes_at = _turn(backlog, ready_at, round_.gap, now)
-    backlog.turns[request.worker] = comes_at
+    backlog.polls[request.worker] = comes_at
     return max(0, math.ceil(comes_at - now)), False
 
 
 def _turn(backlog: Backlog, ready_at: float, gap: float, now: int) -> float:
     """Return when a worker comes again that has free slots: after those who come before it, as many at a time."""
-    if backlog.coming(ready_at, now) < PER_TURN:
+    if backlog.expected_polls(ready_at, now) < WORKERS_PER_POLL:
         return ready_at
-    ahead = len(backlog.turns) // PER_TURN
+    ahead = len(backlog.polls) // WORKERS_PER_POLL
     if gap == 0 and ahead:
-        later = in_order(backlog.asleep)
+        later = by_score(backlog.delayed)
         return max(ready_at, later[ahead][1] if ahead < len(later) else now + SECOND)
     return ready_at + ahead * gap
 
 
-def _next(backlog: Backlog, count: int) -> tuple[Known, ...]:
-    names = [name for name, _ in in_order(backlog.ready)[: count + SPARE]]
-    names += [name for name, _ in in_order(backlog.asleep)[:SPARE]]
+def _next(backlog: Backlog, count: int) -> tuple[TenantSummary, ...]:
+    names = [name for name, _ in by_score(backlog.ready)[: count + SPARE]]
+    names += [name for name, _ in by_score(backlog.delayed)[:SPARE]]
     return tuple(backlog.known(name) for name in names)
 
 
 class _Round:
-    """The work of one release."""
+    """The work of one dispatch."""
 
-    def __init__(self, backlog: Backlog, request: Request, states: MutableMapping[str, LevelState], now: int) -> None:
+    def __init__(
+        self, backlog: Backlog, request: DispatchRequest, states: MutableMapping[str, LevelState], now: int
+    ) -> None:
         self._backlog = backlog
         self._free = request.free
         self._common = request.common
         self._candidates = {candidate.tenant: candidate for candidate in request.candidates}
         self._states = states
         self._now = now
-        self.handed: list[Handed] = []
+        self.dispatched: list[DispatchedTask] = []
         self.admitted = 0
         self.skipped = 0
         self.unknown = False
@@ -135,7 +146,7 @@ class _Round:
         looked = 0
         while self.admitted < self._free and looked < MOST:
             looked += 1
-            heads = in_order(self._backlog.ready)
+            heads = by_score(self._backlog.ready)
             if len(heads) <= self.skipped:
                 break
             name = heads[self.skipped][0]
@@ -150,12 +161,12 @@ class _Round:
                 self.skipped += 1
             elif wait > 0:
                 del self._backlog.ready[name]
-                self._backlog.asleep[name] = self._now + wait
+                self._backlog.delayed[name] = self._now + wait
         has_more = self.admitted >= self._free or (looked >= MOST and self.skipped < MOST)
         if self.ready_at is None and self._backlog.ready and has_more:
             self.ready_at = self._now + max((self._wait(level, 1.0) for level in self._common), default=0)
 
-    def _serve_tenant(self, name: str, tenant: Tenant, candidate: Candidate) -> int | None:
+    def _serve_tenant(self, name: str, tenant: Tenant, candidate: TenantSpec) -> int | None:
         """Serve one task; return 0, or the µs the tenant must sleep; ``None`` if the rest is for other workers."""
         types = {kind.task: kind for kind in candidate.types}
         sleep: int | None = None
@@ -178,7 +189,7 @@ class _Round:
             return None
         return sleep
 
-    def _serve_type(self, name: str, tenant: Tenant, candidate: Candidate, kind: TaskType, rank: int) -> int:
+    def _serve_type(self, name: str, tenant: Tenant, candidate: TenantSpec, kind: TaskSpec, rank: int) -> int:
         item = tenant.types[kind.task].lanes[rank][0]
         own = [level for level in (candidate.level, kind.level) if level is not None]
         path = (*self._common, *own)
@@ -209,9 +220,9 @@ class _Round:
         return 0
 
     def _hand(self, tenant: Tenant, lane: Lane, *, admitted: bool) -> None:
-        item = self._backlog.shrink(lane, tenant)
+        item = self._backlog.pop_head(lane, tenant)
         message = self._backlog.messages[item.uid]
-        self.handed.append(Handed(Owned(self._backlog.queue, lane, item), message, admitted))
+        self.dispatched.append(DispatchedTask(LeasedTask(self._backlog.queue, lane, item), message, admitted))
 
     def _stop_unknown(self) -> None:
         self.unknown = True

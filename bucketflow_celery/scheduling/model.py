@@ -10,20 +10,20 @@ from bucketflow_celery.config.levels import Level
 __all__ = [
     "FULL",
     "KNOWN",
-    "Candidate",
-    "Handed",
-    "Item",
-    "Known",
+    "DispatchReply",
+    "DispatchRequest",
+    "DispatchedTask",
     "Lane",
-    "Owned",
-    "Parcel",
-    "Released",
-    "Request",
+    "LeasedTask",
+    "ParkedMessage",
+    "ParkedTask",
     "Settlement",
-    "TaskType",
+    "TaskSpec",
+    "TenantSpec",
+    "TenantSummary",
 ]
 
-#: Refused: the backlog is full. Known: it is parked already. Both in place of a position.
+#: Refused: the backlog is full. TenantSummary: it is parked already. Both in place of a position.
 FULL, KNOWN = -1, 0
 
 
@@ -36,7 +36,7 @@ class Lane(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class ParkedTask:
     """
     One parked task, without its message.
 
@@ -56,16 +56,16 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Owned:
-    """A task that was handed to a worker: where it came from, and goes back to if the worker dies."""
+class LeasedTask:
+    """A task that was dispatched to a worker: where it came from, and goes back to if the worker dies."""
 
     queue: str
     lane: Lane
-    item: Item
+    item: ParkedTask
 
 
 @dataclass(frozen=True, slots=True)
-class TaskType:
+class TaskSpec:
     """
     What a worker says about one task type of a tenant.
 
@@ -85,7 +85,7 @@ class TaskType:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class TenantSpec:
     """
     What a worker says about one tenant that may be next.
 
@@ -97,13 +97,13 @@ class Candidate:
     """
 
     tenant: str
-    types: tuple[TaskType, ...]
+    types: tuple[TaskSpec, ...]
     weight: float = 1.0
     level: Level | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class ParkedMessage:
     """
     One message that is to be parked.
 
@@ -112,7 +112,7 @@ class Parcel:
         lane: Where it waits.
         message: Body, headers, properties and delivery info, as bytes.
         cost: Tokens its task takes at every level. Above 0.
-        patience: µs from now until it is given up; 0: never.
+        max_wait_us: µs from now until it is given up; 0: never.
         redelivered: Whether a worker had it before.
     """
 
@@ -120,14 +120,14 @@ class Parcel:
     lane: Lane
     message: bytes
     cost: float = 1.0
-    patience: int = 0
+    max_wait_us: int = 0
     redelivered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """
-    What became of tasks of one queue that were handed to a worker.
+    What became of tasks of one queue that were dispatched to a worker.
 
     Attributes:
         worker: Whose they are.
@@ -147,7 +147,7 @@ class Settlement:
     dead: bool = False
 
 
-class Known(NamedTuple):
+class TenantSummary(NamedTuple):
     """What the store says about one tenant that may be next: its task types, each with the ranks that have lanes."""
 
     tenant: str
@@ -155,7 +155,7 @@ class Known(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class DispatchRequest:
     """
     A worker asks for tasks.
 
@@ -163,13 +163,13 @@ class Request:
         worker: Its name.
         free: How many slots it has free.
         common: The levels that all tasks of the queue pass; length 0 to 2, root first.
-        candidates: The tenants it knows of. Another that is next ends the release, and is named in the answer.
+        candidates: The tenants it knows of. Another that is next ends the dispatch, and is named in the answer.
     """
 
     worker: str
     free: int
     common: tuple[Level, ...] = ()
-    candidates: tuple[Candidate, ...] = ()
+    candidates: tuple[TenantSpec, ...] = ()
 
     def path_of(self, lane: Lane) -> tuple[Level, ...]:
         """Return the levels that the tasks of *lane* pass, root first."""
@@ -179,7 +179,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Handed:
+class DispatchedTask:
     """
     One task that now belongs to the worker.
 
@@ -190,22 +190,22 @@ class Handed:
             a capacity.
     """
 
-    owned: Owned
+    owned: LeasedTask
     message: bytes
     admitted: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Released:
+class DispatchReply:
     """
-    The answer to a :class:`Request`.
+    The answer to a :class:`DispatchRequest`.
 
     Attributes:
-        handed: The tasks, in the order in which they are to start.
+        dispatched: The tasks, in the order in which they are to start.
         wait: µs until asking again is worth while; ``None``: not before this worker is called, or has a free slot.
         next: Who may be next.
     """
 
-    handed: tuple[Handed, ...]
+    dispatched: tuple[DispatchedTask, ...]
     wait: int | None
-    next: tuple[Known, ...]
+    next: tuple[TenantSummary, ...]

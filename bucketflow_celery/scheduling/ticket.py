@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bucketflow_celery.config.levels import Level
-from bucketflow_celery.scheduling.admit import FOREVER
+from bucketflow_celery.scheduling.admit import NO_DEADLINE
 
 __all__ = ["HEADER", "NO_TICKET", "Ticket"]
 
@@ -21,12 +21,12 @@ class Ticket:
     What a task that comes back shows at the door.
 
     Attributes:
-        dues: By key of the bucket: the instant, in µs of the store's clock, at which its place comes.
-        since: When it was first refused, in seconds since the Unix epoch; ``None`` if it never was.
+        reservations: By key of the bucket: the instant, in µs of the store's clock, at which its place comes.
+        first_refused_at: When it was first refused, in seconds since the Unix epoch; ``None`` if it never was.
     """
 
-    dues: Mapping[str, int] = field(default_factory=dict)
-    since: float | None = None
+    reservations: Mapping[str, int] = field(default_factory=dict)
+    first_refused_at: float | None = None
 
     @classmethod
     def read(cls, header: object) -> Ticket:
@@ -41,11 +41,11 @@ class Ticket:
 
     def write(self) -> dict[str, Any]:
         """Return the header: plain JSON."""
-        return {"dues": dict(self.dues), "since": self.since}
+        return {"dues": dict(self.reservations), "since": self.first_refused_at}
 
     def at(self, path: tuple[Level, ...]) -> tuple[int, ...]:
         """Return the place it has at each level of *path*, 0 for none; same length and order."""
-        return tuple(self.dues.get(level.key, 0) for level in path)
+        return tuple(self.reservations.get(level.key, 0) for level in path)
 
 
 NO_TICKET = Ticket()
@@ -53,4 +53,4 @@ NO_TICKET = Ticket()
 
 def _is_instant(value: object) -> bool:
     # Anything else would fail the script, for all tasks that ask in the same call.
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < FOREVER
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < NO_DEADLINE

@@ -9,20 +9,20 @@ from typing import Any
 
 from bucketflow.errors import BucketflowError, ConfigError
 from bucketflow_celery.config.levels import Level
-from bucketflow_celery.config.policy import Passage
+from bucketflow_celery.config.policy import ThrottlePolicy
 from bucketflow_celery.config.rules import cost_of, rules_of, tenant_of
 from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.config.table import LimitTable
 from bucketflow_celery.errors import ConfigErrors
-from bucketflow_celery.scheduling.model import Candidate, Known, TaskType
+from bucketflow_celery.scheduling.model import TaskSpec, TenantSpec, TenantSummary
 from bucketflow_celery.store.interfaces import Store
 
-__all__ = ["Book"]
+__all__ = ["ActiveLimits"]
 
 logger = logging.getLogger(__name__)
 
 
-class Book:
+class ActiveLimits:
     """
     The limits that one process goes by.
 
@@ -54,7 +54,7 @@ class Book:
         """Whether any task of this app may be parked."""
         return "park" in {self._settings().on_limit, *(rules_of(task).on_limit for task in self._tasks().values())}
 
-    def renew(self) -> None:
+    def refresh(self) -> None:
         """
         Read the fleet's limits again.
 
@@ -70,7 +70,7 @@ class Book:
         self._table = replace(table, paused=paused)
         self.version = version
 
-    def passage(self, task: Any, headers: Mapping[str, Any], args: Any, kwargs: Any, queue: str) -> Passage:
+    def resolve(self, task: Any, headers: Mapping[str, Any], args: Any, kwargs: Any, queue: str) -> ThrottlePolicy:
         """
         Return what a message needs in order to start.
 
@@ -78,7 +78,7 @@ class Book:
             ConfigError: Its tenant or its cost cannot be told from its arguments.
         """
         try:
-            return self._passage(task, headers, args, kwargs, queue)
+            return self._resolve(task, headers, args, kwargs, queue)
         except BucketflowError:
             raise
         except Exception as error:  # what one message holds must not end the worker, and then the next that gets it
@@ -86,12 +86,12 @@ class Book:
                 f"a message for {task.name}", repr(error), "a tenant and a cost that can be told"
             ) from error
 
-    def _passage(self, task: Any, headers: Mapping[str, Any], args: Any, kwargs: Any, queue: str) -> Passage:
+    def _resolve(self, task: Any, headers: Mapping[str, Any], args: Any, kwargs: Any, queue: str) -> ThrottlePolicy:
         rules, settings, limits = rules_of(task), self._settings(), self.limits
         whom = tenant_of(task, settings.tenant, headers, args, kwargs)
         cost = cost_of(rules.cost, task.run, args, kwargs)
         path = limits.path(queue, whom, task.name, rules.limit) if cost else ()
-        return Passage(
+        return ThrottlePolicy(
             path,
             cost,
             rules.max_wait if rules.max_wait is not None else settings.max_wait,
@@ -100,11 +100,11 @@ class Book:
             limits.pause(queue, whom, task.name),
         )
 
-    def common(self, queue: str) -> tuple[Level, ...]:
+    def queue_path(self, queue: str) -> tuple[Level, ...]:
         """Return the levels that all tasks of *queue* pass, root first."""
         return tuple(level for level in self.limits.path(queue, None, "") if level.name in ("all", "queue"))
 
-    def candidate(self, queue: str, known: Known) -> Candidate:
+    def tenant_spec(self, queue: str, known: TenantSummary) -> TenantSpec:
         """Return what this process says about a tenant of *queue* that has tasks parked."""
         tenant, limits, types, own = known.tenant or None, self.limits, [], None
         for task, ranks in known.types:
@@ -112,5 +112,5 @@ class Book:
             levels = {level.name: level for level in path}
             own = levels.get("tenant")
             is_paused = limits.pause(queue, tenant, task) is not None
-            types.append(TaskType(task, ranks, levels.get("task"), task in self._tasks(), is_paused))
-        return Candidate(known.tenant, tuple(types), limits.weight(known.tenant), own)
+            types.append(TaskSpec(task, ranks, levels.get("task"), task in self._tasks(), is_paused))
+        return TenantSpec(known.tenant, tuple(types), limits.weight(known.tenant), own)

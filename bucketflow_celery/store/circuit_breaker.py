@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Outage"]
+__all__ = ["CircuitBreaker"]
 
 #: Seconds before the first question after a failure; doubled with each further one.
 FIRST = 0.5
@@ -10,7 +10,7 @@ FIRST = 0.5
 LONGEST = 10.0
 
 
-class Outage:
+class CircuitBreaker:
     """
     The state of the connection to the store.
 

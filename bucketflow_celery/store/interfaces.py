@@ -8,27 +8,27 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from bucketflow_celery.config.levels import Level
-from bucketflow_celery.scheduling.admit import Answer, Ask, LevelState
-from bucketflow_celery.scheduling.model import Lane, Parcel, Released, Request, Settlement
+from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest, LevelState
+from bucketflow_celery.scheduling.model import DispatchReply, DispatchRequest, Lane, ParkedMessage, Settlement
 
 __all__ = [
+    "ALL_QUEUES",
     "DEAD",
-    "EVERY_QUEUE",
     "LOST",
     "BacklogStore",
     "BacklogView",
     "Call",
     "FleetLimits",
     "LaneView",
+    "LeasedTaskView",
     "Listener",
-    "OwnedView",
     "Store",
 ]
 
 T_co = TypeVar("T_co", covariant=True)
 
 #: In place of a queue's name: look at all of them, and at the limits.
-EVERY_QUEUE = ""
+ALL_QUEUES = ""
 #: In place of an answer to a request: the worker has no lease.
 LOST = "lost"
 #: Most workers named as dead in one answer.
@@ -43,11 +43,11 @@ class Call(Protocol[T_co]):
 
 
 @dataclass(frozen=True, slots=True)
-class OwnedView:
+class LeasedTaskView:
     """
-    A task that was handed to a worker, without its message.
+    A task that was dispatched to a worker, without its message.
 
-    See :class:`~bucketflow_celery.scheduling.model.Owned`.
+    See :class:`~bucketflow_celery.scheduling.model.LeasedTask`.
     """
 
     uid: bytes
@@ -91,18 +91,20 @@ class Listener(Protocol):
     """Hears of queues in which there is something to do."""
 
     def get(self, timeout: float) -> str | None:
-        """Wait up to *timeout* seconds for the name of a queue, or ``EVERY_QUEUE``. Raises ``StoreUnavailable``."""
+        """Wait up to *timeout* seconds for the name of a queue, or ``ALL_QUEUES``. Raises ``StoreUnavailable``."""
 
 
 class BacklogStore(Protocol):
     """Keeps the backlogs. Every call may raise ``StoreUnavailable``, soon, and is not repeated."""
 
-    def park(self, queue: str, parcels: Sequence[Parcel], limit: int, *, busy: bool) -> Call[list[int]]:
+    def park(self, queue: str, parcels: Sequence[ParkedMessage], limit: int, *, busy: bool) -> Call[list[int]]:
         """See :meth:`bucketflow_celery.scheduling.backlog.Backlog.park`."""
 
-    def release(self, queue: str, request: Request, version: str) -> Call[tuple[str, Released | str | None]]:
+    def dispatch(
+        self, queue: str, request: DispatchRequest, version: str
+    ) -> Call[tuple[str, DispatchReply | str | None]]:
         """
-        See :meth:`bucketflow_celery.scheduling.dispatch.release`.
+        See :meth:`bucketflow_celery.scheduling.dispatch.dispatch`.
 
         Returns:
             The version of the limits now in force; and the answer, or ``None`` if *version* is another one, or
@@ -121,7 +123,7 @@ class BacklogStore(Protocol):
             the longest first, at most ``DEAD`` of them.
         """
 
-    def owned(self, worker: str) -> Call[list[OwnedView]]:
+    def owned(self, worker: str) -> Call[list[LeasedTaskView]]:
         """Return what belongs to *worker*, by when it was parked."""
 
     def purge(self, queue: str, lane: Lane) -> int:
@@ -155,19 +157,19 @@ class FleetLimits(NamedTuple):
 class Store(Protocol):
     """What keeps the levels. Everything it does may raise ``StoreUnavailable``, soon, and retries nothing."""
 
-    def admit(self, asks: Sequence[Ask], version: str) -> tuple[str, list[Answer] | None]:
+    def admit(self, requests: Sequence[AdmissionRequest], version: str) -> tuple[str, list[AdmissionDecision] | None]:
         """
-        Answer *asks*, in one round trip.
+        AdmissionDecision *requests*, in one round trip.
 
         Args:
-            asks: Length >= 0; none at all only learns the version.
+            requests: Length >= 0; none at all only learns the version.
             version: The version of the limits they were made from.
 
         Returns:
             The version now in force, and one answer an ask, same order; ``None`` instead if the version is another.
         """
 
-    def leave(self, ask: Ask) -> None:
+    def cancel_reservation(self, ask: AdmissionRequest) -> None:
         """Give back the places in *ask*: its task will not come."""
 
     def peek(self, path: Sequence[Level]) -> tuple[int, list[LevelState]]:

@@ -14,9 +14,16 @@ from bucketflow.clock import Clock
 from bucketflow.limit import SECOND
 from bucketflow_celery.scheduling.admit import LevelState
 from bucketflow_celery.scheduling.backlog import Backlog, give_back
-from bucketflow_celery.scheduling.dispatch import release
-from bucketflow_celery.scheduling.model import Lane, Owned, Parcel, Released, Request, Settlement
-from bucketflow_celery.store.interfaces import DEAD, EVERY_QUEUE, LOST, BacklogView, LaneView, Listener, OwnedView
+from bucketflow_celery.scheduling.dispatch import dispatch
+from bucketflow_celery.scheduling.model import (
+    DispatchReply,
+    DispatchRequest,
+    Lane,
+    LeasedTask,
+    ParkedMessage,
+    Settlement,
+)
+from bucketflow_celery.store.interfaces import ALL_QUEUES, DEAD, LOST, BacklogView, LaneView, LeasedTaskView, Listener
 
 __all__ = ["MemoryBacklogs", "Reply"]
 
@@ -58,7 +65,7 @@ class MemoryBacklogs:
         self._states = states
         self._version = version
         self._backlogs: dict[str, Backlog] = {}
-        self._owned: defaultdict[str, dict[bytes, Owned]] = defaultdict(dict)
+        self._owned: defaultdict[str, dict[bytes, LeasedTask]] = defaultdict(dict)
         self._workers: dict[str, int] = {}
         self._listeners: list[SimpleQueue[str]] = []
 
@@ -66,7 +73,7 @@ class MemoryBacklogs:
         """See :meth:`bucketflow_celery.scheduling.backlog.Backlog.blocks`. The caller holds the lock."""
         return queue in self._backlogs and self._backlogs[queue].blocks(tenant, self._clock.now())
 
-    def park(self, queue: str, parcels: Sequence[Parcel], limit: int, *, busy: bool) -> Reply[list[int]]:
+    def park(self, queue: str, parcels: Sequence[ParkedMessage], limit: int, *, busy: bool) -> Reply[list[int]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
 
         def park() -> list[int]:
@@ -77,10 +84,12 @@ class MemoryBacklogs:
 
         return Reply(park)
 
-    def release(self, queue: str, request: Request, version: str) -> Reply[tuple[str, Released | str | None]]:
+    def dispatch(
+        self, queue: str, request: DispatchRequest, version: str
+    ) -> Reply[tuple[str, DispatchReply | str | None]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
 
-        def hand_out() -> tuple[str, Released | str | None]:
+        def hand_out() -> tuple[str, DispatchReply | str | None]:
             with self._lock:
                 if version != self._version():
                     return self._version(), None
@@ -88,7 +97,7 @@ class MemoryBacklogs:
                     return version, LOST
                 backlog, owned = self._of(queue), self._owned[request.worker]
                 now = self._clock.now()
-                released, call = release(backlog, request, owned, self._states, now, version=version)
+                released, call = dispatch(backlog, request, owned, self._states, now, version=version)
                 self._call(queue, call)
                 return version, released
 
@@ -105,13 +114,13 @@ class MemoryBacklogs:
                 if self._workers.get(worker, -1) > now:
                     return 0
                 self._workers[worker] = -1
-                self._of(queue).turns.pop(worker, None)
+                self._of(queue).polls.pop(worker, None)
             owned, backlog = self._owned[worker], self._of(queue)
             for uid in settlement.ended:
                 if owned.pop(uid, None) is not None:
                     del backlog.messages[uid]
             for uid in settlement.confirmed:
-                backlog.unconfirmed.pop(uid, None)
+                backlog.dedup.pop(uid, None)
             returned = 0
             for uid, _, may_have_started in reversed(settlement.returned):  # each goes in front of the one before
                 one = owned.pop(uid, None)
@@ -119,7 +128,7 @@ class MemoryBacklogs:
                     item = replace(one.item, redelivered=one.item.redelivered or may_have_started)
                     backlog.put_back(replace(one, item=item))
                     returned += 1
-            self._call(queue, returned > 0 and backlog.call_soon(now))
+            self._call(queue, returned > 0 and backlog.should_notify_now(now))
             for path, cost in settlement.refunds:
                 give_back(path, cost, self._states, now)
             if settlement.dead and not owned:
@@ -140,13 +149,13 @@ class MemoryBacklogs:
 
         return Reply(renew)
 
-    def owned(self, worker: str) -> Reply[list[OwnedView]]:
+    def owned(self, worker: str) -> Reply[list[LeasedTaskView]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
 
-        def owned() -> list[OwnedView]:
+        def owned() -> list[LeasedTaskView]:
             with self._lock:
                 mine = self._owned.get(worker, {}).values()
-                views = [OwnedView(one.item.uid, one.queue, one.lane, one.item.since) for one in mine]
+                views = [LeasedTaskView(one.item.uid, one.queue, one.lane, one.item.since) for one in mine]
                 return sorted(views, key=lambda view: (view.since, view.uid))
 
         return Reply(owned)
@@ -181,7 +190,7 @@ class MemoryBacklogs:
 
     def announce(self) -> None:
         """Let every worker look at the limits."""
-        self._call(EVERY_QUEUE, True)  # noqa: FBT003 - the answer of whoever decided
+        self._call(ALL_QUEUES, True)  # noqa: FBT003 - the answer of whoever decided
 
     def _of(self, queue: str) -> Backlog:
         return self._backlogs.setdefault(queue, Backlog(queue))

@@ -12,16 +12,26 @@ from bucketflow.redis_client.encoding import exact
 from bucketflow.redis_client.runner import ScriptRunner, Subscription
 from bucketflow.redis_client.scripts import Script, load_script
 from bucketflow_celery.config.levels import Level, quoted
-from bucketflow_celery.scheduling.backlog import MEMORY
-from bucketflow_celery.scheduling.model import Handed, Item, Known, Lane, Owned, Parcel, Released, Request, Settlement
-from bucketflow_celery.store.interfaces import LOST, BacklogView, LaneView, Listener, OwnedView
+from bucketflow_celery.scheduling.backlog import DEDUP_TTL
+from bucketflow_celery.scheduling.model import (
+    DispatchedTask,
+    DispatchReply,
+    DispatchRequest,
+    Lane,
+    LeasedTask,
+    ParkedMessage,
+    ParkedTask,
+    Settlement,
+    TenantSummary,
+)
+from bucketflow_celery.store.interfaces import LOST, BacklogView, LaneView, LeasedTaskView, Listener
 
 __all__ = ["RedisBacklogs", "RedisCall"]
 
 T = TypeVar("T")
 
 _PACKAGE = "bucketflow_celery.store"
-_PARTS = ("messages", "tenants", "ready", "asleep", "resting", "turns", "unconfirmed", "meta")
+_PARTS = ("messages", "tenants", "ready", "delayed", "idle", "polls", "dedup", "meta")
 _LOST = -2
 #: Lanes asked for or purged in one call, and tasks purged.
 _BATCH = 500
@@ -85,21 +95,23 @@ class RedisBacklogs:
         self._workers = self._key("park:workers")
 
     def line_keys(self, queue: str) -> tuple[bytes, bytes, bytes]:
-        """Return the keys that tell whether a fresh task would overtake somebody: tenants, ready, asleep."""
-        tenants, ready, asleep = (self._key(f"park:{quoted(queue)}:{part}") for part in _PARTS[1:4])
-        return tenants, ready, asleep
+        """Return the keys that tell whether a fresh task would overtake somebody: tenants, ready, delayed."""
+        tenants, ready, delayed = (self._key(f"park:{quoted(queue)}:{part}") for part in _PARTS[1:4])
+        return tenants, ready, delayed
 
-    def park(self, queue: str, parcels: Sequence[Parcel], limit: int, *, busy: bool) -> RedisCall[list[int]]:
+    def park(self, queue: str, parcels: Sequence[ParkedMessage], limit: int, *, busy: bool) -> RedisCall[list[int]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
         keys = self._keys(queue)
-        args: list[str | bytes] = [queue, self.channel, str(limit), str(int(busy)), str(MEMORY)]
+        args: list[str | bytes] = [queue, self.channel, str(limit), str(int(busy)), str(DEDUP_TTL)]
         for parcel in parcels:
             lane = parcel.lane
             args += (parcel.uid, keys.index(self._lane(queue, lane)), lane.tenant, lane.task, str(lane.rank))
-            args += (exact(parcel.cost), str(parcel.patience), str(int(parcel.redelivered)), parcel.message)
+            args += (exact(parcel.cost), str(parcel.max_wait_us), str(int(parcel.redelivered)), parcel.message)
         return self._call("park", keys, args, list)
 
-    def release(self, queue: str, request: Request, version: str) -> RedisCall[tuple[str, Released | str | None]]:
+    def dispatch(
+        self, queue: str, request: DispatchRequest, version: str
+    ) -> RedisCall[tuple[str, DispatchReply | str | None]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
         keys = self._keys(queue, request.worker)
 
@@ -118,7 +130,7 @@ class RedisBacklogs:
                     lane = Lane(candidate.tenant, kind.task, rank)
                     args += (str(rank), keys.index(self._lane(queue, lane)))
 
-        def read(reply: Any) -> tuple[str, Released | str | None]:
+        def read(reply: Any) -> tuple[str, DispatchReply | str | None]:
             now_in_force = reply[0].decode(errors="replace")
             if len(reply) == 1:
                 return now_in_force, None
@@ -126,7 +138,7 @@ class RedisBacklogs:
                 return version, LOST
             return version, _released(queue, reply)
 
-        return self._call("release", keys, args, read)
+        return self._call("dispatch", keys, args, read)
 
     def settle(self, queue: str, settlement: Settlement) -> RedisCall[int]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
@@ -143,7 +155,7 @@ class RedisBacklogs:
 
     def renew(self, worker: str, seconds: float) -> RedisCall[tuple[bool, list[str]]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
-        script = load_script(_PACKAGE, "renew")
+        script = load_script(_PACKAGE, "renew_lease")
         args = [worker, str(round(seconds * SECOND))]
         return RedisCall(
             self._runner,
@@ -153,17 +165,17 @@ class RedisBacklogs:
             lambda reply: (reply[0] == 1, [_text(name) for name in reply[1:]]),
         )
 
-    def owned(self, worker: str) -> RedisCall[list[OwnedView]]:
+    def owned(self, worker: str) -> RedisCall[list[LeasedTaskView]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
 
-        def read(reply: Any) -> list[OwnedView]:
+        def read(reply: Any) -> list[LeasedTaskView]:
             views = [
-                OwnedView(uid, _text(queue), Lane(_text(tenant), _text(task), rank), since)
+                LeasedTaskView(uid, _text(queue), Lane(_text(tenant), _text(task), rank), since)
                 for uid, queue, tenant, task, rank, since in reply
             ]
             return sorted(views, key=lambda view: (view.since, view.uid))
 
-        return RedisCall(self._runner, load_script(_PACKAGE, "owned"), [self._owned(worker)], [], read)
+        return RedisCall(self._runner, load_script(_PACKAGE, "leased_tasks"), [self._owned(worker)], [], read)
 
     def purge(self, queue: str, lane: Lane) -> int:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
@@ -179,12 +191,12 @@ class RedisBacklogs:
 
     def queues(self) -> list[str]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
-        script = load_script(_PACKAGE, "queues")
+        script = load_script(_PACKAGE, "parked_queues")
         return sorted(_text(name) for name in self._runner.run(script, [self._queues], []))
 
     def view(self, queue: str) -> BacklogView:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
-        now, tenants = self._call("view", self._keys(queue), [], lambda reply: reply).run()
+        now, tenants = self._call("backlog_view", self._keys(queue), [], lambda reply: reply).run()
         costs = {_text(name): float(cost) for name, cost, _ in tenants}
         lanes = [
             (Lane(_text(name), _text(task), rank), count) for name, _, lanes in tenants for task, rank, count in lanes
@@ -192,7 +204,7 @@ class RedisBacklogs:
         since: list[int] = []
         for at in range(0, len(lanes), _BATCH):
             keys = [self._lane(queue, lane) for lane, _ in lanes[at : at + _BATCH]]
-            since += self._runner.run(load_script(_PACKAGE, "heads"), keys, [])
+            since += self._runner.run(load_script(_PACKAGE, "lane_heads"), keys, [])
         found = [LaneView(lane, count, at or now) for (lane, count), at in zip(lanes, since, strict=True)]
         return BacklogView(now, costs, found)
 
@@ -234,17 +246,23 @@ class _Listener:
         return None if message is None else _text(message)
 
 
-def _released(queue: str, reply: Any) -> Released:
-    _, wait, handed, following = reply
+def _released(queue: str, reply: Any) -> DispatchReply:
+    _, wait, dispatched, following = reply
     tasks = []
-    for uid, admitted, tenant, task, rank, redelivered, since, cost, deadline, message in handed:
-        item = Item(uid, since, float(cost), deadline, redelivered == 1)
-        tasks.append(Handed(Owned(queue, Lane(_text(tenant), _text(task), rank), item), message or b"", admitted == 1))
+    for uid, admitted, tenant, task, rank, redelivered, since, cost, deadline, message in dispatched:
+        item = ParkedTask(uid, since, float(cost), deadline, redelivered == 1)
+        tasks.append(
+            DispatchedTask(
+                LeasedTask(queue, Lane(_text(tenant), _text(task), rank), item), message or b"", admitted == 1
+            )
+        )
     known = tuple(
-        Known(_text(name), tuple((_text(task), tuple(ranks)) for task, ranks in zip(*[iter(types)] * 2, strict=True)))
+        TenantSummary(
+            _text(name), tuple((_text(task), tuple(ranks)) for task, ranks in zip(*[iter(types)] * 2, strict=True))
+        )
         for name, types in zip(*[iter(following)] * 2, strict=True)
     )
-    return Released(tuple(tasks), None if wait < 0 else wait, known)
+    return DispatchReply(tuple(tasks), None if wait < 0 else wait, known)
 
 
 def _text(raw: bytes) -> str:

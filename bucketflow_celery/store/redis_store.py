@@ -11,7 +11,7 @@ from bucketflow.redis_client.encoding import exact
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow.redis_client.scripts import Script, load_script
 from bucketflow_celery.config.levels import Level
-from bucketflow_celery.scheduling.admit import Answer, Ask, LevelState
+from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest, LevelState
 from bucketflow_celery.store.interfaces import FleetLimits
 from bucketflow_celery.store.redis_backlog import RedisBacklogs
 
@@ -35,52 +35,56 @@ class RedisStore:
         self._table_keys = [self._key("limits:version"), self._key("limits"), self._key("limits:paused")]
         self.backlogs = RedisBacklogs(runner, self._prefix)
 
-    def admit(self, asks: Sequence[Ask], version: str) -> tuple[str, list[Answer] | None]:
+    def admit(self, requests: Sequence[AdmissionRequest], version: str) -> tuple[str, list[AdmissionDecision] | None]:
         """See :class:`Store`."""
-        return self.read(asks, version, self.runner.run(*self.question(asks, version)))
+        return self.read(requests, version, self.runner.run(*self.question(requests, version)))
 
-    def question(self, asks: Sequence[Ask], version: str) -> tuple[Script, list[bytes], list[str | bytes]]:
+    def question(
+        self, requests: Sequence[AdmissionRequest], version: str
+    ) -> tuple[Script, list[bytes], list[str | bytes]]:
         """Return the script of :meth:`admit`, its keys and its arguments, for a caller that runs it by itself."""
         keys, tenants = self._table_keys[:1], []
         limits: list[float] = []
         tasks: list[float] = []
         parked: list[str] = []
         index: dict[str, int] = {}
-        for ask in asks:
+        for request in requests:
             queue = 0
-            if ask.backlog is not None:
-                if ask.backlog not in parked:
-                    parked.append(ask.backlog)
-                queue = parked.index(ask.backlog) + 1
-                tenants.append(ask.tenant)
-            tasks += (ask.cost, ask.patience, queue, len(ask.path))
-            for level, due in zip(ask.path, ask.dues, strict=True):
+            if request.backlog is not None:
+                if request.backlog not in parked:
+                    parked.append(request.backlog)
+                queue = parked.index(request.backlog) + 1
+                tenants.append(request.tenant)
+            tasks += (request.cost, request.max_wait_us, queue, len(request.path))
+            for level, due in zip(request.path, request.reservations, strict=True):
                 number = index.get(level.key)
                 if number is None:
                     number = index[level.key] = len(keys)
                     keys.append(self._key(level.key))
-                    limits += (level.limit.capacity, level.limit.fill_rate, level.returns)
+                    limits += (level.limit.capacity, level.limit.fill_rate, level.blocks_queue)
                 tasks += (number, due)
         for name in parked:
             keys += self.backlogs.line_keys(name)
         return load_script(_PACKAGE, "admit"), keys, [version, _doubles(limits), _doubles(tasks), *tenants]
 
-    def read(self, asks: Sequence[Ask], version: str, reply: Any) -> tuple[str, list[Answer] | None]:
+    def read(
+        self, requests: Sequence[AdmissionRequest], version: str, reply: Any
+    ) -> tuple[str, list[AdmissionDecision] | None]:
         """Return what :meth:`admit` returns, from the *reply* to :meth:`question`."""
         if isinstance(reply, list):
             return reply[0].decode(errors="replace"), None
-        return version, _answers(asks, struct.unpack(f"<{len(reply) // 8}d", reply))
+        return version, _answers(requests, struct.unpack(f"<{len(reply) // 8}d", reply))
 
-    def leave(self, ask: Ask) -> None:
+    def cancel_reservation(self, request: AdmissionRequest) -> None:
         """See :class:`Store`."""
         keys: list[bytes] = []
-        args = [exact(ask.cost)]
-        for level, due in zip(ask.path, ask.dues, strict=True):
+        args = [exact(request.cost)]
+        for level, due in zip(request.path, request.reservations, strict=True):
             if due:
                 keys.append(self._key(level.key))
                 args += (exact(level.limit.capacity), exact(level.limit.fill_rate), str(due))
         if keys:
-            self.runner.run(load_script(_PACKAGE, "leave"), keys, args)
+            self.runner.run(load_script(_PACKAGE, "cancel_reservation"), keys, args)
 
     def peek(self, path: Sequence[Level]) -> tuple[int, list[LevelState]]:
         """See :class:`Store`."""
@@ -129,12 +133,12 @@ def _doubles(numbers: Sequence[float]) -> bytes:
     return struct.pack(f"<{len(numbers)}d", *numbers)
 
 
-def _answers(asks: Sequence[Ask], numbers: Sequence[float]) -> list[Answer]:
-    answers, at = [], 0
-    for ask in asks:
+def _answers(requests: Sequence[AdmissionRequest], numbers: Sequence[float]) -> list[AdmissionDecision]:
+    decisions, at = [], 0
+    for request in requests:
         status, binding, wait = numbers[at : at + 3]
-        end = at + 3 + len(ask.path)
-        dues = tuple(map(int, numbers[at + 3 : end]))
-        answers.append(Answer(status == 1, None if binding < 0 else int(binding), int(wait), dues))
+        end = at + 3 + len(request.path)
+        reservations = tuple(map(int, numbers[at + 3 : end]))
+        decisions.append(AdmissionDecision(status == 1, None if binding < 0 else int(binding), int(wait), reservations))
         at = end
-    return answers
+    return decisions

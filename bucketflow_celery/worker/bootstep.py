@@ -1,4 +1,4 @@
-"""The bootstep that puts the gate into a worker's consumer, between Celery's receiving a task and its starting it."""
+"""The bootstep that puts admission between Celery's receiving a task and its starting it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from celery import bootsteps, signals
 from celery.utils.quorum_queues import detect_quorum_queues
 
 from bucketflow.errors import StoreUnavailable
-from bucketflow_celery.admission.controller import Gate, Patience
-from bucketflow_celery.config.policy import Passage
+from bucketflow_celery.admission.controller import AdmissionController, HoldLimits
+from bucketflow_celery.config.policy import ThrottlePolicy
 from bucketflow_celery.messages.republisher import Republisher
 from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 from bucketflow_celery.store.calls import Asker
-from bucketflow_celery.store.circuit_breaker import Outage
-from bucketflow_celery.worker.celery_worker import WorkerHost
-from bucketflow_celery.worker.event_loop import Wakeup, timer_of
-from bucketflow_celery.worker.parking_service import RoomKeeper
-from bucketflow_celery.worker.parking_worker import Parking, can_be_parked
-from bucketflow_celery.worker.prefetch_window import Window
+from bucketflow_celery.store.circuit_breaker import CircuitBreaker
+from bucketflow_celery.worker.celery_worker import CeleryWorker
+from bucketflow_celery.worker.event_loop import LoopWaker, timer_of
+from bucketflow_celery.worker.parking_service import ParkingService
+from bucketflow_celery.worker.parking_worker import CeleryParkingWorker, can_be_parked
+from bucketflow_celery.worker.prefetch_window import PrefetchWindow
 from bucketflow_celery.worker.redis_event_loop import asker_for
 from bucketflow_celery.worker.revocation import RevocationHandler
 from bucketflow_celery.worker.slots import slots_of
@@ -44,79 +44,79 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         super().__init__(consumer, **options)
         self._throttle = consumer.app.bucketflow
         self._timer = timer_of(consumer)
-        self._wakeup = Wakeup(self._timer)
-        self._slots = slots_of(consumer.controller, self._wakeup.call_soon)
-        self._gate: Gate | None = None
-        self._host: WorkerHost | None = None
+        self._waker = LoopWaker(self._timer)
+        self._slots = slots_of(consumer.controller, self._waker.call_soon)
+        self._admission: AdmissionController | None = None
+        self._worker: CeleryWorker | None = None
         self._asker: Asker | None = None
-        self._keeper: RoomKeeper | None = None
+        self._parking: ParkingService | None = None
         consumer.on_task_request = self._on_request
         self._revocation = RevocationHandler(self._throttle)
         signals.worker_shutting_down.connect(self._on_shutting_down)
         signals.task_revoked.connect(self._revocation.on_revoked)
 
     def start(self, consumer: Any) -> None:
-        """Open the gate, on a new connection to the broker."""
+        """Open the controller, on a new connection to the broker."""
         self._slots.forget()
         settings = self._throttle.settings
         quorum, _ = detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)
         republisher = Republisher(consumer.app, delayed=quorum)
-        self._host = WorkerHost(consumer, self._slots, Window(consumer), republisher, self._timer)
-        self._asker = asker_for(self._throttle.store, self._throttle.book, consumer.hub, settings.timeout)
+        self._worker = CeleryWorker(consumer, self._slots, PrefetchWindow(consumer), republisher, self._timer)
+        self._asker = asker_for(self._throttle.store, self._throttle.active_limits, consumer.hub, settings.timeout)
         self._learn_limits()
-        self._gate = Gate(
-            self._host,
+        self._admission = AdmissionController(
+            self._worker,
             asker=self._asker,
             resolve=self._resolve,
-            outage=Outage(settings.on_store_error),
-            patience=_patience(consumer, settings.max_hold, settings.max_countdown),
+            breaker=CircuitBreaker(settings.on_store_error),
+            hold_limits=_hold_limits(consumer, settings.max_hold, settings.max_countdown),
             stats=self._throttle.counters,
         )
         self._open_room(consumer)
 
     def stop(self, consumer: Any) -> None:
         """
-        Close the gate and leave to the broker what was waiting.
+        Close the controller and leave to the broker what was waiting.
 
         After a lost connection there is nothing to give back: the broker delivers again what was not acknowledged.
         """
-        gate, self._gate = self._gate, None
-        host, self._host = self._host, None
-        if gate is None or host is None:
+        controller, self._admission = self._admission, None
+        worker, self._worker = self._worker, None
+        if controller is None or worker is None:
             return
-        waiting = gate.close()
-        if self._keeper is not None:
-            waiting += self._keeper.close()
+        waiting = controller.close()
+        if self._parking is not None:
+            waiting += self._parking.close()
         connection = consumer.connection  # Celery before 5.7 keeps one that is lost
-        host.close(waiting, connected=connection is not None and connection.connected)
+        worker.close(waiting, connected=connection is not None and connection.connected)
         if self._asker is not None:
             self._asker.close()
 
     def shutdown(self, _consumer: Any) -> None:
         """Give back the parked tasks that this worker still has, and close the store. The pool has ended."""
-        if self._keeper is not None:
-            self._keeper.leave()
+        if self._parking is not None:
+            self._parking.leave()
         self._throttle.close()
 
     def register_with_event_loop(self, _consumer: Any, hub: Any) -> None:
         """Let the pool's threads wake the loop."""
-        self._wakeup.register(hub)
+        self._waker.register(hub)
 
     def info(self, _consumer: Any) -> dict[str, Any]:
         """Return what ``celery inspect stats`` shows of it."""
         return {"throttle": self._throttle.stats()}
 
     def _on_request(self, request: Any) -> None:
-        gate, host = self._gate, self._host
-        if gate is not None and host is not None:
-            gate.enter(request, host.queue_of(request), Ticket.read(request.request_dict.get(HEADER)))
+        controller, worker = self._admission, self._worker
+        if controller is not None and worker is not None:
+            controller.submit(request, worker.queue_of(request), Ticket.read(request.request_dict.get(HEADER)))
 
     def _open_room(self, consumer: Any) -> None:
-        if self._keeper is None and (self._throttle.book.parks or self._is_something_parked(consumer)):
-            self._keeper = RoomKeeper(self._throttle, consumer.hostname)
-        if self._keeper is not None and self._gate is not None and self._host is not None:
-            parking = Parking(consumer, self._host, self._wakeup.call_soon)
-            self._gate.open(self._keeper.open(parking, self._gate, consumer.hub))
+        if self._parking is None and (self._throttle.active_limits.parks or self._is_something_parked(consumer)):
+            self._parking = ParkingService(self._throttle, consumer.hostname)
+        if self._parking is not None and self._admission is not None and self._worker is not None:
+            parking = CeleryParkingWorker(consumer, self._worker, self._waker.call_soon)
+            self._admission.open(self._parking.open(parking, self._admission, consumer.hub))
 
     def _is_something_parked(self, consumer: Any) -> bool:
         # By workers that were configured otherwise: it must not wait for ever.
@@ -129,24 +129,26 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _learn_limits(self) -> None:
         # Before the first task, which may be one that they limit and the configured ones do not.
         try:
-            self._throttle.book.renew()
+            self._throttle.active_limits.refresh()
         except StoreUnavailable as error:
             logger.warning("the fleet's limits are not known yet, starting with the configured ones: %s", error)
 
-    def _resolve(self, request: Any, queue: str) -> Passage:
+    def _resolve(self, request: Any, queue: str) -> ThrottlePolicy:
         headers = request.request_dict
-        passage: Passage = self._throttle.book.passage(request.task, headers, request.args, request.kwargs, queue)
-        if passage.parks and not can_be_parked(self._host, request, queue):
-            return replace(passage, on_limit="hold")
-        return passage
+        policy: ThrottlePolicy = self._throttle.active_limits.resolve(
+            request.task, headers, request.args, request.kwargs, queue
+        )
+        if policy.parks and not can_be_parked(self._worker, request, queue):
+            return replace(policy, on_limit="hold")
+        return policy
 
     def _on_shutting_down(self, **_: Any) -> None:
         # Runs inside a signal handler: no I/O, no lock. What waits is given back when the step stops.
-        if self._gate is not None:
-            self._gate.stop()
+        if self._admission is not None:
+            self._admission.stop()
 
 
-def _patience(consumer: Any, max_hold: float, max_countdown: float) -> Patience:
+def _hold_limits(consumer: Any, max_hold: float, max_countdown: float) -> HoldLimits:
     # A message the broker does not see acknowledged within its visibility timeout is delivered a second time.
     visibility = getattr(consumer.connection.default_channel, "visibility_timeout", None) or float("inf")
-    return Patience(min(max_hold, visibility / 4), min(max_countdown, visibility / 2))
+    return HoldLimits(min(max_hold, visibility / 4), min(max_countdown, visibility / 2))

@@ -11,24 +11,24 @@ from billiard.einfo import ExceptionInfo
 from celery.worker import state
 
 from bucketflow.errors import BucketflowError
-from bucketflow_celery.admission.pending_task import Entry
+from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.messages.origin import queue_of, queues_of
 from bucketflow_celery.messages.republisher import Republisher
 from bucketflow_celery.scheduling.ticket import Ticket
 from bucketflow_celery.signals import task_throttled
-from bucketflow_celery.worker.prefetch_window import Window
-from bucketflow_celery.worker.refusal_log import Summary
+from bucketflow_celery.worker.prefetch_window import PrefetchWindow
+from bucketflow_celery.worker.refusal_log import RefusalLog
 from bucketflow_celery.worker.slots import Slots
 
-__all__ = ["WorkerHost"]
+__all__ = ["CeleryWorker"]
 
 logger = logging.getLogger(__name__)
 
 
-class WorkerHost:
+class CeleryWorker:
     """
-    Implements :class:`bucketflow_celery.admission.interfaces.Host` on one connection to the broker.
+    Implements :class:`bucketflow_celery.admission.interfaces.Worker` on one connection to the broker.
 
     Args:
         consumer: Celery's ``Consumer``, connected.
@@ -38,20 +38,22 @@ class WorkerHost:
         timer: Calls back: see :func:`bucketflow_celery.worker.event_loop.timer_of`.
     """
 
-    def __init__(self, consumer: Any, slots: Slots, window: Window, republisher: Republisher, timer: Any) -> None:
+    def __init__(
+        self, consumer: Any, slots: Slots, window: PrefetchWindow, republisher: Republisher, timer: Any
+    ) -> None:
         self._consumer = consumer
         self._slots = slots
         self._republisher = republisher
         self._timer = timer
         self._timer_entry: Any = None
         self._wake_at = float("inf")
-        self.hold = window.hold
-        self.unhold = window.unhold
+        self.hold = window.widen
+        self.release = window.narrow
         self.free = slots.free
         self.when_free = slots.when_free
         self.monotonic = time.monotonic
         self.time = time.time
-        self._summary = Summary(time.monotonic)
+        self._refusal_log = RefusalLog(time.monotonic)
 
     def queue_of(self, request: Any) -> str:
         """Return the name of the queue a request most likely came from."""
@@ -68,45 +70,45 @@ class WorkerHost:
             tags = {tag: queue for queue, tag in active.items()}
         return delivery_info, tags, self._consumer.app.amqp.queues.consume_from
 
-    def start(self, entry: Entry) -> None:
-        """See :class:`~bucketflow_celery.admission.interfaces.Host`."""
-        self._slots.start(entry.request)
+    def start(self, task: PendingTask) -> None:
+        """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
+        self._slots.start(task.request)
 
-    def is_gone(self, entry: Entry) -> bool:
-        """See :class:`~bucketflow_celery.admission.interfaces.Host`."""
+    def is_revoked_or_expired(self, task: PendingTask) -> bool:
+        """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
         try:
-            return bool(entry.request.revoked())
+            return bool(task.request.revoked())
         except Exception:
             # As in fail(): not acknowledged, it comes again. Raised from here, it would take all who ask with it along.
-            logger.exception("the end of %s could not be stored", entry.request.id)
+            logger.exception("the end of %s could not be stored", task.request.id)
             return True
 
-    def send_back(self, entry: Entry, countdown: float) -> bool:
-        """See :class:`~bucketflow_celery.admission.interfaces.Host`."""
-        message = entry.request.message
-        if "task" not in message.headers or self.is_broadcast(entry.queue):
+    def defer(self, task: PendingTask, countdown: float) -> bool:
+        """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
+        message = task.request.message
+        if "task" not in message.headers or self.is_broadcast(task.queue):
             return False  # protocol 1 keeps the ETA inside its body; a broadcast is in no queue that could keep it
-        ticket = Ticket(entry.dues, entry.since).write()
+        ticket = Ticket(task.reservations, task.first_refused_at).write()
         try:
-            self._republisher.publish(message, entry.queue, countdown, ticket)
+            self._republisher.publish(message, task.queue, countdown, ticket)
         except Exception as error:  # noqa: BLE001 - whatever the transport raises, the task stays here and is safe
-            logger.warning("%s stays in the worker, the broker did not take it back: %r", entry.request.id, error)
+            logger.warning("%s stays in the worker, the broker did not take it back: %r", task.request.id, error)
             self._republisher.close()
             return False
-        self.acknowledge(entry.request)
+        self.acknowledge(task.request)
         return True
 
-    def give_back(self, entry: Entry) -> bool:
-        """See :class:`~bucketflow_celery.admission.interfaces.Host`."""
+    def requeue(self, task: PendingTask) -> bool:
+        """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
         if self._republisher.delayed:
-            return self.send_back(entry, 0.0)  # quorum queues count requeues, and drop a message after so many
-        if self.is_broadcast(entry.queue):
+            return self.defer(task, 0.0)  # quorum queues count requeues, and drop a message after so many
+        if self.is_broadcast(task.queue):
             return False
-        self._reject(entry.request)
+        self._reject(task.request)
         return True
 
     def fail(self, request: Any, error: BucketflowError) -> None:
-        """See :class:`~bucketflow_celery.admission.interfaces.Host`."""
+        """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
         try:
             raise error
         except BucketflowError:
@@ -119,19 +121,19 @@ class WorkerHost:
             return
         request.acknowledge()
 
-    def refused(self, entry: Entry, level: Level, wait: float) -> None:
-        """See :class:`~bucketflow_celery.admission.interfaces.Host`."""
-        request = entry.request
+    def refused(self, task: PendingTask, level: Level, wait: float) -> None:
+        """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
+        request = task.request
         facts = {"level": level.name, "key": level.key, "wait": wait}
         logger.debug(
             "%s[%s] refused by %s, %.6f s to wait", request.name, request.id, level.key, wait, extra={"data": facts}
         )
-        self._summary.add(level.key, wait)
+        self._refusal_log.add(level.key, wait)
         request.send_event("task-throttled", **facts)
         task_throttled.send(sender=request.task, request=request, level=level.name, wait=wait)
 
     def call_after(self, seconds: float, callback: Callable[[], None]) -> None:
-        """See :class:`~bucketflow_celery.admission.interfaces.Host`."""
+        """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
         at = self.monotonic() + seconds
         if at >= self._wake_at:
             return
@@ -144,20 +146,20 @@ class WorkerHost:
         self._wake_at = at
         self._timer_entry = self._timer.call_after(seconds, wake)
 
-    def close(self, entries: Sequence[Entry], *, connected: bool) -> None:
+    def close(self, tasks: Sequence[PendingTask], *, connected: bool) -> None:
         """
-        Leave *entries* to the broker at once, so that other workers need not wait for this one to end.
+        Leave *tasks* to the broker at once, so that other workers need not wait for this one to end.
 
         Args:
-            entries: Those who were waiting.
+            tasks: Those who were waiting.
             connected: Whether the broker is there; if not, it delivers again what it has seen no acknowledgement of.
         """
         self._cancel_timer()
-        for entry in entries:
+        for task in tasks:
             if connected:
-                self._reject(entry.request)
+                self._reject(task.request)
             else:
-                state.task_ready(entry.request)
+                state.task_ready(task.request)
         self._republisher.close()
 
     def is_broadcast(self, name: str) -> bool:
@@ -178,6 +180,6 @@ class WorkerHost:
         request.message.reject_log_error(logger, request.connection_errors, requeue=True)
 
     def _cancel_timer(self) -> None:
-        entry, self._timer_entry, self._wake_at = self._timer_entry, None, float("inf")
-        if entry is not None:
-            self._timer.cancel(entry)
+        task, self._timer_entry, self._wake_at = self._timer_entry, None, float("inf")
+        if task is not None:
+            self._timer.cancel(task)

@@ -13,12 +13,12 @@ from typing import Any
 
 from celery.utils.timer2 import Timer as ThreadedTimer
 
-__all__ = ["Alarm", "Wakeup", "timer_of"]
+__all__ = ["LoopWaker", "TimerThread", "timer_of"]
 
 logger = logging.getLogger(__name__)
 
 
-class Alarm:
+class TimerThread:
     """
     A timer that is not late when something nearer is asked of it while it sleeps.
 
@@ -59,7 +59,7 @@ class Alarm:
             self._changed.clear()
 
 
-class Wakeup:
+class LoopWaker:
     """
     Wakes a worker's loop.
 
@@ -103,5 +103,5 @@ class Wakeup:
 
 
 def timer_of(consumer: Any) -> Any:
-    """Return what calls back at a time in a worker: has ``call_after(seconds, callback)`` and ``cancel(entry)``."""
-    return Alarm() if isinstance(consumer.timer, ThreadedTimer) else consumer.timer
+    """Return what calls back at a time in a worker: has ``call_after(seconds, callback)`` and ``cancel(task)``."""
+    return TimerThread() if isinstance(consumer.timer, ThreadedTimer) else consumer.timer

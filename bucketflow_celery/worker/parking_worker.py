@@ -1,4 +1,4 @@
-"""Parking, where it meets Celery: a request becomes a parcel, and what is handed out becomes a request again."""
+"""Parking on a Celery worker: a request becomes a parked message, a dispatched task becomes a request again."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from kombu.exceptions import ContentDisallowed
 
 from bucketflow.errors import BucketflowError
 from bucketflow.limit import SECOND
-from bucketflow_celery.admission.pending_task import Entry
+from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import check_cost
-from bucketflow_celery.config.policy import Passage
+from bucketflow_celery.config.policy import ThrottlePolicy
 from bucketflow_celery.errors import ThrottleTimeout
 from bucketflow_celery.messages import codec as parcel
-from bucketflow_celery.scheduling.model import Handed, Lane, Parcel
-from bucketflow_celery.worker.celery_worker import WorkerHost
+from bucketflow_celery.scheduling.model import DispatchedTask, Lane, ParkedMessage
+from bucketflow_celery.worker.celery_worker import CeleryWorker
 
-__all__ = ["PARKED", "Parking", "can_be_parked"]
+__all__ = ["PARKED", "CeleryParkingWorker", "can_be_parked"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,109 +37,111 @@ PARKED = "PARKED"
 _UNREADABLE = (ValueError, KeyError, ContentDisallowed, InvalidTaskError)
 
 
-def can_be_parked(host: WorkerHost | None, request: Any, queue: str) -> bool:
+def can_be_parked(worker: CeleryWorker | None, request: Any, queue: str) -> bool:
     """Return whether the message of *request* can wait outside of its *queue*, and come back to it."""
-    if host is None or not parcel.is_complete(request.message):
+    if worker is None or not parcel.is_complete(request.message):
         return False
-    return host.is_from(request, queue) and not host.is_broadcast(queue)
+    return worker.is_from(request, queue) and not worker.is_broadcast(queue)
 
 
-class Parking:
+class CeleryParkingWorker:
     """
-    Implements :class:`bucketflow_celery.parking.interfaces.RoomHost` on one connection to the broker.
+    Implements :class:`bucketflow_celery.parking.interfaces.ParkingWorker` on one connection to the broker.
 
     Args:
         consumer: Celery's ``Consumer``, connected.
-        host: The worker, as the gate sees it.
+        worker: The worker, as the gate sees it.
         call_soon: Runs a callback in the worker's own loop; called from any thread.
     """
 
-    def __init__(self, consumer: Any, host: WorkerHost, call_soon: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, consumer: Any, worker: CeleryWorker, call_soon: Callable[[Callable[[], None]], None]) -> None:
         self._consumer = consumer
-        self._host = host
+        self._worker = worker
         self._throttle = consumer.app.bucketflow
         self._highest_first = consumer.connection.transport.driver_type == "amqp"
         self._classes: dict[str, Any] = {}
         self.call_soon = call_soon
-        self.is_gone = host.is_gone
-        self.start = host.start
-        self.monotonic = host.monotonic
+        self.is_revoked_or_expired = worker.is_revoked_or_expired
+        self.start = worker.start
+        self.monotonic = worker.monotonic
 
     def queues(self) -> Sequence[str]:
-        """See :class:`~bucketflow_celery.parking.interfaces.RoomHost`."""
+        """See :class:`~bucketflow_celery.parking.interfaces.ParkingWorker`."""
         return list(self._consumer.app.amqp.queues.consume_from)
 
-    def is_fresh(self, entry: Entry) -> bool:
-        """See :class:`~bucketflow_celery.parking.interfaces.RoomHost`."""
-        return parcel.is_fresh(entry.request.message)
+    def is_fresh(self, task: PendingTask) -> bool:
+        """See :class:`~bucketflow_celery.parking.interfaces.ParkingWorker`."""
+        return parcel.is_fresh(task.request.message)
 
-    def is_redelivered(self, entry: Entry) -> bool:
-        """See :class:`~bucketflow_celery.parking.interfaces.RoomHost`."""
-        return parcel.is_redelivered(entry.request.message)
+    def is_redelivered(self, task: PendingTask) -> bool:
+        """See :class:`~bucketflow_celery.parking.interfaces.ParkingWorker`."""
+        return parcel.is_redelivered(task.request.message)
 
-    def parcel(self, entry: Entry, *, again: bool) -> Parcel | None:
-        """See :class:`~bucketflow_celery.parking.interfaces.RoomHost`."""
-        request, passage = entry.request, entry.passage
+    def parcel(self, task: PendingTask, *, again: bool) -> ParkedMessage | None:
+        """See :class:`~bucketflow_celery.parking.interfaces.ParkingWorker`."""
+        request, policy = task.request, task.policy
         message = request.message
         try:
-            return Parcel(
-                parcel.uid_of(message, entry.queue, os.urandom(8) if again else b""),
+            return ParkedMessage(
+                parcel.uid_of(message, task.queue, os.urandom(8) if again else b""),
                 Lane(
-                    passage.tenant or "", request.task.name, parcel.rank_of(message, highest_first=self._highest_first)
+                    policy.tenant or "", request.task.name, parcel.rank_of(message, highest_first=self._highest_first)
                 ),
-                parcel.pack(message, since=entry.since),
-                passage.cost,
-                _patience(entry),
+                parcel.pack(message, since=task.first_refused_at),
+                policy.cost,
+                _max_wait_us(task),
                 redelivered=parcel.is_redelivered(message),
             )
         except (TypeError, ValueError) as error:
             logger.warning("%s stays in the worker, it cannot be parked: %s", request.id, error)
             return None
 
-    def parked(self, entry: Entry, position: int) -> None:
-        """See :class:`~bucketflow_celery.parking.interfaces.RoomHost`."""
+    def parked(self, task: PendingTask, position: int) -> None:
+        """See :class:`~bucketflow_celery.parking.interfaces.ParkingWorker`."""
         if position > 0 and self._throttle.settings.parked_state:
-            self._tell(entry, position)
-        self._host.acknowledge(entry.request)
+            self._tell(task, position)
+        self._worker.acknowledge(task.request)
 
-    def receive(self, handed: Handed, on_end: Callable[[bool], None]) -> Entry | None:
+    def receive(self, dispatched: DispatchedTask, on_end: Callable[[bool], None]) -> PendingTask | None:
         """
-        See :class:`~bucketflow_celery.parking.interfaces.RoomHost`.
+        See :class:`~bucketflow_celery.parking.interfaces.ParkingWorker`.
 
         As Celery does, it drops what nobody can read.
         """
-        owned = handed.owned
+        owned = dispatched.owned
         try:
             message, facts = parcel.unpack(
-                handed.message, accept=self._consumer.task_consumer.accept, redelivered=owned.item.redelivered
+                dispatched.message, accept=self._consumer.task_consumer.accept, redelivered=owned.item.redelivered
             )
             request = self._request(message, on_end)
         except _UNREADABLE:
-            logger.critical("a parked task of %s cannot be read: %r", owned.lane.task, handed.message, exc_info=True)
+            logger.critical(
+                "a parked task of %s cannot be read: %r", owned.lane.task, dispatched.message, exc_info=True
+            )
             return None
         task_reserved(request)
-        return Entry(request, owned.queue, Passage(()), self.monotonic(), facts.get("since"))
+        return PendingTask(request, owned.queue, ThrottlePolicy(()), self.monotonic(), facts.get("since"))
 
-    def give_up(self, entry: Entry) -> None:
-        """See :class:`~bucketflow_celery.parking.interfaces.RoomHost`."""
-        request = entry.request
-        if self.is_gone(entry):
+    def give_up(self, task: PendingTask) -> None:
+        """See :class:`~bucketflow_celery.parking.interfaces.ParkingWorker`."""
+        request = task.request
+        if self.is_revoked_or_expired(task):
             return
         try:
-            passage = self._throttle.book.passage(
-                request.task, request.request_dict, request.args, request.kwargs, entry.queue
+            policy = self._throttle.active_limits.resolve(
+                request.task, request.request_dict, request.args, request.kwargs, task.queue
             )
-            check_cost(passage.path, passage.cost)
+            check_cost(policy.path, policy.cost)
         except BucketflowError as error:
-            self._host.fail(request, error)
+            self._worker.fail(request, error)
             return
-        waited = 0.0 if entry.since is None else self._host.time() - entry.since
-        if passage.max_wait is None or (request.expires is not None and waited < passage.max_wait):
+        waited = 0.0 if task.first_refused_at is None else self._worker.time() - task.first_refused_at
+        if policy.max_wait is None or (request.expires is not None and waited < policy.max_wait):
             # The store's clock is a little ahead of this worker's.
             self._expire(request)
             return
-        level = passage.path[-1].name if passage.path else "queue"
-        self._host.fail(request, ThrottleTimeout(level, waited, passage.max_wait))
+        level = policy.path[-1].name if policy.path else "queue"
+        self._worker.fail(request, ThrottleTimeout(level, waited, policy.max_wait))
 
     def _expire(self, request: Any) -> None:
         try:
@@ -148,12 +150,12 @@ class Parking:
         except Exception:
             logger.exception("the end of %s could not be stored", request.id)
 
-    def is_settled(self, entry: Entry) -> bool:
-        """See :class:`~bucketflow_celery.parking.interfaces.RoomHost`."""
-        return bool(entry.request.acknowledged)
+    def is_settled(self, task: PendingTask) -> bool:
+        """See :class:`~bucketflow_celery.parking.interfaces.ParkingWorker`."""
+        return bool(task.request.acknowledged)
 
-    def lacks_slots(self, more: bool) -> None:  # noqa: FBT001
-        """See :class:`~bucketflow_celery.parking.interfaces.RoomHost`."""
+    def request_scale_up(self, more: bool) -> None:  # noqa: FBT001
+        """See :class:`~bucketflow_celery.parking.interfaces.ParkingWorker`."""
         autoscaler = getattr(self._consumer.controller, "autoscaler", None)
         # It counts what the worker has received, which is never more than it has slots: what is parked waits elsewhere.
         if more and autoscaler is not None and autoscaler.processes < autoscaler.max_concurrency:
@@ -197,12 +199,12 @@ class Parking:
             utc=consumer.app.uses_utc_timezone(),
         )
 
-    def _tell(self, entry: Entry, position: int) -> None:
-        request, passage = entry.request, entry.passage
+    def _tell(self, task: PendingTask, position: int) -> None:
+        request, policy = task.request, task.policy
         if request.ignore_result:
             return
-        rate = min((level.limit.fill_rate for level in passage.path), default=inf)
-        facts = {"position": position, "expected_start": self._host.time() + position * passage.cost / rate}
+        rate = min((level.limit.fill_rate for level in policy.path), default=inf)
+        facts = {"position": position, "expected_start": self._worker.time() + position * policy.cost / rate}
         try:
             # Another worker may have had it in the meantime. Celery's own way to write what a task does not.
             if request.task.backend.get_state(request.id) != states.PENDING:
@@ -225,13 +227,13 @@ def _returning(request_class: Any) -> Any:
     return ParkedRequest
 
 
-def _patience(entry: Entry) -> int:
+def _max_wait_us(task: PendingTask) -> int:
     """Return the µs after which the task need not be started any more; 0: never."""
     now = datetime.now(timezone.utc)
     ends = []
-    if entry.request.expires is not None:
-        ends.append((entry.request.expires - now).total_seconds())
-    if entry.passage.max_wait is not None:
-        since = entry.since if entry.since is not None else now.timestamp()
-        ends.append(entry.passage.max_wait - (now.timestamp() - since))
+    if task.request.expires is not None:
+        ends.append((task.request.expires - now).total_seconds())
+    if task.policy.max_wait is not None:
+        since = task.first_refused_at if task.first_refused_at is not None else now.timestamp()
+        ends.append(task.policy.max_wait - (now.timestamp() - since))
     return max(1, round(min(ends) * SECOND)) if ends else 0

@@ -15,13 +15,13 @@ from typing import Any
 from celery.utils.quorum_queues import detect_quorum_queues
 from celery.worker import state
 
-from bucketflow_celery.admission.pending_task import Entry
+from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level
 
-__all__ = ["Window"]
+__all__ = ["PrefetchWindow"]
 
 
-class Window:
+class PrefetchWindow:
     """
     Keeps room in the window of a consumer.
 
@@ -36,40 +36,40 @@ class Window:
         self._shared = bool(consumer.initial_prefetch_count) and (not amqp or _is_global(consumer))
         self._lock = threading.Lock()
         # By held task: how far the window was widened for it, and whether it counts towards pausing its queue.
-        self._widened: dict[Entry, tuple[int, bool]] = {}
+        self._widened: dict[PendingTask, tuple[int, bool]] = {}
         self._held: Counter[str] = Counter()
         self._paused: set[str] = set()
 
-    def hold(self, entry: Entry, level: Level | None) -> None:
-        """Make room for another message where *entry*, held by *level*, would keep it from starting."""
+    def widen(self, task: PendingTask, level: Level | None) -> None:
+        """Make room for another message where *task*, held by *level*, would keep it from starting."""
         if not self._shared or not self._blocks_others(level):
             return
         with self._lock:
             before = self._consumer.qos.value
-            counts = level is None or not level.returns
-            self._widened[entry] = self._consumer.qos.increment_eventually() - before, counts
-            state.reserved_requests.discard(entry.request)  # worker_disable_prefetch counts these instead
+            counts = level is None or level.blocks_queue
+            self._widened[task] = self._consumer.qos.increment_eventually() - before, counts
+            state.reserved_requests.discard(task.request)  # worker_disable_prefetch counts these instead
             if counts:
-                self._held[entry.queue] += 1
-                self._pause_or_resume(entry.queue)
+                self._held[task.queue] += 1
+                self._pause_or_resume(task.queue)
 
-    def unhold(self, entry: Entry) -> None:
-        """Take the room back, if any was made for *entry*."""
+    def narrow(self, task: PendingTask) -> None:
+        """Take the room back, if any was made for *task*."""
         with self._lock:
-            if entry not in self._widened:
+            if task not in self._widened:
                 return
-            widened, counts = self._widened.pop(entry)
-            if not entry.request.acknowledged:
-                state.reserved_requests.add(entry.request)
+            widened, counts = self._widened.pop(task)
+            if not task.request.acknowledged:
+                state.reserved_requests.add(task.request)
             if widened:
                 self._consumer.qos.decrement_eventually(widened)
             if counts:
-                self._held[entry.queue] -= 1
-                self._pause_or_resume(entry.queue)
+                self._held[task.queue] -= 1
+                self._pause_or_resume(task.queue)
 
     def _blocks_others(self, level: Level | None) -> bool:
-        if level is not None and (level.returns or level.name == "all"):
-            return level.returns
+        if level is not None and ((not level.blocks_queue) or level.name == "all"):
+            return not level.blocks_queue
         return len(self._consumer.app.amqp.queues.consume_from) > 1
 
     def _pause_or_resume(self, queue: str) -> None:

@@ -15,25 +15,25 @@ from bucketflow.redis_client.connection import Node
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow.redis_client.scripts import Script
 from bucketflow.redis_client.spin_wait import SpinWait
-from bucketflow.redis_client.topology import FAILURES, Plan, Question, proceed
-from bucketflow_celery.scheduling.admit import Ask
-from bucketflow_celery.store.calls import Asker, Book, DirectAsker, Outcome, _Edition
+from bucketflow.redis_client.topology import FAILURES, CallPlan, Exchange, advance
+from bucketflow_celery.scheduling.admit import AdmissionRequest
+from bucketflow_celery.store.calls import ActiveLimits, Asker, DirectAsker, Outcome, _Edition
 from bucketflow_celery.store.interfaces import Call, Store
 from bucketflow_celery.store.redis_store import RedisStore
 
-__all__ = ["HubAsker", "HubRunner", "asker_for", "begin_from"]
+__all__ = ["EventLoopRunner", "HubAsker", "asker_for", "begin_from"]
 
-#: Milliseconds for which an urgent question waits, and how many do not wait after one that did so in vain.
-MOMENT, AFTERWARDS = 1, 100
+#: Milliseconds for which an inline exchange waits, and how many do not wait after one that did so in vain.
+INLINE_WAIT_MS, INLINE_BACKOFF = 1, 100
 
 
-class HubRunner:
+class EventLoopRunner:
     """
     One call at a time, over one connection that the event loop watches.
 
     What a synchronous call costs a busy worker is not its own time but the wait: on a machine without a free core the
     server, and then the worker, must get their turn first. Meanwhile this worker receives, starts and acknowledges.
-    Where tasks wait for the slots in question, a moment's wait is shorter than the way through the loop.
+    Where tasks wait for the slots in exchange, a moment's wait is shorter than the way through the loop.
 
     Args:
         runner: Knows the servers.
@@ -47,8 +47,8 @@ class HubRunner:
         self._timeout = timeout
         self._node: Node | None = None
         self._connection: Any = None
-        self._plan: Plan | None = None
-        self._question: Question | None = None
+        self._plan: CallPlan | None = None
+        self._exchange: Exchange | None = None
         self._done: Callable[[Any], None] | None = None
         self._deadline = 0.0
         self._timer: Any = None
@@ -63,16 +63,16 @@ class HubRunner:
         args: Sequence[str | bytes],
         done: Callable[[Any], None],
         *,
-        urgent: bool = False,
+        inline: bool = False,
     ) -> None:
         """
         Run *script* once, and call *done* with its reply or with ``StoreUnavailable``: later, or before this returns.
 
-        The call before it must be done. If it is *urgent* it is worth a moment's wait.
+        The call before it must be done. If it is *inline* it is worth a moment's wait.
         """
         self._plan, self._done = self._runner.plan(script, keys, args), done
         self._put(next(self._plan))
-        if urgent and self._plan is not None and self._answers_at_once():
+        if inline and self._plan is not None and self._answers_at_once():
             self._on_readable()
 
     def close(self) -> None:
@@ -83,12 +83,12 @@ class HubRunner:
             self._timer.cancel()
             self._timer = None
 
-    def _put(self, question: Question) -> None:
-        self._question = question
+    def _put(self, exchange: Exchange) -> None:
+        self._exchange = exchange
         try:
-            self._connect(question.node)
+            self._connect(exchange.node)
             # Not send_packed_command: after an error it closes the socket itself, see _on_readable.
-            _socket_of(self._connection).sendall(b"".join(question.commands))
+            _socket_of(self._connection).sendall(b"".join(exchange.commands))
         except FAILURES as error:
             self._drop()
             self._proceed(error)
@@ -98,17 +98,17 @@ class HubRunner:
             self._timer = self._hub.call_later(self._timeout, self._on_timer)
 
     def _proceed(self, outcome: Any) -> None:
-        if self._plan is None or self._question is None or self._done is None:
+        if self._plan is None or self._exchange is None or self._done is None:
             return
         result: Any
         try:
-            question = proceed(self._plan, self._question, outcome)
+            exchange = advance(self._plan, self._exchange, outcome)
         except StopIteration as finished:
             (result,) = finished.value
         except StoreUnavailable as error:
             result = error
         else:
-            self._put(question)
+            self._put(exchange)
             return
         done, self._plan, self._done = self._done, None, None
         done(result)
@@ -124,9 +124,9 @@ class HubRunner:
         if poll is None:
             return False
         self._spin_wait.wait(lambda: poll(0))
-        answers = bool(poll(MOMENT))
+        answers = bool(poll(INLINE_WAIT_MS))
         if not answers:
-            self._in_vain = AFTERWARDS
+            self._in_vain = INLINE_BACKOFF
         return answers
 
     def _on_readable(self) -> None:
@@ -189,16 +189,16 @@ class HubAsker:
 
     Args:
         store: Where the levels live.
-        book: Which limits are in force.
+        active_limits: Which limits are in force.
         runner: Runs its scripts from the loop.
     """
 
-    def __init__(self, store: RedisStore, book: Book, runner: HubRunner) -> None:
+    def __init__(self, store: RedisStore, active_limits: ActiveLimits, runner: EventLoopRunner) -> None:
         self._store = store
-        self._edition = _Edition(book)
+        self._edition = _Edition(active_limits)
         self._runner = runner
 
-    def ask(self, asks: Sequence[Ask], done: Callable[[Outcome], None], *, urgent: bool) -> None:
+    def ask(self, asks: Sequence[AdmissionRequest], done: Callable[[Outcome], None], *, inline: bool) -> None:
         """See :class:`Asker`."""
         if self._edition.is_old():
             done(None)
@@ -212,17 +212,17 @@ class HubAsker:
                 outcome = error
             done(outcome)
 
-        self._runner.run(*self._store.question(asks, self._edition.version), on_reply, urgent=urgent)
+        self._runner.run(*self._store.question(asks, self._edition.version), on_reply, inline=inline)
 
     def close(self) -> None:
         """See :class:`Asker`."""
         self._runner.close()
 
-    def _read(self, asks: Sequence[Ask], reply: Any) -> Outcome:
+    def _read(self, asks: Sequence[AdmissionRequest], reply: Any) -> Outcome:
         return self._edition.check(*self._store.read(asks, self._edition.version, reply))
 
 
-def begin_from(runner: HubRunner) -> Callable[[Call[Any], Callable[[Any], None]], None]:
+def begin_from(runner: EventLoopRunner) -> Callable[[Call[Any], Callable[[Any], None]], None]:
     """Return what makes calls of a :class:`RedisStore` from an event loop, one at a time; see :func:`begin_now`."""
 
     def begin(call: Any, done: Callable[[Any], None]) -> None:
@@ -234,8 +234,8 @@ def begin_from(runner: HubRunner) -> Callable[[Call[Any], Callable[[Any], None]]
     return begin
 
 
-def asker_for(store: Store, book: Book, hub: Any, timeout: float) -> Asker:
+def asker_for(store: Store, active_limits: ActiveLimits, hub: Any, timeout: float) -> Asker:
     """Return what suits a worker: *hub* is its event loop, ``None`` if it has none; *timeout* is in seconds."""
     if hub is not None and isinstance(store, RedisStore):
-        return HubAsker(store, book, HubRunner(store.runner, hub, timeout))
-    return DirectAsker(store, book)
+        return HubAsker(store, active_limits, EventLoopRunner(store.runner, hub, timeout))
+    return DirectAsker(store, active_limits)

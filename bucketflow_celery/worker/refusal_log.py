@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-__all__ = ["Summary"]
+__all__ = ["RefusalLog"]
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ INTERVAL = 10.0
 MOST = 5
 
 
-class Summary:
+class RefusalLog:
     """
     Counts refusals by bucket and logs them at INFO.
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from bucketflow.errors import BucketflowError, StoreUnavailable
 from bucketflow_celery.messages.origin import queue_of
-from bucketflow_celery.scheduling.admit import Ask
+from bucketflow_celery.scheduling.admit import AdmissionRequest
 from bucketflow_celery.scheduling.ticket import HEADER, Ticket
-from bucketflow_celery.store.circuit_breaker import Outage
+from bucketflow_celery.store.circuit_breaker import CircuitBreaker
 
 __all__ = ["RevocationHandler"]
 
@@ -27,21 +27,21 @@ class RevocationHandler:
 
     def __init__(self, throttle: Any) -> None:
         self._throttle = throttle
-        self._outage = Outage("hold")
+        self._breaker = CircuitBreaker("hold")
 
     def on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
         """Handle Celery's signal ``task_revoked``."""
         throttle = self._throttle
         ticket = Ticket.read(request.get(HEADER))
         # While the store is away a call would block the worker's loop for each of many revoked tasks.
-        if not ticket.dues or sender.app is not throttle.app or self._outage.until > monotonic():
+        if not ticket.reservations or sender.app is not throttle.app or self._breaker.until > monotonic():
             return
         queue = queue_of(request.delivery_info or {}, {}, throttle.app.amqp.queues.consume_from)
         try:
-            passage = throttle.book.passage(sender, request.__dict__, request.args, request.kwargs, queue)
-            throttle.store.leave(Ask(passage.path, passage.cost, ticket.at(passage.path)))
-            self._outage.recovered()
+            policy = throttle.active_limits.resolve(sender, request.__dict__, request.args, request.kwargs, queue)
+            throttle.store.cancel_reservation(AdmissionRequest(policy.path, policy.cost, ticket.at(policy.path)))
+            self._breaker.recovered()
         except BucketflowError as error:
             if isinstance(error, StoreUnavailable):
-                self._outage.failed(monotonic())
+                self._breaker.failed(monotonic())
             logger.warning("%s was revoked, its place in the line stays reserved: %s", request.id, error)

@@ -62,7 +62,7 @@ class Worker:
         os.kill(self.process.pid, number)
 
     def terminate(self) -> None:
-        """Ask for a warm shutdown and do not wait for it."""
+        """AdmissionRequest for a warm shutdown and do not wait for it."""
         self.signal(signal.SIGTERM)
 
     def restart(self) -> None:

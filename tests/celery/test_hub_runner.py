@@ -13,7 +13,7 @@ from bucketflow.errors import StoreUnavailable
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow.redis_client.scripts import Script
 from bucketflow_celery.worker import redis_event_loop as hub_runner
-from bucketflow_celery.worker.redis_event_loop import HubRunner
+from bucketflow_celery.worker.redis_event_loop import EventLoopRunner
 
 TIMEOUT = 0.5
 ECHO = Script.compose("echo", "return ARGV[1]")
@@ -24,11 +24,11 @@ class Loop:
 
     def __init__(self, url):
         self.hub = Hub()
-        self.runner = HubRunner(ScriptRunner(Redis.from_url(url), TIMEOUT), self.hub, TIMEOUT)
+        self.runner = EventLoopRunner(ScriptRunner(Redis.from_url(url), TIMEOUT), self.hub, TIMEOUT)
         self.outcomes = []
 
-    def ask(self, word, *, urgent=False):
-        self.runner.run(ECHO, [b"key"], [word], self.outcomes.append, urgent=urgent)
+    def ask(self, word, *, inline=False):
+        self.runner.run(ECHO, [b"key"], [word], self.outcomes.append, inline=inline)
 
     def turn(self):
         next(self.hub.loop)
@@ -62,39 +62,39 @@ def test_the_answer_comes_through_the_loop_and_not_before(loop):
 
 
 def test_an_urgent_question_is_answered_before_the_loop_turns(loop, monkeypatch):
-    monkeypatch.setattr(hub_runner, "MOMENT", 5000)
+    monkeypatch.setattr(hub_runner, "INLINE_WAIT_MS", 5000)
     loop.ask("a")
     loop.outcome()
-    loop.ask("b", urgent=True)
+    loop.ask("b", inline=True)
     assert loop.outcomes == [b"b"]
     assert loop.events() == []
 
 
 def test_a_server_that_lets_an_urgent_question_wait_is_left_to_the_loop_for_a_while(loop, fresh_redis, monkeypatch):
-    monkeypatch.setattr(hub_runner, "AFTERWARDS", 2)
+    monkeypatch.setattr(hub_runner, "INLINE_BACKOFF", 2)
     loop.ask("a")
     loop.outcome()
     fresh_redis.pause()
-    loop.ask("b", urgent=True)
+    loop.ask("b", inline=True)
     assert loop.outcomes == []
     fresh_redis.resume()
     assert loop.outcome() == b"b"
-    monkeypatch.setattr(hub_runner, "MOMENT", 5000)
+    monkeypatch.setattr(hub_runner, "INLINE_WAIT_MS", 5000)
     for _ in range(2):
-        loop.ask("c", urgent=True)
+        loop.ask("c", inline=True)
         assert loop.outcomes == []
         assert loop.outcome() == b"c"
-    loop.ask("d", urgent=True)
+    loop.ask("d", inline=True)
     assert loop.outcomes == [b"d"]
 
 
-@pytest.mark.parametrize("urgent", [False, True])
-def test_a_server_that_is_away_fails_the_question_and_is_found_when_it_is_back(loop, fresh_redis, urgent):
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_server_that_is_away_fails_the_question_and_is_found_when_it_is_back(loop, fresh_redis, inline):
     fresh_redis.kill()
-    loop.ask("a", urgent=urgent)
+    loop.ask("a", inline=inline)
     assert isinstance(loop.outcome(), StoreUnavailable)
     fresh_redis.restart()
-    loop.ask("b", urgent=urgent)
+    loop.ask("b", inline=inline)
     assert loop.outcome() == b"b"
 
 

@@ -46,13 +46,13 @@ def test_a_returned_task_that_is_revoked_gives_its_place_back(fleet):
     acme(fleet)
     revoked = acme(fleet, times=4)
     fleet.records.wait("refusals", 4)
-    line = level(fleet, "tenant").line
+    line = level(fleet, "tenant").reserved_for
     assert line > 1
 
     for result in revoked:
         result.revoke()
 
-    wait_until(lambda: level(fleet, "tenant").line == 0, timeout=1)
+    wait_until(lambda: level(fleet, "tenant").reserved_for == 0, timeout=1)
     assert {result.status for result in revoked} == {"REVOKED"}
     assert fleet.records.count("starts") == 1
 
@@ -106,7 +106,7 @@ def test_one_that_would_wait_longer_than_max_wait_fails_at_once(fleet, on_limit)
     assert failure.value.wait == pytest.approx(3600, abs=10)
     [errback] = fleet.records.wait("errbacks", 1)
     assert (errback["id"], errback["error"]) == (result.id, "ThrottleTimeout")
-    assert level(fleet, "tenant").line == 0
+    assert level(fleet, "tenant").reserved_for == 0
     assert fleet.records.deliveries()[result.id] == 1
 
 

@@ -57,7 +57,7 @@ def test_a_message_that_is_held_too_long_goes_back_to_the_broker(fleet):
     starts = fleet.records.wait("starts", 4)
 
     assert {start["id"] for start in starts} == sent
-    assert fleet.stats()["given_back"] >= 2
+    assert fleet.stats()["requeued"] >= 2
     assert sum(fleet.records.deliveries().values()) >= 4 + 2
     assert excess(starts, 1, 1) <= 0.2
 
@@ -71,7 +71,7 @@ def test_children_come_and_go(fleet):
 
     assert sorted(start["id"] for start in starts) == sent
     assert len({start["pid"] for start in starts}) >= 6
-    # A task is handed to a child that has yet to be born now and then, so only the whole tells about the limit.
+    # A task is dispatched to a child that has yet to be born now and then, so only the whole tells about the limit.
     assert starts[-1]["at"] - starts[0]["at"] >= 0.9 * (16 - 2) / 10
     assert set(fleet.records.deliveries().values()) == {1}
 

@@ -30,7 +30,7 @@ def acme(fleet, name, *args, **kwargs):
     return fleet.app.signature(f"workloads.{name}", args, kwargs, app=fleet.app).set(headers={"tenant": "acme"})
 
 
-def returned(fleet, task_id):
+def deferred(fleet, task_id):
     return fleet.records.deliveries()[task_id] == 2
 
 
@@ -54,7 +54,7 @@ def test_everything_a_task_can_see_survives_its_return(returning):
 
     [start] = returning.records.starts(1, id=result.id)
 
-    assert returned(returning, result.id)
+    assert deferred(returning, result.id)
     assert start["args"] == ["acme"]
     assert start["kwargs"] == {"seconds": 0.0}
     assert start["retries"] == 1
@@ -84,7 +84,7 @@ def test_body_survives_in_every_encoding(fleet, serializer, compression):
     result = acme(fleet, "work", argument).apply_async()
 
     assert result.get(timeout=10) == argument
-    assert returned(fleet, result.id)
+    assert deferred(fleet, result.id)
     [start] = fleet.records.starts(1, id=result.id)
     assert start["compression"] == (compression and "application/x-gzip")
 
@@ -96,7 +96,7 @@ def test_callbacks_of_a_returned_task_are_called(returning):
 
     [callback] = returning.records.wait("callbacks", 1)
 
-    assert returned(returning, result.id)
+    assert deferred(returning, result.id)
     assert (callback["result"], callback["mark"]) == (3, "mark")
 
 
@@ -106,7 +106,7 @@ def test_errbacks_of_a_returned_task_are_called(returning):
 
     [errback] = returning.records.wait("errbacks", 1)
 
-    assert returned(returning, result.id)
+    assert deferred(returning, result.id)
     assert (errback["id"], errback["error"], errback["text"]) == (result.id, "RuntimeError", "acme always fails")
 
 
@@ -159,10 +159,10 @@ def test_bound_task_of_the_decorator_keeps_its_id_and_arguments(fleet):
     assert [result.get(timeout=10) for result in results] == [
         [result.id, "acme", order] for order, result in enumerate(results)
     ]
-    assert fleet.stats()["returned"] == 4
+    assert fleet.stats()["deferred"] == 4
 
 
-@pytest.mark.parametrize("step", ["republish.Republisher.publish", "worker_host.WorkerHost.acknowledge"])
+@pytest.mark.parametrize("step", ["republish.Republisher.publish", "worker_host.CeleryWorker.acknowledge"])
 def test_the_copy_is_published_before_the_delivery_is_acknowledged(fleet, step):
     fleet.configure(
         limits={"tenants": {"*": {"rate": "1/m", "capacity": 1}}}, broker_transport_options={"visibility_timeout": 2}

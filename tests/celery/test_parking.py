@@ -1,4 +1,4 @@
-"""Parked tasks wait in Redis and are handed to workers: at the rate of their limits, in their order, in fair shares."""
+"""Parked tasks wait in Redis and are dispatched at the rate of their limits, in order and in fair shares."""
 
 from __future__ import annotations
 
@@ -392,4 +392,4 @@ def test_one_task_may_be_parked_beside_others_that_are_held_or_return(fleet):
         assert excess(starts, 1, 10) <= JITTER
         assert max(deliveries[one] for one in ids(results)) == (2 if policy == "retry" else 1)
     stats = fleet.stats()
-    assert stats["parked"] == stats["handed"] == pytest.approx(7, abs=1)
+    assert stats["parked"] == stats["dispatched"] == pytest.approx(7, abs=1)

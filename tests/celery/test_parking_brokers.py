@@ -41,7 +41,7 @@ def parking(fleet):
 
 
 def assert_all_of_it(fleet, acme, others, queue="celery"):
-    """Assert that the limits hold, and that each task was delivered, handed out and started once."""
+    """Assert that the limits hold, and that each task was delivered, dispatched out and started once."""
     starts = fleet.records.wait("starts", len(acme) + len(others))
     assert excess(starts, CAPACITY, RATE) <= JITTER
     assert excess([start for start in starts if start["tenant"] == "acme"], 1, 5) <= JITTER
@@ -118,7 +118,7 @@ def test_parking_without_any_server(pool):
         assert throttle.backlog() == {}
     for account in ("acme", "umbrella"):
         assert [number for who, number, _ in started if who == account] == list(range(8))
-    assert throttle.stats()["parked"] == throttle.stats()["handed"] >= 10
+    assert throttle.stats()["parked"] == throttle.stats()["dispatched"] >= 10
 
 
 def test_parked_tasks_start_in_time_without_an_event_loop():

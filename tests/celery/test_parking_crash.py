@@ -76,10 +76,10 @@ def ran(fleet, results, twice=(), queue="celery"):
 @pytest.mark.parametrize(
     ("step", "after"),
     [
-        ("room.Room._park", False),
-        ("room.Room._on_parked", False),
-        ("parking.Parking.parked", True),
-        ("room.Room._on_parked", True),
+        ("room.ParkingController._park", False),
+        ("room.ParkingController._on_parked", False),
+        ("parking.CeleryParkingWorker.parked", True),
+        ("room.ParkingController._on_parked", True),
     ],
     ids=["before it is stored", "stored, not acknowledged", "the first acknowledged", "all acknowledged"],
 )
@@ -87,7 +87,7 @@ def test_killed_while_it_parks(parking, rabbit_server, step, after):
     # Not on Redis: there kombu itself loses what it has fetched and not read when it dies.
     queue = f"celery.{uuid4().hex[:8]}"
     parking.configure(broker_url=rabbit_server.url, task_default_queue=queue)
-    has_something_to_park = "self._offering._parking if isinstance(self, room.Room) else True"
+    has_something_to_park = "self._outbox._parking if isinstance(self, room.ParkingController) else True"
     worker = dying(parking, step, after=after, matters=has_something_to_park)
     arm(parking)
     sent = parking.send("work", times=30)
@@ -102,7 +102,7 @@ def test_killed_while_it_parks(parking, rabbit_server, step, after):
 @pytest.mark.parametrize("meanwhile", ["the same limits", "its cost has become impossible"])
 def test_a_message_that_comes_again_after_its_task_has_run_is_parked_no_more(parking, meanwhile):
     parking.configure(broker_transport_options={"visibility_timeout": 3})
-    worker = dying(parking, "room.Room._on_parked")
+    worker = dying(parking, "room.ParkingController._on_parked")
     parking.throttle().pause(queue="celery")
     arm(parking)
     [sent] = parking.send("heavy", CAPACITY, link_error=parking.app.signature("workloads.errback"))
@@ -129,10 +129,10 @@ def test_a_message_that_comes_again_after_its_task_has_run_is_parked_no_more(par
 @pytest.mark.parametrize(
     ("step", "after", "matters"),
     [
-        ("room.Room._ask_for", True, "args[0].known and args[1] > 0"),
-        ("room.Room._on_answer", False, "getattr(args[2][1], 'handed', ())"),
-        ("parking.Parking.receive", True, "True"),
-        ("room.Room._on_released", True, "args[2].handed"),
+        ("room.ParkingController._ask_for", True, "args[0].known and args[1] > 0"),
+        ("room.ParkingController._on_answer", False, "getattr(args[2][1], 'dispatched', ())"),
+        ("parking.CeleryParkingWorker.receive", True, "True"),
+        ("room.ParkingController._on_released", True, "args[2].dispatched"),
     ],
     ids=["answer on the way", "answer not read", "received, not started", "started"],
 )
@@ -213,7 +213,9 @@ def test_a_task_that_runs_longer_than_the_lease_runs_once(parking):
 
 
 def test_a_worker_that_was_stopped_beyond_its_lease_starts_nothing_that_others_have(parking):
-    stopped = dying(parking, "room.Room._on_answer", matters="getattr(args[2][1], 'handed', ())", number="SIGSTOP")
+    stopped = dying(
+        parking, "room.ParkingController._on_answer", matters="getattr(args[2][1], 'dispatched', ())", number="SIGSTOP"
+    )
     sent = parking.send("work", times=100)
     parking.records.wait("starts", 8)
     arm(parking)

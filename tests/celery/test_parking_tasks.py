@@ -122,7 +122,7 @@ def test_chain_group_and_chord_of_parked_tasks_go_on(parking):
     deliveries = parking.records.deliveries()
     assert set(deliveries.values()) == {1}
     assert parking.records.count("starts") == len(deliveries) == 1 + 3 + 4 + 1
-    assert parking.stats()["handed"] >= 5
+    assert parking.stats()["dispatched"] >= 5
 
 
 @pytest.mark.parametrize("acks_late", [False, True])

@@ -12,7 +12,7 @@ from shells import ThreadShell
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
 from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
 from bucketflow.redis_client.scripts import Script
-from bucketflow.redis_client.topology import Call
+from bucketflow.redis_client.topology import ScriptCall
 from bucketflow.testing import FakeClock
 
 #: Shadows what the scripts know of the real time: the server's clock, and when keys expire. Put in front of a script.
@@ -38,7 +38,7 @@ def at_stopped_clock(script):
 
 
 def with_stopped_clock(calls):
-    return [Call.of(at_stopped_clock(call.script), call.keys, call.args) for call in calls]
+    return [ScriptCall.of(at_stopped_clock(call.script), call.keys, call.args) for call in calls]
 
 
 class StoppedRunner(ScriptRunner):
@@ -98,7 +98,7 @@ class LeasedRedisShell(RedisShell):
 
     def bucket(self, *args):
         bucket = RedisTokenBucket(self.client, *args, lease=2, clock=self.clock)
-        bucket._runner = bucket._watch._runner = StoppedRunner(self.client)
+        bucket._runner = bucket._monitor._runner = StoppedRunner(self.client)
         return bucket
 
     def at(self, seconds):

@@ -86,7 +86,7 @@ def test_every_shell_answers_as_the_core_does_to_the_default_cost(make_exact, li
 
 @given(limits | st.builds(Limit, st.floats(1e-9, 1), st.floats(1e3, 1e12)))
 def test_the_most_a_bucket_may_be_behind_is_exact_to_the_last_bit(limit):
-    most = core.most_behind(limit)
+    most = core.burst_tolerance(limit)
     assert core.wait_for(limit, most, 0, 0) == 0
     assert core.wait_for(limit, math.nextafter(most, math.inf), 0, 0) == 1
 

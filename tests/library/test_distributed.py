@@ -253,7 +253,7 @@ def test_threads_are_served_in_order_and_nobody_overtakes_them(redis_client):
     ]
     for number, thread in enumerate(threads):
         thread.start()
-        while len(bucket._turnstile.line) + len(served) <= number:
+        while len(bucket._polling_queue.line) + len(served) <= number:
             time.sleep(0.0005)
     refusal = bucket.try_consume()
     overtook = bucket.consume()
@@ -269,7 +269,7 @@ def test_a_refund_wakes_who_waits(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 5, SLOW, initial_tokens=0)
     waiter = threading.Thread(target=bucket.consume, args=(1,), kwargs={"block": True}, daemon=True)
     waiter.start()
-    while not bucket._turnstile.refusal().retry_after:
+    while not bucket._polling_queue.current_refusal().retry_after:
         time.sleep(0.001)
     bucket.refund(1)
     waiter.join(5)

@@ -113,4 +113,4 @@ def test_loops_that_ended_are_forgotten(redis_server, redis_client):
         assert asyncio.run(bucket.consume())
         bucket._path.give_back()  # so that the next loop asks, too
     assert len(bucket._runner._loops) == 1
-    assert len(bucket._watch._timers) <= 1
+    assert len(bucket._monitor._timers) <= 1

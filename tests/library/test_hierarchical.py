@@ -12,7 +12,7 @@ from waiting import Queue, until
 
 from bucketflow import ConfigError, CostExceedsCapacity, HierarchicalTokenBucket, Limit, create_bucket_hierarchy
 from bucketflow.algorithm import gcra as core
-from bucketflow.algorithm.wait_tree import Level, Tree, Waiter
+from bucketflow.algorithm.wait_tree import BucketNode, Waiter, WaitTree
 from bucketflow.testing import FakeClock
 
 SHOP = {
@@ -176,10 +176,10 @@ def family():
 
 def join(queue, bucket, *args, **kwargs):
     """Let somebody wait for *bucket*; return the future once he does."""
-    waiting = bucket._shared.tree.waiting
+    waiting = bucket._tree.tree.waiting
     before = len(waiting)
     future = queue.pool.submit(bucket.consume, *args, block=True, **kwargs)
-    until(lambda: future.done() or len(bucket._shared.tree.waiting) > before)
+    until(lambda: future.done() or len(bucket._tree.tree.waiting) > before)
     return future
 
 
@@ -222,17 +222,17 @@ def test_who_waits_behind_a_large_request_goes_once_a_refund_has_let_that_one_go
 
 
 def test_when_one_leaves_the_line_the_next_is_told_when_to_ask_and_woken():
-    root, leaf = Level(Limit(5, 1), 5_000_000, "root"), Level(Limit(5, 9), core.FULL, "leaf")
-    tree, woken = Tree(), []
+    root, leaf = BucketNode(Limit(5, 1), 5_000_000, "root"), BucketNode(Limit(5, 9), core.FULL, "leaf")
+    tree, woken = WaitTree(), []
     large = Waiter((root,), 5, lambda: woken.append(large))
     small = Waiter((root, leaf), 1, lambda: woken.append(small))
     tree.join(large, 0)
     tree.join(small, 0)
     assert (large.at, small.at, small.level) == (5_000_000, None, root)
     woken.clear()
-    tree.abandon(large, 0)
+    tree.cancel(large, 0)
     assert (small.at, woken, tree.waiting) == (1_000_000, [small], [small])
     tree.serve(1_000_000)
     assert (small.granted, tree.waiting) == (True, [])
-    tree.abandon(small, 1_000_000)  # granted, but nobody acts on it
+    tree.cancel(small, 1_000_000)  # granted, but nobody acts on it
     assert tree.decide((root, leaf), 1_000_000, 0).tokens == (1, 5)

@@ -38,14 +38,14 @@ class Fleet:
 
     def step(self, kind, passed, whom, share):
         self.now += round(passed * self.limit.span * (0.1 if whom else 1))
-        self.out = leases.still_out(self.out, self.now)
+        self.out = leases.outstanding_at(self.out, self.now)
         getattr(self, kind)(whom, share)
 
     def lease(self, _, share):
-        tokens = leases.leasable(self.limit, self.full_at, self.now, 1 + share * self.limit.capacity)
+        tokens = leases.available_to_lease(self.limit, self.full_at, self.now, 1 + share * self.limit.capacity)
         if tokens > 0:
             whole, self.full_at, self.out = leases.lease(self.limit, self.full_at, self.out, self.now, tokens)
-            self.holders.append((leases.Lease(tokens, [self.limit], [whole]), whole))
+            self.holders.append((leases.TokenLease(tokens, [self.limit], [whole]), whole))
 
     def spend(self, whom, share):
         if self.holders:
@@ -135,7 +135,7 @@ def test_however_many_hold_leases_whoever_stays_below_the_limit_is_served_and_ha
         if held[whom] is not None and held[whom][0].spend(fleet.now, 1):
             continue
         asked += 1
-        fleet.out = leases.still_out(fleet.out, fleet.now)
+        fleet.out = leases.outstanding_at(fleet.out, fleet.now)
         if held[whom] is not None:
             fleet.holders.append(held[whom])
             fleet.settle(-1, 0)
@@ -151,7 +151,7 @@ def test_a_lease_that_has_faded_ends_nobody_elses():
     fleet = Fleet(Limit(3, 1))
     fleet.lease(0, 0)
     fleet.now += 10 * SECOND
-    fleet.out = leases.still_out(fleet.out, fleet.now)
+    fleet.out = leases.outstanding_at(fleet.out, fleet.now)
     fleet.lease(0, 0)
     fleet.settle(0, 0)
     assert fleet.out.tokens == 1
@@ -188,13 +188,13 @@ def test_what_a_dead_holder_had_is_back_when_it_has_faded():
     fleet.now += 5 * SECOND
     assert fleet.there_is() == 50
     fleet.now += 5 * SECOND
-    assert leases.still_out(fleet.out, fleet.now) == leases.NONE
+    assert leases.outstanding_at(fleet.out, fleet.now) == leases.NONE
     assert fleet.there_is() == 100
 
 
 def test_each_level_of_a_path_fades_at_its_own_pace():
     slow, fast = Limit(100, 1), Limit(100, 10)
-    lease = leases.Lease(50, [slow, fast], [START, START])
+    lease = leases.TokenLease(50, [slow, fast], [START, START])
     assert lease.unspent(START + 2 * SECOND) == [48, 30]
     assert lease.left == 30
     assert lease.spend(START + 2 * SECOND, 30)
@@ -221,7 +221,7 @@ class Twin:
         self.outs = [leases.NONE for _ in path]
 
     def run(self, now, costs, most, settled):
-        self.outs = [leases.still_out(out, now) for out in self.outs]
+        self.outs = [leases.outstanding_at(out, now) for out in self.outs]
         for tokens, whole, unspent in settled:
             for level, limit in enumerate(self.path):
                 self.states[level], self.outs[level] = leases.settle(
@@ -236,7 +236,7 @@ class Twin:
             answers += (round(decision.retry_after * SECOND), binding, *(full_at - now for full_at in self.states))
         tokens = most if all_paid else 0
         for limit, full_at in zip(self.path, self.states, strict=True):
-            tokens = leases.leasable(limit, full_at, now, tokens)
+            tokens = leases.available_to_lease(limit, full_at, now, tokens)
         whole = [max(float(now), full_at) for full_at in self.states]
         if tokens > 0:
             for level, limit in enumerate(self.path):

@@ -14,7 +14,7 @@ from waiting import until
 
 from bucketflow import StoreUnavailable
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
-from bucketflow.redis_client.batching import AsyncMerger, ThreadMerger
+from bucketflow.redis_client.batching import AsyncBatcher, ThreadBatcher
 
 SLOW = 0.001  # tokens per second: none comes while a test runs
 
@@ -29,7 +29,7 @@ def evalsha_calls(client):
 class Path:
     """Answers each cost with itself."""
 
-    def held(self, cost):
+    def answer_locally(self, cost):
         del cost
 
     def call(self, costs):
@@ -82,8 +82,8 @@ def server():
 
 
 @pytest.fixture
-def merger(server):
-    return ThreadMerger(server.run_call, server.run_all, 30)
+def batcher(server):
+    return ThreadBatcher(server.run_call, server.run_all, 30)
 
 
 @pytest.fixture
@@ -92,35 +92,35 @@ def pool():
         yield pool
 
 
-def ask_while_one_is_on_its_way(merger, server, pool, questions):
-    first = pool.submit(merger.ask, Path(), 1.0)
+def ask_while_one_is_on_its_way(batcher, server, pool, questions):
+    first = pool.submit(batcher.submit, Path(), 1.0)
     until(lambda: server.asked)
     others = []
     for path, cost in questions:
-        others.append(pool.submit(merger.ask, path, cost))
-        until(lambda: len(merger._waiting) == len(others))
+        others.append(pool.submit(batcher.submit, path, cost))
+        until(lambda: len(batcher._waiting) == len(others))
     return first, others
 
 
-def test_those_who_come_meanwhile_are_asked_for_in_one_exchange_and_one_call_a_path(merger, server, pool):
+def test_those_who_come_meanwhile_are_asked_for_in_one_exchange_and_one_call_a_path(batcher, server, pool):
     one, other = Path(), Path()
     questions = [(one, 2.0), (other, 3.0), (one, 4.0)]
-    first, others = ask_while_one_is_on_its_way(merger, server, pool, questions)
+    first, others = ask_while_one_is_on_its_way(batcher, server, pool, questions)
     server.gate.release(2)
     assert first.result(30) == (1.0,)
     assert [future.result(30) for future in others] == [(2.0,), (3.0,), (4.0,)]
     assert server.asked == [[(1.0,)], [(2.0, 4.0), (3.0,)]]
 
 
-def test_whoever_comes_when_nobody_asks_is_asked_for_at_once(merger, server):
+def test_whoever_comes_when_nobody_asks_is_asked_for_at_once(batcher, server):
     server.gate.release(2)
-    assert merger.ask(Path(), 1.0) == (1.0,)
-    assert merger.ask(Path(), 2.0) == (2.0,)
+    assert batcher.submit(Path(), 1.0) == (1.0,)
+    assert batcher.submit(Path(), 2.0) == (2.0,)
     assert server.asked == [[(1.0,)], [(2.0,)]]
 
 
-def test_an_error_is_told_to_each_by_an_error_of_its_own(merger, server, pool):
-    first, others = ask_while_one_is_on_its_way(merger, server, pool, [(Path(), 2.0), (Path(), 3.0)])
+def test_an_error_is_told_to_each_by_an_error_of_its_own(batcher, server, pool):
+    first, others = ask_while_one_is_on_its_way(batcher, server, pool, [(Path(), 2.0), (Path(), 3.0)])
     server.gate.release()
     first.result(30)
     until(lambda: len(server.asked) == 2)
@@ -131,8 +131,8 @@ def test_an_error_is_told_to_each_by_an_error_of_its_own(merger, server, pool):
     assert errors[0] is not errors[1]
 
 
-def test_a_server_that_was_late_is_not_waited_for_again_by_those_behind(merger, server, pool):
-    first, others = ask_while_one_is_on_its_way(merger, server, pool, [(Path(), 2.0), (Path(), 3.0)])
+def test_a_server_that_was_late_is_not_waited_for_again_by_those_behind(batcher, server, pool):
+    first, others = ask_while_one_is_on_its_way(batcher, server, pool, [(Path(), 2.0), (Path(), 3.0)])
     server.error = timed_out()
     server.gate.release()
     for future in (first, *others):
@@ -140,11 +140,11 @@ def test_a_server_that_was_late_is_not_waited_for_again_by_those_behind(merger, 
     assert server.asked == [[(1.0,)]]
     server.error = None
     server.gate.release()
-    assert merger.ask(Path(), 4.0) == (4.0,)
+    assert batcher.submit(Path(), 4.0) == (4.0,)
 
 
-def test_an_error_of_another_kind_does_not_answer_those_behind(merger, server, pool):
-    first, (other,) = ask_while_one_is_on_its_way(merger, server, pool, [(Path(), 2.0)])
+def test_an_error_of_another_kind_does_not_answer_those_behind(batcher, server, pool):
+    first, (other,) = ask_while_one_is_on_its_way(batcher, server, pool, [(Path(), 2.0)])
     server.error = StoreUnavailable("here", "it burns")
     server.gate.release()
     assert isinstance(first.exception(30), StoreUnavailable)
@@ -162,19 +162,19 @@ class InterruptedTurn:
     """A turn whose owner gets Ctrl-C while waiting for it."""
 
     def acquire(self, timeout=None):
-        if timeout is not None:  # the other one is the merger's own, and never waits
+        if timeout is not None:  # the other one is the batcher's own, and never waits
             raise Interrupted
 
 
-def test_who_is_interrupted_while_waiting_is_not_asked_for_and_the_others_are(merger, server, pool, monkeypatch):
-    first = pool.submit(merger.ask, Path(), 1.0)
+def test_who_is_interrupted_while_waiting_is_not_asked_for_and_the_others_are(batcher, server, pool, monkeypatch):
+    first = pool.submit(batcher.submit, Path(), 1.0)
     until(lambda: server.asked)
     with monkeypatch.context() as patch:
         patch.setattr("bucketflow.redis_client.batching.threading.Lock", InterruptedTurn)
         with pytest.raises(Interrupted):
-            merger.ask(Path(), 2.0)
-    other = pool.submit(merger.ask, Path(), 3.0)
-    until(lambda: len(merger._waiting) == 1)
+            batcher.submit(Path(), 2.0)
+    other = pool.submit(batcher.submit, Path(), 3.0)
+    until(lambda: len(batcher._waiting) == 1)
     server.gate.release(2)
     assert first.result(30) == (1.0,)
     assert other.result(30) == (3.0,)
@@ -182,32 +182,32 @@ def test_who_is_interrupted_while_waiting_is_not_asked_for_and_the_others_are(me
 
 
 def test_when_whoever_asks_was_lost_another_takes_over(server, pool):
-    merger = ThreadMerger(server.run_call, server.run_all, 0.01)
-    merger._asker = -1  # Ctrl-C came between two lines
+    batcher = ThreadBatcher(server.run_call, server.run_all, 0.01)
+    batcher._asker = -1  # Ctrl-C came between two lines
     server.gate.release(2)
-    assert pool.submit(merger.ask, Path(), 1.0).result(30) == (1.0,)
-    assert pool.submit(merger.ask, Path(), 2.0).result(30) == (2.0,)
+    assert pool.submit(batcher.submit, Path(), 1.0).result(30) == (1.0,)
+    assert pool.submit(batcher.submit, Path(), 2.0).result(30) == (2.0,)
 
 
-def test_a_signal_handler_may_ask_while_its_thread_does(merger, server):
+def test_a_signal_handler_may_ask_while_its_thread_does(batcher, server):
     answers = []
 
     class Interrupting(Path):
         def call(self, costs):
             if costs == (1.0,):
-                answers.append(merger.ask(self, 2.0))
+                answers.append(batcher.submit(self, 2.0))
             return costs
 
     server.gate.release(2)
-    answers.append(merger.ask(Interrupting(), 1.0))
+    answers.append(batcher.submit(Interrupting(), 1.0))
     assert answers == [(2.0,), (1.0,)]
 
 
 async def test_coroutines_are_asked_for_together_too(server):
-    merger, one, other = AsyncMerger(server.run_call_async, server.run_all_async), Path(), Path()
-    tasks = [asyncio.create_task(merger.ask(one, 1.0))]
+    batcher, one, other = AsyncBatcher(server.run_call_async, server.run_all_async), Path(), Path()
+    tasks = [asyncio.create_task(batcher.submit(one, 1.0))]
     await asyncio.sleep(0)
-    tasks += [asyncio.create_task(merger.ask(path, cost)) for path, cost in ((one, 2.0), (other, 3.0), (one, 4.0))]
+    tasks += [asyncio.create_task(batcher.submit(path, cost)) for path, cost in ((one, 2.0), (other, 3.0), (one, 4.0))]
     await asyncio.sleep(0)
     server.gate.release(2)
     assert await asyncio.gather(*tasks) == [(1.0,), (2.0,), (3.0,), (4.0,)]
@@ -215,8 +215,8 @@ async def test_coroutines_are_asked_for_together_too(server):
 
 
 async def test_a_coroutine_that_is_cancelled_before_its_call_has_left_is_not_asked_for(server):
-    merger = AsyncMerger(server.run_call_async, server.run_all_async)
-    tasks = [asyncio.create_task(merger.ask(Path(), cost)) for cost in (1.0, 2.0, 3.0)]
+    batcher = AsyncBatcher(server.run_call_async, server.run_all_async)
+    tasks = [asyncio.create_task(batcher.submit(Path(), cost)) for cost in (1.0, 2.0, 3.0)]
     await asyncio.sleep(0)
     tasks[1].cancel()
     server.gate.release(2)
@@ -227,8 +227,8 @@ async def test_a_coroutine_that_is_cancelled_before_its_call_has_left_is_not_ask
 
 
 async def test_cancelling_the_one_who_asks_leaves_the_others_their_answers(server):
-    merger = AsyncMerger(server.run_call_async, server.run_all_async)
-    tasks = [asyncio.create_task(merger.ask(Path(), cost)) for cost in (1.0, 2.0)]
+    batcher = AsyncBatcher(server.run_call_async, server.run_all_async)
+    tasks = [asyncio.create_task(batcher.submit(Path(), cost)) for cost in (1.0, 2.0)]
     await asyncio.sleep(0)
     tasks[0].cancel()
     server.gate.release(2)
@@ -237,8 +237,8 @@ async def test_cancelling_the_one_who_asks_leaves_the_others_their_answers(serve
 
 
 async def test_coroutines_behind_a_late_server_are_told_at_once(server):
-    merger = AsyncMerger(server.run_call_async, server.run_all_async)
-    tasks = [asyncio.create_task(merger.ask(Path(), cost)) for cost in (1.0, 2.0, 3.0)]
+    batcher = AsyncBatcher(server.run_call_async, server.run_all_async)
+    tasks = [asyncio.create_task(batcher.submit(Path(), cost)) for cost in (1.0, 2.0, 3.0)]
     await asyncio.sleep(0)
     server.error = timed_out()
     server.gate.release()

@@ -104,11 +104,11 @@ def test_ctrl_c_at_any_instant_leaves_the_bucket_open(kind, verb, interrupts):
 @each_kind
 def test_what_one_closed_and_could_not_open_again_the_next_one_opens(kind):
     bucket = kind(2, 1, clock=FakeClock())
-    guarded = bucket._shared.tree if kind is HierarchicalTokenBucket else bucket._line
-    assert guarded.take_up()
-    assert not guarded.idle
+    guarded = bucket._tree.tree if kind is HierarchicalTokenBucket else bucket._queue
+    assert guarded.acquire()
+    assert not guarded.slot
     assert consume(bucket)
-    assert len(guarded.idle) == 1
+    assert len(guarded.slot) == 1
     assert [consume(bucket) for _ in range(2)] == [True, False]
 
 

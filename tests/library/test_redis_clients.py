@@ -114,7 +114,7 @@ def test_a_child_does_not_queue_up_behind_its_parents_threads(redis_client):
     bucket.consume(0)
     waiter = threading.Thread(target=bucket.consume, kwargs={"block": True, "timeout": 2000}, daemon=True)
     waiter.start()
-    wait_until(lambda: bucket._turnstile.line)
+    wait_until(lambda: bucket._polling_queue.line)
     child = os.fork()
     if child == 0:
         bucket.refund()

@@ -58,7 +58,7 @@ def test_a_slot_that_has_moved_is_followed(cluster):
     with cluster.client() as client:
         bucket = RedisTokenBucket(client, "{moving}", 5, SLOW)
         assert bucket.consume()
-        owners = bucket._runner._route._owners
+        owners = bucket._runner._topology._owners
         slot = client.keyslot("{moving}")
         owners[slot] = next(address for address in set(owners.values()) if address != owners[slot])
         assert bucket.consume()

@@ -169,10 +169,10 @@ def test_a_foreign_value_under_the_key_is_an_error_and_not_overwritten(shop, fre
 def test_a_late_reply_to_something_else_fails_one_call_and_answers_none(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 5, SLOW)
     assert bucket.consume()
-    node = bucket._runner._route.only
+    node = bucket._runner._topology.only
     connection = node.connect()
     connection.send_packed_command([pack(["NOSUCHCOMMAND"])])  # as a handshake that was interrupted leaves it
-    node._keep(connection, [])
+    node._retain(connection, [])
     with pytest.raises(StoreUnavailable, match="NOSUCHCOMMAND"):
         bucket.consume()
     assert bucket.tokens == pytest.approx(3, abs=0.01)
@@ -193,7 +193,7 @@ def test_an_exhausted_pool_is_given_up_in_time(redis_server, redis_client):
     redis_client.flushall()
     pool = redis.BlockingConnectionPool(port=redis_server.port, max_connections=1, timeout=30)
     bucket = RedisTokenBucket(redis.Redis(connection_pool=pool), "shop", 5, 1, timeout=TIMEOUT)
-    private = bucket._runner._route.only.client.connection_pool
+    private = bucket._runner._topology.only.client.connection_pool
     taken = private.get_connection("")  # redis-py 5 wants a name
     refusal_in_time(bucket.consume)
     private.release(taken)

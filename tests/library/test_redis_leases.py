@@ -22,8 +22,8 @@ from bucketflow.distributed import (
     RedisTokenBucket,
     create_async_redis_bucket_hierarchy,
     create_redis_bucket_hierarchy,
+    lease_monitor,
 )
-from bucketflow.distributed import lease_monitor as lease_watch
 from bucketflow.testing import FakeClock, worst_excess
 
 SLOW = 0.001  # tokens per second: none comes while a test runs
@@ -170,7 +170,7 @@ def test_hierarchies_lease_too(redis_client):
 
 
 def test_a_lease_that_nobody_uses_goes_back_by_itself(redis_client, monkeypatch):
-    monkeypatch.setattr(lease_watch, "IDLE", 0.05)
+    monkeypatch.setattr(lease_monitor, "IDLE", 0.05)
     holder = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
     other = RedisTokenBucket(redis_client, "shop", 100, SLOW)
     for spent in (1, 2):  # and again
@@ -179,7 +179,7 @@ def test_a_lease_that_nobody_uses_goes_back_by_itself(redis_client, monkeypatch)
 
 
 def test_the_watch_ends_with_what_there_is_to_watch(redis_client, monkeypatch):
-    monkeypatch.setattr(lease_watch, "IDLE", 0.05)
+    monkeypatch.setattr(lease_monitor, "IDLE", 0.05)
     others = set(threading.enumerate())
     closed = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
     closed.consume()
@@ -303,7 +303,7 @@ async def test_those_who_come_while_a_lease_is_on_its_way_are_answered_from_it(a
 
 
 async def test_a_lease_that_no_coroutine_uses_goes_back_by_itself(aclient, redis_client, monkeypatch):
-    monkeypatch.setattr(lease_watch, "IDLE", 0.05)
+    monkeypatch.setattr(lease_monitor, "IDLE", 0.05)
     bucket = AsyncRedisTokenBucket(aclient, "shop", 100, SLOW, lease=60)
     other = RedisTokenBucket(redis_client, "shop", 100, SLOW)
     assert await bucket.consume()

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from bucketflow.redis_client.spin_wait import SPIN, SpinWait
+from bucketflow.redis_client.spin_wait import SPIN_TIMEOUT, SpinWait
 
 
 class Server:
@@ -20,7 +20,7 @@ class Server:
         self.spin_wait = SpinWait(lambda: self.now)
 
     def awake(self):
-        """Ask; return for how long the wait stayed awake, and whether the answer was there then."""
+        """AdmissionRequest; return for how long the wait stayed awake, and whether the answer was there then."""
         asked_at, takes = self.now, self.answer_times.pop(0)
 
         def is_there():
@@ -30,7 +30,7 @@ class Server:
             self.looks += 1
             if is_there():
                 return True
-            self.now += SPIN / 10
+            self.now += SPIN_TIMEOUT / 10
             return False
 
         self.spin_wait.wait(look)
@@ -40,8 +40,8 @@ class Server:
 
 
 def test_who_is_answered_at_once_never_sleeps():
-    server = Server(*[SPIN / 2] * 20)
-    assert [server.awake() for _ in range(20)] == [(pytest.approx(SPIN / 2), True)] * 20
+    server = Server(*[SPIN_TIMEOUT / 2] * 20)
+    assert [server.awake() for _ in range(20)] == [(pytest.approx(SPIN_TIMEOUT / 2), True)] * 20
 
 
 def test_where_answers_are_there_already_ever_fewer_waits_look():
@@ -51,19 +51,19 @@ def test_where_answers_are_there_already_ever_fewer_waits_look():
 
 
 def test_a_wait_stays_awake_for_its_time_and_no_longer():
-    server = Server(100 * SPIN)
-    assert server.awake() == (pytest.approx(SPIN, rel=0.11), False)
+    server = Server(100 * SPIN_TIMEOUT)
+    assert server.awake() == (pytest.approx(SPIN_TIMEOUT, rel=0.11), False)
 
 
 def test_where_no_answer_comes_in_time_ever_fewer_waits_stay_awake():
-    server = Server(*[2 * SPIN] * 2000)
+    server = Server(*[2 * SPIN_TIMEOUT] * 2000)
     awake = [number for number in range(2000) if server.awake()[0] > 0]
     assert awake[:9] == [0, 2, 6, 14, 30, 62, 126, 254, 510]
     assert {later - before for before, later in pairwise(awake[8:])} == {256}
 
 
 def test_where_answers_come_in_time_again_ever_more_waits_stay_awake():
-    late, soon = [2 * SPIN] * 7, [SPIN / 2] * 15
+    late, soon = [2 * SPIN_TIMEOUT] * 7, [SPIN_TIMEOUT / 2] * 15
     server = Server(*late, *soon)
     stayed = [number for number in range(22) if server.awake()[0] > 0]
     assert stayed == [0, 2, 6, 14, 18, 20, 21]
@@ -71,7 +71,7 @@ def test_where_answers_come_in_time_again_ever_more_waits_stay_awake():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_where_more_answers_are_late_than_in_time_most_waits_sleep(seed):
-    server = Server(*Random(seed).choices([SPIN / 2, 2 * SPIN], [1, 2], k=3000))
+    server = Server(*Random(seed).choices([SPIN_TIMEOUT / 2, 2 * SPIN_TIMEOUT], [1, 2], k=3000))
     assert sum(server.awake()[0] > 0 for _ in range(3000)) < 300
 
 

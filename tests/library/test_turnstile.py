@@ -10,7 +10,7 @@ from waiting import until
 
 from bucketflow import ConfigError, Limit
 from bucketflow.algorithm import gcra as core
-from bucketflow.distributed.polling_queue import AsyncTurnstile, ThreadTurnstile
+from bucketflow.distributed.polling_queue import AsyncPollingQueue, ThreadPollingQueue
 from bucketflow.testing import FakeClock
 
 
@@ -43,7 +43,7 @@ def remote(clock):
 
 @pytest.fixture
 def turnstile(clock):
-    return ThreadTurnstile(clock)
+    return ThreadPollingQueue(clock)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_who_stands_behind_a_head_that_waits_longer_is_refused_without_a_questio
     until(lambda: clock.sleeping == (1,))
     clock.advance(0.25)
     refused = turnstile.wait(remote.ask, timeout=0.5)
-    assert refused == turnstile.refusal()
+    assert refused == turnstile.current_refusal()
     assert (refused.allowed, refused.retry_after, refused.binding, remote.questions) == (False, 0.75, 0, 1)
     clock.advance(0.75)
     assert head.result(timeout=30).allowed
@@ -104,9 +104,9 @@ def test_a_nudge_lets_the_head_ask_at_once(clock, remote, turnstile, pool):
     head = pool.submit(turnstile.wait, remote.ask)
     until(lambda: clock.sleeping == (1,))
     remote.full_at = core.FULL
-    turnstile.nudge()
+    turnstile.wake_head()
     assert head.result(timeout=30).allowed
-    turnstile.nudge()  # nobody there
+    turnstile.wake_head()  # nobody there
 
 
 @pytest.mark.parametrize("timeout", [-1, "1", True])
@@ -118,7 +118,7 @@ def test_a_timeout_that_is_no_time_is_named(remote, turnstile, timeout):
 
 async def test_coroutines_are_served_in_order_and_a_cancelled_one_lets_the_next_ask():
     clock = FakeClock()
-    remote, turnstile, served = Remote(clock), AsyncTurnstile(clock), []
+    remote, turnstile, served = Remote(clock), AsyncPollingQueue(clock), []
 
     async def take(name):
         await turnstile.wait(remote.ask_async)
@@ -134,7 +134,7 @@ async def test_coroutines_are_served_in_order_and_a_cancelled_one_lets_the_next_
 
 
 async def test_a_cancelled_head_lets_the_next_one_ask(clock, remote):
-    turnstile = AsyncTurnstile(clock)
+    turnstile = AsyncPollingQueue(clock)
     head, behind = [asyncio.create_task(turnstile.wait(remote.ask_async)) for _ in range(2)]
     await asyncio.to_thread(until, lambda: clock.sleeping == (1,))
     head.cancel()
@@ -145,7 +145,7 @@ async def test_a_cancelled_head_lets_the_next_one_ask(clock, remote):
 
 
 def test_loops_in_several_threads_wait_in_one_line(clock, remote, pool):
-    turnstile, waits = AsyncTurnstile(clock), []
+    turnstile, waits = AsyncPollingQueue(clock), []
     for place in range(3):
         waits.append(pool.submit(asyncio.run, turnstile.wait(remote.ask_async, timeout=60)))
         until(lambda place=place: len(turnstile.line) == place + 1 and len(clock.sleeping) == place + 1)

@@ -40,9 +40,9 @@ class Queue:
     def _waiting(self):
         """Return how many wait, and how many of them know until when: in a tree, only who waits for no other."""
         if isinstance(self._bucket, HierarchicalTokenBucket):
-            waiting = len(self._bucket._shared.tree.waiting)
+            waiting = len(self._bucket._tree.tree.waiting)
             return waiting, min(1, waiting)
-        waiting = len(self._bucket._line.claims)
+        waiting = len(self._bucket._queue.waiters)
         return waiting, waiting
 
     def add(self, name, *args, **kwargs):

@@ -1,9 +1,9 @@
 -- admit: answer several tasks at once, in order, each as if it had come alone; mirrors admission.py.
 -- KEYS[1]    version of the limits
--- KEYS[2..]  the levels that the tasks pass, each once, one hash tag: see under() in level.lua; then of each queue whose tasks
---            are parked its tenants, ready and asleep: see backlog.lua
--- ARGV       version the caller knows, limits (packed doubles, of each level: capacity, fill_rate, 1 if a task refused there
---            returns to the broker), tasks (packed doubles, of each task: cost, patience µs, number of its queue among those
+-- KEYS[2..]  the levels that the tasks pass, each once, one hash tag: see rebased_on() in level.lua; then of each queue whose tasks
+--            are parked its tenants, ready and delayed: see backlog.lua
+-- ARGV       version the caller knows, limits (packed doubles, of each level: capacity, fill_rate, 1 if a refusal there
+--            blocks the whole queue), tasks (packed doubles, of each task: cost, patience µs, number of its queue among those
 --            whose tasks are parked (0 = it is not parked), depth, and for each level of its path, root first: number of the
 --            level, due µs (0 = no place)), then for each task that is parked: tenant
 -- returns    {version} if it is another one; else of each task: 1 admitted | 0 refused | -1 not put, binding level (0 = first;
@@ -12,7 +12,7 @@
 
 -- One loop, with every number packed: calls and texts would be most of the server's time.
 local parse, ceil = struct.unpack, math.ceil
-local LATE, EXCUSED = 60 * SECOND, 1
+local RESERVATION_GRACE, WAIVER = 60 * SECOND, 1
 
 local stored = redis.call('MGET', unpack(KEYS))
 if (stored[1] or '') ~= ARGV[1] then
@@ -23,10 +23,10 @@ local function doubles(packed)
   return {parse('<' .. ('d'):rep(#packed / 8), packed)}
 end
 local limits, tasks, time = doubles(ARGV[2]), doubles(ARGV[3]), now()
-local levels, full_at, line_at, reckoned, changed, dry = {}, {}, {}, {}, {}, {}
+local levels, full_at, reserved_until, reckoned, changed, exhausted = {}, {}, {}, {}, {}, {}
 for i = 1, #limits / 3 do
-  levels[i] = {capacity = limits[3 * i - 2], fill_rate = limits[3 * i - 1], returns = limits[3 * i] == 1}
-  full_at[i], line_at[i], reckoned[i] = under(levels[i], stored[i + 1], time)
+  levels[i] = {capacity = limits[3 * i - 2], fill_rate = limits[3 * i - 1], blocks_queue = limits[3 * i] == 1}
+  full_at[i], reserved_until[i], reckoned[i] = rebased_on(levels[i], stored[i + 1], time)
 end
 
 -- Whether a fresh task of this tenant would overtake somebody who is parked.
@@ -48,7 +48,7 @@ while at < #tasks do
 
   local is_put = true
   for i = first, last, 2 do
-    is_put = is_put and not dry[tasks[i]]
+    is_put = is_put and not exhausted[tasks[i]]
   end
   if queue > 0 then
     parked = parked + 1
@@ -58,15 +58,15 @@ while at < #tasks do
   local wait, binding = 0, nil
   for i = first, is_put and last or 0, 2 do
     local n, due = tasks[i], tasks[i + 1]
-    local level, full, line = levels[n], full_at[n], line_at[n]
+    local level, full, line = levels[n], full_at[n], reserved_until[n]
     changed[n] = changed[n] or reckoned[n]
-    if due < time - LATE or (due > time and due > line) then
+    if due < time - RESERVATION_GRACE or (due > time and due > line) then
       due, tasks[i + 1] = 0, 0
     end
     local spent = cost * SECOND / level.fill_rate
     local turn = line > 0 and line + spent or 0
-    if full + PATIENCE <= time and (turn > time or (line > 0 and line + PATIENCE <= time)) then
-      line_at[n], turn, changed[n] = 0, 0, true
+    if full + RESERVATION_TTL <= time and (turn > time or (line > 0 and line + RESERVATION_TTL <= time)) then
+      reserved_until[n], turn, changed[n] = 0, 0, true
     end
     local behind = (full > time and full - time or 0) + spent
     local level_wait = ceil(behind - span(level) - HALF_TICK)
@@ -85,14 +85,14 @@ while at < #tasks do
     local books = wait <= patience
     if books and tasks[binding + 1] == 0 then
       local n = tasks[binding]
-      tasks[binding + 1], line_at[n], changed[n] = due, due, true
+      tasks[binding + 1], reserved_until[n], changed[n] = due, due, true
     end
-    for i = first, books and bound.returns and last or 0, 2 do
-      if levels[tasks[i]].returns and waits[i] > 0 and tasks[i + 1] == 0 then
-        tasks[i + 1] = due - EXCUSED
+    for i = first, books and not bound.blocks_queue and last or 0, 2 do
+      if not levels[tasks[i]].blocks_queue and waits[i] > 0 and tasks[i + 1] == 0 then
+        tasks[i + 1] = due - WAIVER
       end
     end
-    dry[tasks[binding]] = not bound.returns
+    exhausted[tasks[binding]] = bound.blocks_queue
   elseif is_put then
     for i = first, last, 2 do
       full_at[tasks[i]], changed[tasks[i]] = taken[i], true
@@ -112,9 +112,9 @@ end
 
 for i, level in ipairs(levels) do
   if changed[i] then
-    local ttl = lifetime(full_at[i], line_at[i], time)
+    local ttl = lifetime(full_at[i], reserved_until[i], time)
     if ttl > 0 then
-      redis.call('SET', KEYS[i + 1], pack(level, full_at[i], line_at[i]), 'PX', ttl)
+      redis.call('SET', KEYS[i + 1], pack(level, full_at[i], reserved_until[i]), 'PX', ttl)
     else
       redis.call('DEL', KEYS[i + 1])
     end

@@ -4,23 +4,23 @@
 --   messages     hash: uid -> message
 --   tenants      hash: tenant -> {tag, turn, cost, types = {task -> {turn, lanes = {rank -> length}}}}, as MessagePack
 --   ready        sorted set: tenant -> tag
---   asleep       sorted set: tenant -> µs at which it wakes
---   resting      sorted set: tenant without tasks -> tag, until the virtual time has passed it
---   turns        sorted set: worker -> µs at which it comes again
---   unconfirmed  sorted set: uid -> µs when it was parked, until the broker has forgotten its copy
---   meta         hash: virtual time, count, called_at, version of the limits under which the tenants fell asleep
+--   delayed       sorted set: tenant -> µs at which it wakes
+--   idle      sorted set: tenant without tasks -> tag, until the virtual time has passed it
+--   polls        sorted set: worker -> µs at which it comes again
+--   dedup  sorted set: uid -> µs when it was parked, until the broker has forgotten its copy
+--   meta         hash: virtual time, count, notified_at, version of the limits under which the tenants fell delayed
 --   owned        hash of the worker that calls: uid -> {queue, tenant, task, rank, item}, as MessagePack
 --   workers      sorted set: worker -> µs until which it is alive; -1: its tasks are being taken back
 --   queues       set: in which queues something is parked
 -- A lane is a list of items, an item the packed doubles since, cost and deadline behind one byte, then the uid.
-local VERSION, MESSAGES, TENANTS, READY, ASLEEP = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local RESTING, TURNS, UNCONFIRMED, META, OWNED, WORKERS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local VERSION, MESSAGES, TENANTS, READY, DELAYED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local IDLE, POLLS, DEDUP, META, OWNED, WORKERS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local QUEUES = KEYS[12]
 local PAUSE = 60 * SECOND
-local NO_SHOW = 50000
+local POLL_GRACE = 50000
 local TOLERANCE = 10000
-local QUIET = 20000
-local PER_TURN = 2
+local NOTIFY_INTERVAL = 20000
+local WORKERS_PER_POLL = 2
 local MOST = 128
 local SPARE = 4
 
@@ -84,7 +84,7 @@ local function virtual_time()
 end
 
 -- Who slept catches up nothing.
-local function rouse(name, tenant, virtual)
+local function wake(name, tenant, virtual)
   tenant.tag = math.max(virtual, tenant.tag)
   touched[name] = true
   redis.call('ZADD', READY, tenant.tag, name)
@@ -93,8 +93,8 @@ end
 local function enter(key, lane, item, front)
   local tenant = record_of(lane.tenant)
   if not tenant then
-    local tag = math.max(virtual_time(), tonumber(redis.call('ZSCORE', RESTING, lane.tenant) or 0))
-    redis.call('ZREM', RESTING, lane.tenant)
+    local tag = math.max(virtual_time(), tonumber(redis.call('ZSCORE', IDLE, lane.tenant) or 0))
+    redis.call('ZREM', IDLE, lane.tenant)
     tenant = { tag = tag, turn = 0, cost = 0, types = {} }
     records[lane.tenant] = tenant
     redis.call('ZADD', READY, tag, lane.tenant)
@@ -102,8 +102,8 @@ local function enter(key, lane, item, front)
   touched[lane.tenant] = true
   local kind = tenant.types[lane.task]
   local first = front or not kind or lane.rank < ranks_of(kind)[1]
-  if first and redis.call('ZREM', ASLEEP, lane.tenant) == 1 then -- it sleeps because of others than this one
-    rouse(lane.tenant, tenant, virtual_time())
+  if first and redis.call('ZREM', DELAYED, lane.tenant) == 1 then -- it sleeps because of others than this one
+    wake(lane.tenant, tenant, virtual_time())
   end
   if not kind then
     tenant.turn = tenant.turn + 1
@@ -118,7 +118,7 @@ local function enter(key, lane, item, front)
 end
 
 -- A lane has lost so many items: forget what is empty now.
-local function shrink(name, tenant, task, rank, by)
+local function pop_head(name, tenant, task, rank, by)
   local lanes = tenant.types[task].lanes
   lanes[rank] = lanes[rank] - by
   grown = grown - by
@@ -132,8 +132,8 @@ local function shrink(name, tenant, task, rank, by)
   if next(tenant.types) == nil then
     records[name] = false
     redis.call('ZREM', READY, name)
-    redis.call('ZREM', ASLEEP, name)
-    redis.call('ZADD', RESTING, tenant.tag, name)
+    redis.call('ZREM', DELAYED, name)
+    redis.call('ZADD', IDLE, tenant.tag, name)
   end
 end
 
@@ -160,28 +160,28 @@ local function save()
 end
 
 -- Forget everything once there is nothing; returns whether there is something.
-local function tidy(queue)
+local function reset_if_empty(queue)
   if tonumber(redis.call('HGET', META, 'count') or 0) > 0 then
     return true
   end
-  redis.call('DEL', META, RESTING, TURNS)
+  redis.call('DEL', META, IDLE, POLLS)
   redis.call('SREM', QUEUES, queue)
   return false
 end
 
--- How many workers come in time for what can be handed out at ready_at.
-local function coming(ready_at, time)
-  return redis.call('ZCOUNT', TURNS, time - NO_SHOW, math.max(ready_at, time) + TOLERANCE)
+-- How many workers come in time for what can be dispatched out at ready_at.
+local function expected_polls(ready_at, time)
+  return redis.call('ZCOUNT', POLLS, time - POLL_GRACE, math.max(ready_at, time) + TOLERANCE)
 end
 
--- Call a worker for what can be handed out at ready_at, unless one comes in time or has been called a moment ago.
+-- Call a worker for what can be dispatched out at ready_at, unless one comes in time or has been called a moment ago.
 local function call(ready_at, time, channel, queue)
-  local called_at = tonumber(redis.call('HGET', META, 'called_at') or 0)
-  if time - called_at < QUIET and time >= called_at then
+  local notified_at = tonumber(redis.call('HGET', META, 'notified_at') or 0)
+  if time - notified_at < NOTIFY_INTERVAL and time >= notified_at then
     return
   end
-  if coming(ready_at, time) == 0 then
-    redis.call('HSET', META, 'called_at', time)
+  if expected_polls(ready_at, time) == 0 then
+    redis.call('HSET', META, 'notified_at', time)
     redis.call('PUBLISH', channel, queue)
   end
 end

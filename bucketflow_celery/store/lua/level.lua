@@ -1,14 +1,14 @@
 -- level: what the operations of this package share; put in front of each, behind gcra.lua of bucketflow.
 
-local PATIENCE = 2 * SECOND
+local RESERVATION_TTL = 2 * SECOND
 
--- A level is the string of four little-endian doubles: full_at and line_at in µs, and the limit both were reckoned under.
+-- A level is the string of four little-endian doubles: full_at and reserved_until in µs, and the limit both were reckoned under.
 -- Under another limit what was taken stays taken, up to an empty bucket, and what was promised stays promised; then the third
 -- result is true, and it must be stored: reckoned again and again from what was, a bucket would never fill.
-local function under(limit, packed, now)
-  local full_at, line_at, capacity, fill_rate = FULL, 0, 0, 0
+local function rebased_on(limit, packed, now)
+  local full_at, reserved_until, capacity, fill_rate = FULL, 0, 0, 0
   if packed and #packed == 32 then -- what somebody else wrote there counts as nothing
-    full_at, line_at, capacity, fill_rate = struct.unpack('<dddd', packed)
+    full_at, reserved_until, capacity, fill_rate = struct.unpack('<dddd', packed)
   end
   local is_other = capacity ~= limit.capacity or fill_rate ~= limit.fill_rate
   if is_other then
@@ -16,20 +16,20 @@ local function under(limit, packed, now)
     if full_at > now then
       full_at = now + math.min((full_at - now) * scale, span(limit))
     end
-    if line_at > now then
-      line_at = now + (line_at - now) * scale
+    if reserved_until > now then
+      reserved_until = now + (reserved_until - now) * scale
     end
   end
-  return full_at, line_at, (is_other and capacity > 0) or nil
+  return full_at, reserved_until, (is_other and capacity > 0) or nil
 end
 
-local function pack(limit, full_at, line_at)
-  return struct.pack('<dddd', full_at, line_at, limit.capacity, limit.fill_rate)
+local function pack(limit, full_at, reserved_until)
+  return struct.pack('<dddd', full_at, reserved_until, limit.capacity, limit.fill_rate)
 end
 
 -- In ms: until the bucket is full, and so long that its line is dissolved.
-local function lifetime(full_at, line_at, now)
-  return math.ceil((math.max(full_at, line_at) + PATIENCE - now) / 1000)
+local function lifetime(full_at, reserved_until, now)
+  return math.ceil((math.max(full_at, reserved_until) + RESERVATION_TTL - now) / 1000)
 end
 
 -- Give what the whole fleet was told (keys: version, table, paused) its version, and have every worker look at it.

@@ -1,6 +1,6 @@
 -- park: store tasks that may not start; mirrors Backlog.park in backlog.py.
 -- KEYS     see backlog.lua, then each lane
--- ARGV     queue, channel, most tasks the backlog holds, 1 if the worker has no free slot, µs after which an unconfirmed uid
+-- ARGV     queue, channel, most tasks the backlog holds, 1 if the worker has no free slot, µs after which an dedup uid
 --          is forgotten; then for each task: uid, index of its lane in KEYS, tenant, task, rank, cost, µs until its deadline
 --          (0 = none), 1 if it is redelivered, message
 -- returns  {for each task: its position in its lane, 0 if it is parked already, -1 if the backlog is full}
@@ -13,13 +13,13 @@ for at = 6, #ARGV, 9 do
   local uid, key = ARGV[at], KEYS[tonumber(ARGV[at + 1])]
   local lane = { tenant = ARGV[at + 2], task = ARGV[at + 3], rank = tonumber(ARGV[at + 4]) }
   local patience = tonumber(ARGV[at + 6])
-  if redis.call('HEXISTS', MESSAGES, uid) == 1 or redis.call('ZSCORE', UNCONFIRMED, uid) then
+  if redis.call('HEXISTS', MESSAGES, uid) == 1 or redis.call('ZSCORE', DEDUP, uid) then
     positions[#positions + 1] = 0
   elseif count >= most then
     positions[#positions + 1] = -1
   else
     redis.call('HSET', MESSAGES, uid, ARGV[at + 8])
-    redis.call('ZADD', UNCONFIRMED, time, uid)
+    redis.call('ZADD', DEDUP, time, uid)
     positions[#positions + 1] = enter(key, lane, {
       uid = uid,
       since = time + stored,
@@ -34,8 +34,8 @@ end
 if stored > 0 then
   save()
   redis.call('SADD', QUEUES, ARGV[1])
-  redis.call('ZREMRANGEBYSCORE', UNCONFIRMED, '-inf', time - memory)
-  redis.call('PEXPIRE', UNCONFIRMED, memory / 1000)
+  redis.call('ZREMRANGEBYSCORE', DEDUP, '-inf', time - memory)
+  redis.call('PEXPIRE', DEDUP, memory / 1000)
   if busy then
     call(time, time, ARGV[2], ARGV[1])
   end

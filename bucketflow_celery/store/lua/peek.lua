@@ -1,7 +1,7 @@
 -- peek: look at levels without touching them.
--- KEYS[i]  the levels, one hash tag: see under() in level.lua
+-- KEYS[i]  the levels, one hash tag: see rebased_on() in level.lua
 -- ARGV     none
--- returns  {now µs, then full_at, line_at, capacity and fill_rate of each level ("%.17g")}
+-- returns  {now µs, then full_at, reserved_until, capacity and fill_rate of each level ("%.17g")}
 -- errors   none: nothing is written
 local reply = { now() }
 for _, key in ipairs(KEYS) do

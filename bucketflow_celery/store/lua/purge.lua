@@ -15,7 +15,7 @@ for _, packed in ipairs(forgotten) do
   redis.call('HDEL', MESSAGES, item.uid)
   tenant.cost = tenant.cost - item.cost
 end
-shrink(name, tenant, task, rank, #forgotten > 0 and #forgotten or kind.lanes[rank])
+pop_head(name, tenant, task, rank, #forgotten > 0 and #forgotten or kind.lanes[rank])
 save()
-tidy(ARGV[1])
+reset_if_empty(ARGV[1])
 return #forgotten

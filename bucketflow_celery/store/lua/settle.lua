@@ -1,4 +1,4 @@
--- settle: what became of tasks that were handed out; mirrors Backlogs.settle in backlogs.py.
+-- settle: what became of tasks that were dispatched out; mirrors Backlogs.settle in backlogs.py.
 -- KEYS     see backlog.lua (owned: of the worker whose tasks they are), then lanes and levels
 -- ARGV     queue, channel, worker whose tasks they are, 1 if they are taken from it because it is dead;
 --          how many have ended, and their uids; how many the broker has forgotten, and their uids;
@@ -12,10 +12,10 @@ if is_dead then
   if tonumber(redis.call('ZSCORE', WORKERS, worker) or -1) > time then
     return { 0, 0 }
   end
-  redis.call('ZREM', TURNS, worker)
+  redis.call('ZREM', POLLS, worker)
   redis.call('ZADD', WORKERS, -1, worker)
 end
-redis.call('HDEL', OWNED, '') -- needs no memory: see release.lua
+redis.call('HDEL', OWNED, '') -- needs no memory: see dispatch.lua
 
 local at = 5
 local function argument()
@@ -33,7 +33,7 @@ for _ = 1, number() do
   end
 end
 for _ = 1, number() do
-  redis.call('ZREM', UNCONFIRMED, argument())
+  redis.call('ZREM', DEDUP, argument())
 end
 local returned = 0
 for _ = 1, number() do
@@ -60,14 +60,14 @@ while at <= #ARGV do
   for _ = 1, number() do
     local key = KEYS[number()]
     local stored = redis.call('GET', key)
-    local full_at, line_at, capacity, fill_rate = FULL, 0, 0, 0
+    local full_at, reserved_until, capacity, fill_rate = FULL, 0, 0, 0
     if stored and #stored == 32 then
-      full_at, line_at, capacity, fill_rate = struct.unpack('<dddd', stored)
+      full_at, reserved_until, capacity, fill_rate = struct.unpack('<dddd', stored)
     end
     if full_at > time then -- under the limit they were last reckoned under: it may have changed since they were taken
       local limit = limit_of(capacity, fill_rate)
       full_at = refund(limit, full_at, time, cost)
-      redis.call('SET', key, pack(limit, full_at, line_at), 'PX', math.max(1, lifetime(full_at, line_at, time)))
+      redis.call('SET', key, pack(limit, full_at, reserved_until), 'PX', math.max(1, lifetime(full_at, reserved_until, time)))
     end
   end
 end

@@ -16,9 +16,18 @@ from bucketflow.redis_client.scripts import Script
 from bucketflow.testing import FakeClock, worst_excess
 from bucketflow_celery.config.table import LimitTable
 from bucketflow_celery.parking.worker_lease import reclaim
-from bucketflow_celery.scheduling.admit import PATIENCE, Ask
-from bucketflow_celery.scheduling.model import FULL, KNOWN, Candidate, Lane, Parcel, Request, Settlement, TaskType
-from bucketflow_celery.store.interfaces import EVERY_QUEUE, LOST
+from bucketflow_celery.scheduling.admit import RESERVATION_TTL, AdmissionRequest
+from bucketflow_celery.scheduling.model import (
+    FULL,
+    KNOWN,
+    DispatchRequest,
+    Lane,
+    ParkedMessage,
+    Settlement,
+    TaskSpec,
+    TenantSpec,
+)
+from bucketflow_celery.store.interfaces import ALL_QUEUES, LOST
 from bucketflow_celery.store.redis_store import RedisStore
 from bucketflow_celery.testing import MemoryStore
 
@@ -81,20 +90,20 @@ class Worker:
     known: dict = field(default_factory=dict)
     has: dict = field(default_factory=dict)
 
-    def candidate(self, queue, known):
-        """Return what ``bucketflow_celery.store.active_limits.Book`` says about a tenant."""
+    def tenant_spec(self, queue, known):
+        """Return what ``bucketflow_celery.store.active_limits.ActiveLimits`` says about a tenant."""
         tenant, types, own = known.tenant or None, [], None
         for task, ranks in known.types:
             levels = {level.name: level for level in self.table.path(queue, tenant, task)}
             own = levels.get("tenant")
             paused = self.table.pause(queue, tenant, task) is not None
-            types.append(TaskType(task, ranks, levels.get("task"), task in self.knows, paused))
-        return Candidate(known.tenant, tuple(types), self.table.weight(known.tenant), own)
+            types.append(TaskSpec(task, ranks, levels.get("task"), task in self.knows, paused))
+        return TenantSpec(known.tenant, tuple(types), self.table.weight(known.tenant), own)
 
     def request(self, queue, free):
         common = tuple(level for level in self.table.path(queue, None, "") if level.name in ("all", "queue"))
-        candidates = tuple(self.candidate(queue, known) for known in self.known.get(queue, ()))
-        return Request(self.name, free, common, candidates)
+        candidates = tuple(self.tenant_spec(queue, known) for known in self.known.get(queue, ()))
+        return DispatchRequest(self.name, free, common, candidates)
 
 
 class Twins:
@@ -119,9 +128,9 @@ class Twins:
         self.versions = [("", "")]
         self.raw, self.paused = {}, set()
         self.counted = Counter()
-        self.lines = defaultdict(deque)  # (queue, lane) -> uids, as they must be handed out
+        self.lines = defaultdict(deque)  # (queue, lane) -> uids, as they must be dispatched out
         self.where = {}  # uid -> (queue, lane, "waiting" | worker | "ended" | "purged")
-        self.unconfirmed = deque()
+        self.dedup = deque()
         self.starts = {}  # key -> limit, and seconds and cost of each start
         self.shares = Shares()
         self.move(0)
@@ -135,7 +144,7 @@ class Twins:
         self.redis.close()
 
     def both(self, ask):
-        """Ask both; return what they agree on."""
+        """AdmissionRequest both; return what they agree on."""
         ours, theirs = ask(self.memory), ask(self.redis)
         assert ours == theirs
         return ours
@@ -197,19 +206,19 @@ class Twins:
                 line = self.lines[queue, parcel.lane]
                 line.append(parcel.uid)
                 assert position == len(line)
-                assert parcel.uid not in self.unconfirmed
+                assert parcel.uid not in self.dedup
                 self.where[parcel.uid] = (queue, parcel.lane, "waiting")
-                self.unconfirmed.append(parcel.uid)
+                self.dedup.append(parcel.uid)
                 self.counted["parked"] += 1
         self._note()
         return positions
 
-    def release(self, worker, queue, free):
+    def dispatch(self, worker, queue, free):
         """Return the answer; ``None`` if the limits had changed, ``LOST`` without a lease."""
         request = worker.request(queue, free)
         answers = []
         for index, store in enumerate((self.memory, self.redis)):
-            version, answer = store.backlogs.release(queue, request, self.versions[worker.version][index]).run()
+            version, answer = store.backlogs.dispatch(queue, request, self.versions[worker.version][index]).run()
             answers.append(([pair[index] for pair in self.versions].index(version), answer))
         assert answers[0] == answers[1]
         version, answer = answers[0]
@@ -222,26 +231,26 @@ class Twins:
             self.counted["no lease"] += 1
             return LOST
         worker.known[queue] = answer.next
-        assert sum(handed.admitted for handed in answer.handed) <= free
-        for handed in answer.handed:
-            self._handed(worker, request, handed)
+        assert sum(dispatched.admitted for dispatched in answer.dispatched) <= free
+        for dispatched in answer.dispatched:
+            self._handed(worker, request, dispatched)
         if answer.wait:
             self.counted["told to wait"] += 1
         self._note()
         return answer
 
-    def _handed(self, worker, request, handed):
-        item, lane, queue = handed.owned.item, handed.owned.lane, handed.owned.queue
-        assert self.where[item.uid] == (queue, lane, "waiting"), "nothing is handed out twice"
+    def _handed(self, worker, request, dispatched):
+        item, lane, queue = dispatched.owned.item, dispatched.owned.lane, dispatched.owned.queue
+        assert self.where[item.uid] == (queue, lane, "waiting"), "nothing is dispatched out twice"
         assert self.lines[queue, lane].popleft() == item.uid, "first come, first served"
         assert lane.rank <= min(
             (other.rank for (of, other), line in self.lines.items()
              if line and of == queue and other[:2] == lane[:2]), default=lane.rank)  # fmt: skip
-        assert handed.message == message_of(item.uid)
+        assert dispatched.message == message_of(item.uid)
         self.where[item.uid] = (queue, lane, worker.name)
         path = request.path_of(lane)
-        worker.has[item.uid] = handed, path
-        if handed.admitted:
+        worker.has[item.uid] = dispatched, path
+        if dispatched.admitted:
             self.counted["admitted"] += 1
             self._took(path, item.cost)
             weight = next(one.weight for one in request.candidates if one.tenant == lane.tenant)
@@ -255,12 +264,12 @@ class Twins:
         ended = [uid for uid in ended if self.where[uid][0] == queue]
         returned = [(uid, started) for uid, started in returned if self.where[uid][0] == queue]
         refunds = [
-            (path, handed.owned.item.cost)
-            for handed, path in (worker.has[uid] for uid, started in returned if not started)
-            if handed.admitted
+            (path, dispatched.owned.item.cost)
+            for dispatched, path in (worker.has[uid] for uid, started in returned if not started)
+            if dispatched.admitted
         ]
-        sure = [self.unconfirmed.popleft() for _ in range(min(confirm, len(self.unconfirmed)))]
-        self.unconfirmed.extend(uid for uid in sure if self.where[uid][0] != queue)
+        sure = [self.dedup.popleft() for _ in range(min(confirm, len(self.dedup)))]
+        self.dedup.extend(uid for uid in sure if self.where[uid][0] != queue)
         sure = [uid for uid in sure if self.where[uid][0] == queue]
         settlement = Settlement(
             worker.name,
@@ -323,12 +332,14 @@ class Twins:
         worker.table = replace(LimitTable.parse(told.table or {}, []), paused=told.paused)
 
     def admit(self, worker, queue, asks):
-        """Ask for fresh tasks, each with its tenant, task and cost; return the answers, or ``None``."""
+        """AdmissionRequest for fresh tasks, each with its tenant, task and cost; return the answers, or ``None``."""
         questions = []
         for tenant, task, cost, parks in asks:
             path = worker.table.path(queue, tenant or None, task)
             if path and all(cost <= level.limit.capacity for level in path):
-                questions.append(Ask(path, cost, (0,) * len(path), backlog=queue if parks else None, tenant=tenant))
+                questions.append(
+                    AdmissionRequest(path, cost, (0,) * len(path), backlog=queue if parks else None, tenant=tenant)
+                )
         before = dict(self.memory._states)
         found = [
             store.admit(questions, self.versions[worker.version][index])[1]
@@ -337,7 +348,7 @@ class Twins:
         assert found[0] == found[1]
         for key, state in list(self.memory._states.items()):
             # Where Python keeps what says nothing any more, Redis keeps nothing.
-            if state is not before.get(key) and max(state.full_at, state.line_at) + PATIENCE <= self.now:
+            if state is not before.get(key) and max(state.full_at, state.reserved_until) + RESERVATION_TTL <= self.now:
                 del self.memory._states[key]
         for ask, answer in zip(questions, found[0] or (), strict=False):
             if answer.admitted:
@@ -392,7 +403,7 @@ class Twins:
         while (call := self.listener.get(0.0001)) is not None:
             self.calls.append(call)
         assert [call.decode() for call in self.client.lrange("calls", 0, -1)] == self.calls
-        self.counted["calls"] = len([call for call in self.calls if call != EVERY_QUEUE])
+        self.counted["calls"] = len([call for call in self.calls if call != ALL_QUEUES])
         for queue, backlog in self.memory.backlogs._backlogs.items():
             assert memory_shape(backlog, self.versions) == shape_of(self.redis, queue, self.versions)
             waiting = [item.uid for _, line in backlog.lanes() for item in line]
@@ -404,7 +415,9 @@ class Twins:
         assert workers == self.memory.backlogs._workers
         for key, state in self.memory._states.items():
             stored = self.client.get("{twin}:" + key)
-            assert stored == struct.pack("<dddd", state.full_at, state.line_at, state.capacity, state.fill_rate), key
+            assert stored == struct.pack(
+                "<dddd", state.full_at, state.reserved_until, state.capacity, state.fill_rate
+            ), key
         for key, (limit, starts) in self.starts.items():
             assert worst_excess(starts, limit) <= limit.fill_rate * 1e-6 + 1e-6, (key, limit)
 
@@ -442,9 +455,9 @@ class Shares:
         return found
 
 
-def parcel(number, lane, cost=1.0, patience=0, *, redelivered=False):
+def parcel(number, lane, cost=1.0, max_wait_us=0, *, redelivered=False):
     uid = uid_of(number)
-    return Parcel(uid, lane, message_of(uid), cost, patience, redelivered)
+    return ParkedMessage(uid, lane, message_of(uid), cost, max_wait_us, redelivered)
 
 
 def uid_of(number):
@@ -466,15 +479,15 @@ def memory_shape(backlog, versions):
             for name, tenant in backlog.tenants.items()
         },
         "ready": backlog.ready,
-        "asleep": backlog.asleep,
-        "resting": backlog.resting,
-        "turns": backlog.turns,
-        "unconfirmed": backlog.unconfirmed,
+        "delayed": backlog.delayed,
+        "idle": backlog.idle,
+        "polls": backlog.polls,
+        "dedup": backlog.dedup,
         "messages": backlog.messages,
         "meta": (
             backlog.virtual,
             backlog.count,
-            backlog.called_at,
+            backlog.notified_at,
             [pair[0] for pair in versions].index(backlog.version),
         ),
     }  # fmt: skip

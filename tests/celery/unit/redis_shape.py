@@ -5,15 +5,15 @@ from __future__ import annotations
 import struct
 
 from bucketflow.redis_client.scripts import Script, load_script
-from bucketflow_celery.scheduling.model import Item, Lane
+from bucketflow_celery.scheduling.model import Lane, ParkedTask
 
-_VIEW = load_script("bucketflow_celery.store", "view", "backlog").text
+_VIEW = load_script("bucketflow_celery.store", "backlog_view", "backlog").text
 _CORE = Script.compose("core", "").text
 
 #: The records of all tenants: name, tag, turn, cost, and of each type: task, turn, ranks and lengths of its lanes.
 RECORDS = Script.compose(
     "records",
-    _VIEW[len(_CORE) : _VIEW.index("-- view:")]
+    _VIEW[len(_CORE) : _VIEW.index("-- backlog_view:")]
     + """
     local reply, entries = {}, redis.call('HGETALL', TENANTS)
     for at = 1, #entries, 2 do
@@ -35,9 +35,9 @@ RECORDS = Script.compose(
 def shape_of(store, queue, versions):
     """Return what the Redis *store* holds of *queue*; *versions* are pairs, the second is its own."""
     backlogs = store.backlogs
-    client = next(iter(store.runner._route.nodes.values())).client
+    client = next(iter(store.runner._topology.nodes.values())).client
     keys = backlogs._keys(queue).keys
-    _, messages, _, ready, asleep, resting, turns, unconfirmed, meta = keys[:9]
+    _, messages, _, ready, delayed, idle, turns, dedup, meta = keys[:9]
     told = {name.decode(): value.decode() for name, value in client.hgetall(meta).items()}
     return {
         "tenants": {
@@ -52,15 +52,15 @@ def shape_of(store, queue, versions):
             for name, tag, turn, cost, types in client.eval(RECORDS.text, len(keys), *keys)
         },
         "ready": _scores(client, ready),
-        "asleep": _scores(client, asleep),
-        "resting": _scores(client, resting),
-        "turns": _scores(client, turns),
-        "unconfirmed": dict(client.zrange(unconfirmed, 0, -1, withscores=True)),
+        "delayed": _scores(client, delayed),
+        "idle": _scores(client, idle),
+        "polls": _scores(client, turns),
+        "dedup": dict(client.zrange(dedup, 0, -1, withscores=True)),
         "messages": client.hgetall(messages),
         "meta": (
             float(told.get("virtual", 0)),
             int(told.get("count", 0)),
-            float(told.get("called_at", 0)),
+            float(told.get("notified_at", 0)),
             [pair[1] for pair in versions].index(told.get("version", "")),
         ),
     }  # fmt: skip
@@ -74,6 +74,6 @@ def _items(client, backlogs, queue, lane, length):
     items = []
     for packed in client.lrange(backlogs._lane(queue, lane), 0, -1):
         redelivered, since, cost, deadline = struct.unpack_from("<Bddd", packed)
-        items.append(Item(packed[25:], since, cost, deadline, redelivered == 1))
+        items.append(ParkedTask(packed[25:], since, cost, deadline, redelivered == 1))
     assert len(items) == length
     return items

@@ -13,16 +13,16 @@ from types import SimpleNamespace
 
 from bucketflow.errors import StoreUnavailable
 from bucketflow.limit import SECOND
-from bucketflow_celery.admission.pending_task import Entry
+from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import check_cost
-from bucketflow_celery.config.policy import Passage
+from bucketflow_celery.config.policy import ThrottlePolicy
 from bucketflow_celery.errors import ThrottleTimeout
 from bucketflow_celery.parking import worker_lease as lease
-from bucketflow_celery.scheduling.model import Lane, Parcel
+from bucketflow_celery.scheduling.model import Lane, ParkedMessage
 from bucketflow_celery.store.calls import begin_now
-from bucketflow_celery.store.interfaces import EVERY_QUEUE
+from bucketflow_celery.store.interfaces import ALL_QUEUES
 from bucketflow_celery.store.memory_backlog import Reply
-from bucketflow_celery.worker.parking_service import RoomKeeper
+from bucketflow_celery.worker.parking_service import ParkingService
 
 
 class Connection:
@@ -58,7 +58,7 @@ class _Backlogs:
 
 class _Listener:
     """
-    Hears the calls of the store, and passes them on as :meth:`bucketflow_celery.parking.worker_lease.Lease._run` does.
+    Hears the calls of the store, and passes them on as ``WorkerLease._run`` does.
     """
 
     def __init__(self, parking):
@@ -70,7 +70,7 @@ class _Listener:
 
 class Parking:
     """
-    The parking of one worker process: implements :class:`bucketflow_celery.parking.interfaces.RoomHost`.
+    The parking of one worker process: implements :class:`bucketflow_celery.parking.interfaces.ParkingWorker`.
 
     Args:
         worker: The worker.
@@ -80,10 +80,10 @@ class Parking:
         self.worker, self.fleet = worker, worker.fleet
         self.monotonic, self.start = worker.monotonic, worker.start
         throttle = SimpleNamespace(
-            store=worker.store, settings=self.fleet.settings, book=worker.book, counters=worker.stats
+            store=worker.store, settings=self.fleet.settings, active_limits=worker.active_limits, counters=worker.stats
         )
-        self.keeper = RoomKeeper(throttle, worker.name)
-        self.lease, self.holdings = self.keeper._lease, self.keeper._holdings
+        self.keeper = ParkingService(throttle, worker.name)
+        self.lease, self.holdings = self.keeper._lease, self.keeper._in_flight_tasks
         self.lease._clock = worker.monotonic
         self.lease.start = lambda: None
         self.listener = _Listener(self)
@@ -134,7 +134,7 @@ class Parking:
     def _listen(self, *, listen):
         if listen and not self.is_listening:
             self.fleet.store.backlogs._listeners.append(self.listener)
-            self.lease._on_call(EVERY_QUEUE)
+            self.lease._on_call(ALL_QUEUES)
         elif not listen and self.is_listening:
             self.fleet.store.backlogs._listeners.remove(self.listener)
         self.is_listening = listen
@@ -159,7 +159,7 @@ class Parking:
 
         self.worker.at_a_distance(partial(begin_now, call), done)
 
-    # RoomHost
+    # ParkingWorker
 
     def queues(self):
         return list(self.fleet.queues)
@@ -177,10 +177,12 @@ class Parking:
         self.jobs[uid] = job
         patience = 0
         if job.max_wait is not None:
-            waited = 0.0 if entry.since is None else self.worker.time() - entry.since
+            waited = 0.0 if entry.first_refused_at is None else self.worker.time() - entry.first_refused_at
             patience = max(1, round((job.max_wait - waited) * SECOND))
-        message = f"{self.fleet.jobs.index(job)} {entry.since}".encode()
-        return Parcel(uid, Lane(job.tenant or "", job.name, job.rank), message, job.cost, patience, request.redelivered)
+        message = f"{self.fleet.jobs.index(job)} {entry.first_refused_at}".encode()
+        return ParkedMessage(
+            uid, Lane(job.tenant or "", job.name, job.rank), message, job.cost, patience, request.redelivered
+        )
 
     def parked(self, entry, position):
         request = entry.request
@@ -188,23 +190,25 @@ class Parking:
         self.acknowledged.append((self.fleet.now, request))
         self.worker.acknowledge(request)
 
-    def receive(self, handed, on_end):
-        index, since = handed.message.decode().split()
-        item, job = handed.owned.item, self.fleet.jobs[int(index)]
-        job.handed += 1
+    def receive(self, dispatched, on_end):
+        index, since = dispatched.message.decode().split()
+        item, job = dispatched.owned.item, self.fleet.jobs[int(index)]
+        job.dispatched += 1
         self.jobs[item.uid] = job
-        request = self.worker.handed(job, item.redelivered, on_end)
-        passage = Passage(self.worker.path(job))
-        return Entry(request, handed.owned.queue, passage, self.monotonic(), None if since == "None" else float(since))
+        request = self.worker.dispatched(job, item.redelivered, on_end)
+        policy = ThrottlePolicy(self.worker.path(job))
+        return PendingTask(
+            request, dispatched.owned.queue, policy, self.monotonic(), None if since == "None" else float(since)
+        )
 
-    def is_gone(self, entry):
-        return self.worker.is_gone(entry)
+    def is_revoked_or_expired(self, entry):
+        return self.worker.is_revoked_or_expired(entry)
 
     def give_up(self, entry):
         request, job = entry.request, entry.request.job
         try:
-            check_cost(entry.passage.path, job.cost)
-            error = ThrottleTimeout("queue", self.worker.time() - entry.since, job.max_wait)
+            check_cost(entry.policy.path, job.cost)
+            error = ThrottleTimeout("queue", self.worker.time() - entry.first_refused_at, job.max_wait)
         except ValueError as never:
             error = never
         self.worker.fail(request, error)
@@ -212,7 +216,7 @@ class Parking:
     def is_settled(self, entry):
         return entry.request.settled
 
-    def lacks_slots(self, more):
+    def request_scale_up(self, more):
         self.worker.lacked_slots = more
 
     def call_soon(self, callback):

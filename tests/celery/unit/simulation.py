@@ -22,15 +22,15 @@ from simulated_parking import Connection, Parking
 from bucketflow.errors import StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow.testing import FakeClock
-from bucketflow_celery.admission.controller import Gate, Patience
-from bucketflow_celery.config.policy import Passage
+from bucketflow_celery.admission.controller import AdmissionController, HoldLimits
+from bucketflow_celery.config.policy import ThrottlePolicy
 from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.config.table import LimitTable
 from bucketflow_celery.scheduling.ticket import NO_TICKET, Ticket
 from bucketflow_celery.stats import Stats
-from bucketflow_celery.store.active_limits import Book
+from bucketflow_celery.store.active_limits import ActiveLimits
 from bucketflow_celery.store.calls import DirectAsker
-from bucketflow_celery.store.circuit_breaker import Outage
+from bucketflow_celery.store.circuit_breaker import CircuitBreaker
 from bucketflow_celery.testing import MemoryStore
 
 START = 1000.0
@@ -58,10 +58,10 @@ class Job:
     errors: list[Exception] = field(default_factory=list)
     gone: int = 0
     deliveries: int = 0
-    returns: int = 0
+    deferrals: int = 0
     parked: int = 0
-    handed: int = 0
-    excused: int = 0  # how often its worker died after it was handed out
+    dispatched: int = 0
+    excused: int = 0  # how often its worker died after it was dispatched out
 
     @property
     def outcomes(self):
@@ -69,7 +69,7 @@ class Job:
 
 
 @dataclass(eq=False)
-class Request:
+class DispatchRequest:
     """One delivery, by the broker or, with what is to be told of its end, from the backlog."""
 
     job: Job
@@ -188,7 +188,7 @@ class Fleet:
 
     def send(self, job):
         self.jobs.append(job)
-        self.at(job.at, lambda: self.publish(Request(job, message=job.message or self.new_message())))
+        self.at(job.at, lambda: self.publish(DispatchRequest(job, message=job.message or self.new_message())))
         return job
 
     def new_message(self):
@@ -213,7 +213,7 @@ class Fleet:
     def publish_later(self, job, countdown, ticket):
         if self._within(self.broker_down, self.now):
             return False
-        request = Request(job, Ticket.read(json.loads(json.dumps(ticket.write()))), self.new_message())
+        request = DispatchRequest(job, Ticket.read(json.loads(json.dumps(ticket.write()))), self.new_message())
         number = next(self.number_of_returns)
         self.after(countdown + self.lateness(number), lambda: self.come_back(request, number))
         return True
@@ -277,7 +277,7 @@ def parsed(raw):
 
 class Worker:
     """
-    One worker: implements :class:`bucketflow_celery.admission.interfaces.Host`, and keeps the gate to its promises.
+    One worker: implements :class:`bucketflow_celery.admission.interfaces.Worker`, and keeps the gate to its promises.
     """
 
     def __init__(self, fleet, name, slots, prefetch):
@@ -291,7 +291,7 @@ class Worker:
         self.life, self.frozen_until = object(), 0.0
         self.stats = Stats()
         self.store = Connection(self)
-        self.book = Book(lambda: self.tasks, lambda: self.fleet.settings, lambda: self.store)
+        self.active_limits = ActiveLimits(lambda: self.tasks, lambda: self.fleet.settings, lambda: self.store)
         self.busy, self.unacked = 0, {}
         self.held, self.widened, self.full = {}, set(), set()
         self.waiting_for_slot = self.timer = self.gate = self.parking = None
@@ -299,15 +299,15 @@ class Worker:
     def open(self):
         """Be connected to the broker."""
         with suppress(StoreUnavailable):
-            self.book.renew()
+            self.active_limits.refresh()
         options = self.fleet.options
-        self.asker = DirectAsker(self.store, self.book)
-        self.gate = Gate(
+        self.asker = DirectAsker(self.store, self.active_limits)
+        self.gate = AdmissionController(
             self,
             asker=self,
             resolve=self.resolve,
-            outage=Outage(options["on_store_error"]),
-            patience=Patience(options["max_hold"], options["max_countdown"]),
+            breaker=CircuitBreaker(options["on_store_error"]),
+            hold_limits=HoldLimits(options["max_hold"], options["max_countdown"]),
             stats=self.stats,
         )
         if self.fleet.parks:
@@ -315,7 +315,7 @@ class Worker:
             self.parking.open(self.gate)
 
     def close(self):
-        """Shut down softly: what waits goes back to the broker, what was handed to it to the others."""
+        """Shut down softly: what waits goes back to the broker, what was dispatched to it to the others."""
         waiting = self._disconnect()
         for entry in waiting:
             request = entry.request
@@ -371,7 +371,7 @@ class Worker:
         self.gate, self.timer, self.waiting_for_slot = None, None, None
         for entry in waiting:
             if entry in self.held:
-                self.unhold(entry)
+                self.release(entry)
         assert not self.held
         return waiting
 
@@ -390,18 +390,18 @@ class Worker:
     def receive(self, request):
         request.job.deliveries += 1
         self.unacked[request] = None
-        self.gate.enter(request, request.job.queue, request.ticket)
+        self.gate.submit(request, request.job.queue, request.ticket)
 
-    def handed(self, job, redelivered, on_end):
-        return Request(job, redelivered=redelivered, on_end=on_end)
+    def dispatched(self, job, redelivered, on_end):
+        return DispatchRequest(job, redelivered=redelivered, on_end=on_end)
 
-    def ask(self, asks, done, *, urgent):
+    def ask(self, asks, done, *, inline):
         """Do as the askers of a worker do: answer at once, or later."""
         if not self.fleet.latency:
-            self.asker.ask(asks, done, urgent=urgent)
+            self.asker.ask(asks, done, inline=inline)
             return
 
-        self.at_a_distance(lambda tell: self.asker.ask(asks, tell, urgent=urgent), done)
+        self.at_a_distance(lambda tell: self.asker.ask(asks, tell, inline=inline), done)
 
     def at_a_distance(self, call, done):
         """Make a call that takes its time to get there, even if this process is dead by then; so does the reply."""
@@ -419,13 +419,13 @@ class Worker:
         assert len(self.calls) < 2000 or self.calls[-2000] < self.fleet.now, "asks for ever in one instant"
 
     def path(self, job):
-        return self.book.limits.path(job.queue, job.tenant, job.name) if job.cost else ()
+        return self.active_limits.limits.path(job.queue, job.tenant, job.name) if job.cost else ()
 
     def resolve(self, request, queue):
         job = request.job
         path = self.path(job)
-        paused = self.book.limits.pause(queue, job.tenant, job.name)
-        return Passage(path, job.cost, job.max_wait, job.on_limit, job.tenant, paused)
+        paused = self.active_limits.limits.pause(queue, job.tenant, job.name)
+        return ThrottlePolicy(path, job.cost, job.max_wait, job.on_limit, job.tenant, paused)
 
     def acknowledge(self, request):
         assert not request.settled, "one delivery was settled twice"
@@ -454,7 +454,7 @@ class Worker:
 
         self.fleet.after(seconds, run)
 
-    # Host
+    # Worker
 
     def free(self):
         return self.slots - self.busy
@@ -475,7 +475,7 @@ class Worker:
             job.gone += 1
             return
         assert self.free() > 0, "more tasks than slots"
-        job.path = entry.passage.path
+        job.path = entry.policy.path
         job.starts.append(self.fleet.now)
         self.busy += 1
         self.later(job.duration, lambda: self.finished(request if is_late else None))
@@ -489,23 +489,23 @@ class Worker:
             self.counted(callback)()
         self._leave_when_idle()
 
-    def is_gone(self, entry):
+    def is_revoked_or_expired(self, entry):
         gone = self.gone(entry.request.job)
         if gone:
             entry.request.job.gone += 1
             self.acknowledge(entry.request)
         return gone
 
-    def send_back(self, entry, countdown):
+    def defer(self, entry, countdown):
         assert 0 < countdown <= self.fleet.options["max_countdown"] + 10
-        ticket = Ticket(dict(entry.dues), entry.since)
+        ticket = Ticket(dict(entry.reservations), entry.first_refused_at)
         if not self.fleet.publish_later(entry.request.job, countdown, ticket):
             return False
-        entry.request.job.returns += 1
+        entry.request.job.deferrals += 1
         self.acknowledge(entry.request)
         return True
 
-    def give_back(self, entry):
+    def requeue(self, entry):
         request = entry.request
         self.acknowledge(request)
         self.fleet.deliver_again([request])
@@ -523,7 +523,7 @@ class Worker:
             self.later(0, self.fleet.deliver)
         self._fill_or_drain(entry.queue)
 
-    def unhold(self, entry):
+    def release(self, entry):
         del self.held[entry]
         self.widened.discard(entry)
         self._fill_or_drain(entry.queue)
@@ -538,7 +538,7 @@ class Worker:
             self.later(0, self.fleet.deliver)
 
     def refused(self, entry, level, wait):
-        assert level in entry.passage.path
+        assert level in entry.policy.path
         assert wait > 0
 
     def call_after(self, seconds, callback):

@@ -17,15 +17,15 @@ from bucketflow_celery.config.levels import Level
 from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.scheduling.admit import (
     EMPTY,
-    EXCUSED,
-    FOREVER,
-    LATE,
-    PATIENCE,
-    Answer,
-    Ask,
+    NO_DEADLINE,
+    RESERVATION_GRACE,
+    RESERVATION_TTL,
+    WAIVER,
+    AdmissionDecision,
+    AdmissionRequest,
     LevelState,
     admit,
-    leave,
+    cancel_reservation,
 )
 
 NOW = 1_000 * SECOND
@@ -37,12 +37,12 @@ TENANT = Level("tenant", "q:q/t:a", Limit(1, 1))
 TASK = Level("task", "q:q/t:a/f:f", Limit(2, 2))
 
 
-def ask(*path, cost=1.0, dues=(), patience=FOREVER):
-    return Ask(path, cost, dues or (0,) * len(path), patience)
+def ask(*path, cost=1.0, reservations=(), max_wait_us=NO_DEADLINE):
+    return AdmissionRequest(path, cost, reservations or (0,) * len(path), max_wait_us)
 
 
-def state_of(level, full_at, line_at=0.0):
-    return LevelState(full_at, line_at, level.limit.capacity, level.limit.fill_rate)
+def state_of(level, full_at, reserved_until=0.0):
+    return LevelState(full_at, reserved_until, level.limit.capacity, level.limit.fill_rate)
 
 
 def use_up(level, states, now=NOW, cost=None):
@@ -68,7 +68,7 @@ STORY = [
     (320, 1, 300, True, 0, None, 0.2),  # 20 ms late costs it nothing
     (400, 1, 400, True, 0, None, 0),
     (450, 1, None, False, 50, 500, 0.5),
-    (5_000, 1, None, True, 0, None, 2),  # the bucket was full for more than 2 s: nobody is coming
+    (5_000, 1, None, True, 0, None, 2),  # the bucket was full for more than 2 s: nobody is expected_polls
     (5_000, 3, None, False, 100, 5_100, 2),
     (5_100, 3, 5_100, True, 0, None, 0),
 ]
@@ -79,8 +79,8 @@ def test_the_story_of_a_line():
     for at, cost, due, admitted, wait, new_due, left in STORY:
         now = NOW + at * MS
         place = 0 if due is None else NOW + due * MS
-        (answer,) = admit([ask(QUEUE, cost=cost, dues=(place,))], states, now)
-        told = at, answer.admitted, answer.wait, answer.dues
+        (answer,) = admit([ask(QUEUE, cost=cost, reservations=(place,))], states, now)
+        told = at, answer.admitted, answer.wait, answer.reservations
         dues = (place,) if admitted else (NOW + new_due * MS,)
         assert told == (at, admitted, wait * MS, dues)
         assert tokens(QUEUE, states, now) == pytest.approx(left), at
@@ -91,7 +91,7 @@ def test_a_path_takes_from_every_level_or_from_none():
     first, second = admit([ask(ALL, QUEUE, TENANT, cost=1)] * 2, states, NOW)
     assert first.admitted
     assert [tokens(level, states, NOW) for level in (ALL, QUEUE, TENANT)] == [9, 2, 0]
-    assert second == Answer(admitted=False, binding=2, wait=SECOND, dues=(0, 0, NOW + SECOND))
+    assert second == AdmissionDecision(admitted=False, binding=2, wait=SECOND, reservations=(0, 0, NOW + SECOND))
     assert [tokens(level, states, NOW) for level in (ALL, QUEUE, TENANT)] == [9, 2, 0]
 
 
@@ -122,9 +122,9 @@ def test_only_the_line_that_binds_is_booked_and_who_waits_for_it_is_excused_from
         use_up(level, states)
     path = (ALL, QUEUE, TENANT, TASK)
     (answer,) = admit([ask(*path)], states, NOW)
-    dues = {level: due - NOW for level, due in zip(path, answer.dues, strict=True) if due}
-    assert dues == {booked: answer.wait} | dict.fromkeys(excused, answer.wait - EXCUSED)
-    assert [level for level in path if states.get(level.key, EMPTY).line_at] == [booked]
+    dues = {level: due - NOW for level, due in zip(path, answer.reservations, strict=True) if due}
+    assert dues == {booked: answer.wait} | dict.fromkeys(excused, answer.wait - WAIVER)
+    assert [level for level in path if states.get(level.key, EMPTY).reserved_until] == [booked]
 
 
 # A ticket
@@ -133,89 +133,89 @@ def test_only_the_line_that_binds_is_booked_and_who_waits_for_it_is_excused_from
 def test_a_due_ticket_must_still_find_tokens():
     states = {}
     use_up(TENANT, states)
-    (answer,) = admit([ask(TENANT, dues=(NOW,))], states, NOW)
-    assert answer == Answer(admitted=False, binding=0, wait=SECOND, dues=(NOW,))
+    (answer,) = admit([ask(TENANT, reservations=(NOW,))], states, NOW)
+    assert answer == AdmissionDecision(admitted=False, binding=0, wait=SECOND, reservations=(NOW,))
 
 
 def test_a_due_ticket_needs_no_other_place():
     states = {}
     use_up(TENANT, states)
     admit([ask(TENANT), ask(TENANT)], states, NOW)
-    line = states[TENANT.key].line_at
-    admit([ask(TENANT, dues=(NOW + SECOND,))], states, NOW + SECOND // 2)
-    assert states[TENANT.key].line_at == line
+    line = states[TENANT.key].reserved_until
+    admit([ask(TENANT, reservations=(NOW + SECOND,))], states, NOW + SECOND // 2)
+    assert states[TENANT.key].reserved_until == line
 
 
-@pytest.mark.parametrize("ahead", [1, 3600 * SECOND, FOREVER - NOW - 1])
+@pytest.mark.parametrize("ahead", [1, 3600 * SECOND, NO_DEADLINE - NOW - 1])
 def test_a_place_behind_the_end_of_the_line_is_none(ahead):
     # Promised at a slower rate that a deployment has raised since, by another clock, or by nobody.
     states = {TENANT.key: state_of(TENANT, NOW + SECOND, NOW + SECOND)}
     end = NOW + SECOND
-    (answer,) = admit([ask(TENANT, dues=(end + ahead,))], states, NOW)
-    assert (answer.wait, answer.dues) == (2 * SECOND, (end + SECOND,))
-    (kept,) = admit([ask(TENANT, dues=answer.dues)], states, NOW)
-    assert kept.dues == answer.dues
+    (answer,) = admit([ask(TENANT, reservations=(end + ahead,))], states, NOW)
+    assert (answer.wait, answer.reservations) == (2 * SECOND, (end + SECOND,))
+    (kept,) = admit([ask(TENANT, reservations=answer.reservations)], states, NOW)
+    assert kept.reservations == answer.reservations
 
 
 def test_a_place_behind_the_end_of_the_line_is_none_and_needs_none_where_tokens_are():
-    (answer,) = admit([ask(TENANT, dues=(NOW + 3600 * SECOND,))], {}, NOW)
+    (answer,) = admit([ask(TENANT, reservations=(NOW + 3600 * SECOND,))], {}, NOW)
     assert answer.admitted
 
 
-@pytest.mark.parametrize(("late", "admitted"), [(0, True), (LATE, True), (LATE + 1, False)])
+@pytest.mark.parametrize(("late", "admitted"), [(0, True), (RESERVATION_GRACE, True), (RESERVATION_GRACE + 1, False)])
 def test_a_ticket_later_than_late_joins_the_line_again(late, admitted):
     due, now = NOW, NOW + late
     last = now + 5 * SECOND  # the line is long
     states = {TENANT.key: state_of(TENANT, float(now), float(last))}
-    (answer,) = admit([ask(TENANT, dues=(due,))], states, now)
+    (answer,) = admit([ask(TENANT, reservations=(due,))], states, now)
     assert answer.admitted == admitted
-    assert admitted or answer.dues == (last + SECOND,)
+    assert admitted or answer.reservations == (last + SECOND,)
 
 
-@pytest.mark.parametrize(("full_for", "admitted"), [(PATIENCE - 1, False), (PATIENCE, True)])
+@pytest.mark.parametrize(("full_for", "admitted"), [(RESERVATION_TTL - 1, False), (RESERVATION_TTL, True)])
 def test_a_line_in_which_nobody_comes_is_dissolved(full_for, admitted):
     states = {TENANT.key: state_of(TENANT, float(NOW), NOW + 3600.0 * SECOND)}
     (answer,) = admit([ask(TENANT)], states, NOW + full_for)
     assert answer.admitted == admitted
-    assert (states[TENANT.key].line_at == 0) == admitted
+    assert (states[TENANT.key].reserved_until == 0) == admitted
 
 
 # Giving up, and leaving
 
 
-@pytest.mark.parametrize(("patience", "booked"), [(SECOND - 1, False), (SECOND, True), (FOREVER, True)])
+@pytest.mark.parametrize(("patience", "booked"), [(SECOND - 1, False), (SECOND, True), (NO_DEADLINE, True)])
 def test_one_that_would_give_up_is_promised_no_place(patience, booked):
     states = {}
     use_up(TENANT, states)
-    (answer,) = admit([ask(TENANT, patience=patience)], states, NOW)
+    (answer,) = admit([ask(TENANT, max_wait_us=patience)], states, NOW)
     assert (answer.wait, answer.binding) == (SECOND, 0)
-    assert answer.dues == ((NOW + SECOND,) if booked else (0,))
-    assert bool(states[TENANT.key].line_at) == booked
+    assert answer.reservations == ((NOW + SECOND,) if booked else (0,))
+    assert bool(states[TENANT.key].reserved_until) == booked
 
 
 def test_leaving_gives_the_place_to_the_next():
     states = {}
     use_up(TENANT, states)
     first, second = admit([ask(TENANT)] * 2, states, NOW)
-    leave(ask(TENANT, dues=second.dues), states, NOW)
+    cancel_reservation(ask(TENANT, reservations=second.reservations), states, NOW)
     (third,) = admit([ask(TENANT)], states, NOW)
-    assert third.dues == second.dues
-    assert first.dues != second.dues
+    assert third.reservations == second.reservations
+    assert first.reservations != second.reservations
 
 
 def test_leaving_an_empty_line_leaves_the_bucket_to_the_first():
     states = {}
     use_up(TENANT, states)
     (only,) = admit([ask(TENANT)], states, NOW)
-    leave(ask(TENANT, dues=only.dues), states, NOW)
-    assert admit([ask(TENANT)], states, NOW)[0].dues == only.dues
+    cancel_reservation(ask(TENANT, reservations=only.reservations), states, NOW)
+    assert admit([ask(TENANT)], states, NOW)[0].reservations == only.reservations
 
 
 @pytest.mark.parametrize("due", [0, NOW - SECOND, NOW])
 def test_who_has_no_place_ahead_leaves_nothing(due):
     states = {TENANT.key: state_of(TENANT, NOW + 9.0 * SECOND, NOW + 9.0 * SECOND)}
     before = dict(states)
-    leave(ask(TENANT, dues=(due,)), states, NOW)
+    cancel_reservation(ask(TENANT, reservations=(due,)), states, NOW)
     assert states == before
 
 
@@ -226,14 +226,14 @@ def test_a_batch_stops_at_a_dry_queue():
     answers = admit([ask(QUEUE)] * 6, {}, NOW)
     assert [answer.admitted for answer in answers] == [True] * 3 + [False] * 3
     assert [answer.binding for answer in answers] == [None] * 3 + [0, None, None]
-    assert [answer.dues for answer in answers[3:]] == [(NOW + 100 * MS,), (0,), (0,)]
+    assert [answer.reservations for answer in answers[3:]] == [(NOW + 100 * MS,), (0,), (0,)]
 
 
 def test_a_batch_goes_on_past_a_dry_tenant():
     other = Level("tenant", "q:q/t:b", Limit(1, 1))
     answers = admit([ask(QUEUE, TENANT), ask(QUEUE, TENANT), ask(QUEUE, TENANT), ask(QUEUE, other)], {}, NOW)
     assert [answer.admitted for answer in answers] == [True, False, False, True]
-    assert [answer.dues[1] - NOW for answer in answers[1:3]] == [SECOND, 2 * SECOND]
+    assert [answer.reservations[1] - NOW for answer in answers[1:3]] == [SECOND, 2 * SECOND]
 
 
 def test_a_batch_goes_on_in_another_queue():
@@ -279,8 +279,8 @@ def test_never_exceed_whatever_is_asked_with_whatever_ticket(path, steps):
     for move, share, who in steps:
         now += move
         cost = cost_of(path, share)
-        (answer,) = admit([ask(*path, cost=cost, dues=kept.get(who, ()))], states, now)
-        kept[who] = () if answer.admitted else answer.dues
+        (answer,) = admit([ask(*path, cost=cost, reservations=kept.get(who, ()))], states, now)
+        kept[who] = () if answer.admitted else answer.reservations
         if answer.admitted:
             starts.append((now / SECOND, cost))
         for level in path:
@@ -291,13 +291,13 @@ def test_never_exceed_whatever_is_asked_with_whatever_ticket(path, steps):
 
 
 @settings(max_examples=50, deadline=None)
-@given(limits, st.integers(1, 200), st.integers(0, 2 * LATE))
+@given(limits, st.integers(1, 200), st.integers(0, 2 * RESERVATION_GRACE))
 def test_tickets_that_all_come_late_at_once_pass_no_more_than_the_bucket_holds(limit, waiting, late):
     level, states = Level("tenant", "t", limit), {}
     use_up(level, states)
     answers = admit([ask(level)] * waiting, states, NOW)
-    now = max(answer.dues[0] for answer in answers) + late
-    again = admit([ask(level, dues=answer.dues) for answer in answers], states, now)
+    now = max(answer.reservations[0] for answer in answers) + late
+    again = admit([ask(level, reservations=answer.reservations) for answer in answers], states, now)
     assert sum(answer.admitted for answer in again) <= limit.capacity
 
 
@@ -313,19 +313,20 @@ def test_a_refusal_takes_no_tokens_and_its_wait_is_honest_and_tight(path, steps)
         if answer.admitted:
             continue
         assert {level: tokens(level, states, now) for level in path} == before
-        assert answer.wait == max(answer.dues) - now or path[answer.binding].name in ("all", "queue")
-        later = replace(question, dues=answer.dues)
+        assert answer.wait == max(answer.reservations) - now or path[answer.binding].name in ("all", "queue")
+        later = replace(question, reservations=answer.reservations)
         # Nobody else comes: exactly then it is admitted, 1 µs before it is not.
         assert not admit([later], dict(states), now + answer.wait - 1)[0].admitted
         if all(
-            due or wait_is_over(level, states, now + answer.wait) for level, due in zip(path, answer.dues, strict=True)
+            due or wait_is_over(level, states, now + answer.wait)
+            for level, due in zip(path, answer.reservations, strict=True)
         ):
             assert admit([later], dict(states), now + answer.wait)[0].admitted
 
 
 def wait_is_over(level, states, now):
     state = states.get(level.key, EMPTY)
-    return state.line_at + level.limit.span <= now
+    return state.reserved_until + level.limit.span <= now
 
 
 @settings(max_examples=100, deadline=None)
@@ -348,9 +349,9 @@ def test_nobody_overtakes_everybody_returns_at_most_once_and_no_token_is_left_ly
         if answer.admitted:
             admitted.append((now, who, question.cost))
             continue
-        assert question.dues == (0,), "it had come back at its place, and was refused again"
+        assert question.reservations == (0,), "it had come back at its place, and was refused again"
         returned.append(who)
-        heapq.heappush(events, (answer.dues[0], who, replace(question, dues=answer.dues), came))
+        heapq.heappush(events, (answer.reservations[0], who, replace(question, reservations=answer.reservations), came))
     assert [who for _, who, _ in admitted] == sorted(who for _, who, _ in admitted)
     assert len(admitted) == len(arrivals)
     # As a plain queue in front of a bucket would do it: each as soon as the one before has started and its tokens came.
@@ -371,12 +372,12 @@ def test_a_level_that_has_expired_says_what_one_that_has_not_would_say(path, ste
     for move, share, who in steps:
         now += move
         for key, state in list(forgetful.items()):
-            if max(state.full_at, state.line_at) + PATIENCE <= now:
+            if max(state.full_at, state.reserved_until) + RESERVATION_TTL <= now:
                 del forgetful[key]
-        question = ask(*path, cost=cost_of(path, share), dues=dues.get(who, ()))
+        question = ask(*path, cost=cost_of(path, share), reservations=dues.get(who, ()))
         (answer,) = admit([question], kept, now)
         assert admit([question], forgetful, now) == [answer]
-        dues[who] = () if answer.admitted else answer.dues
+        dues[who] = () if answer.admitted else answer.reservations
 
 
 @given(paths, st.lists(st.tuples(st.integers(-5 * SECOND, 5 * SECOND), shares), max_size=30))
@@ -420,10 +421,10 @@ def test_under_new_limits_a_line_of_as_many_tasks_takes_as_long_as_they_take_now
 def test_under_a_faster_limit_an_empty_bucket_fills_however_often_it_is_asked():
     slow, fast = (Level("queue", "q:q", Limit(5, rate)) for rate in (1 / 3600, 50))
     states, now = {}, 10**12
-    assert all(answer.admitted for answer in admit([Ask((slow,), 1, (0,))] * 5, states, now))
+    assert all(answer.admitted for answer in admit([AdmissionRequest((slow,), 1, (0,))] * 5, states, now))
     admitted = 0
     for _ in range(200):  # a second of questions by those who are promised no place
         now += 5_000
-        (answer,) = admit([Ask((fast,), 1, (0,), -1)], states, now)
+        (answer,) = admit([AdmissionRequest((fast,), 1, (0,), -1)], states, now)
         admitted += answer.admitted
     assert admitted in (49, 50)

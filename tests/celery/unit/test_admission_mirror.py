@@ -1,4 +1,4 @@
-"""admit.lua and leave.lua are admission.py, bit for bit: the same steps on a real server, at times we choose."""
+"""admit.lua and cancel_reservation.lua are admit.py, bit for bit: the same steps on a real server, at chosen times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from bucketflow.redis_client.scripts import Script, load_script
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.config.table import LimitTable
-from bucketflow_celery.scheduling.admit import FOREVER, LATE, PATIENCE, Ask, admit, leave
+from bucketflow_celery.scheduling.admit import (
+    NO_DEADLINE,
+    RESERVATION_GRACE,
+    RESERVATION_TTL,
+    AdmissionRequest,
+    admit,
+    cancel_reservation,
+)
 from bucketflow_celery.store.redis_store import RedisStore
 
 NOW = 50_000_000_000_000  # some day of 2025, on the clock that counts from 2024
@@ -31,7 +38,9 @@ STORY = Script.compose(
     now = function() return time_now end
     local operations = {{
       admit = function(KEYS, ARGV) {load_script("bucketflow_celery.store", "admit").text[len(CORE) :]} end,
-      leave = function(KEYS, ARGV) {load_script("bucketflow_celery.store", "leave").text[len(CORE) :]} end,
+      cancel_reservation = function(KEYS, ARGV)
+        {load_script("bucketflow_celery.store", "cancel_reservation").text[len(CORE) :]}
+      end,
     }}
     -- ARGV: of each step: operation, now, how many keys and arguments, keys, arguments.
     -- Returns of each step: the reply, and of each key but the first of admit: name, value, PTTL.
@@ -75,7 +84,7 @@ class Step:
 
     operation: str
     now: int
-    asks: tuple[Ask, ...]
+    asks: tuple[AdmissionRequest, ...]
     answers: tuple
     states: dict
     written: set
@@ -88,7 +97,7 @@ class Step:
         if self.operation == "admit":
             store.admit(self.asks, "")
         else:
-            store.leave(self.asks[0])
+            store.cancel_reservation(self.asks[0])
         return recorder.sent
 
 
@@ -107,16 +116,16 @@ class Story:
         written = {key for key, state in self.states.items() if state is not before.get(key)}
         # Where Python keeps what says nothing any more, Redis keeps nothing; a clock set back tells the two apart.
         for key in written:
-            if max(self.states[key].full_at, self.states[key].line_at) + PATIENCE <= self.now:
+            if max(self.states[key].full_at, self.states[key].reserved_until) + RESERVATION_TTL <= self.now:
                 del self.states[key]
         self._note("admit", asks, answers, written & set(self.states))
         return answers
 
-    def leave(self, ask):
+    def cancel_reservation(self, ask):
         before = dict(self.states)
-        leave(ask, self.states, self.now)
+        cancel_reservation(ask, self.states, self.now)
         written = {key for key, state in self.states.items() if state is not before.get(key)}
-        self._note("leave", (ask,), (), written)
+        self._note("cancel_reservation", (ask,), (), written)
 
     def _note(self, operation, asks, answers, written):
         step = Step(operation, self.now, tuple(asks), answers, dict(self.states), written)
@@ -144,7 +153,7 @@ class Story:
         assert value == struct.pack("<dddd", *astuple(state)), (name, struct.unpack("<dddd", value), step)
         assert ttl >= 0, "it has no expiry"  # PTTL knows the real time, which goes on during a script
         if name in step.written:
-            left = math.ceil((max(state.full_at, state.line_at) + PATIENCE - step.now) / 1000)
+            left = math.ceil((max(state.full_at, state.reserved_until) + RESERVATION_TTL - step.now) / 1000)
             assert max(1, left) - 1000 <= ttl <= max(1, left), "it expires when it says nothing any more"
 
 
@@ -158,21 +167,23 @@ levels = st.lists(rates, min_size=8, max_size=8).map(
 )
 paths = st.lists(st.booleans(), min_size=4, max_size=4).filter(any)
 tasks = st.lists(
-    st.tuples(paths, paths, st.floats(0.001, 1), st.sampled_from([FOREVER, FOREVER, 0, 1_000_000])),
+    st.tuples(paths, paths, st.floats(0.001, 1), st.sampled_from([NO_DEADLINE, NO_DEADLINE, 0, 1_000_000])),
     min_size=1,
     max_size=8,
 )
 moves = st.one_of(
     st.integers(0, 3000),
     st.integers(0, 3_000_000),
-    st.integers(PATIENCE - 2, PATIENCE + 2),
-    st.integers(LATE - 2, LATE + 2),
+    st.integers(RESERVATION_TTL - 2, RESERVATION_TTL + 2),
+    st.integers(RESERVATION_GRACE - 2, RESERVATION_GRACE + 2),
     st.integers(-5_000_000, 0),  # the clock was set back
     st.integers(0, YEAR),  # nobody came for long
     st.just("due"),  # exactly when the first of them was told to come
 )
 batches = st.lists(st.integers(0, 7), min_size=1, max_size=6)
-steps = st.lists(st.tuples(moves, st.sampled_from(["admit", "admit", "admit", "leave"]), batches), max_size=30)
+steps = st.lists(
+    st.tuples(moves, st.sampled_from(["admit", "admit", "admit", "cancel_reservation"]), batches), max_size=30
+)
 
 
 def tell(levels, tasks, steps):
@@ -181,18 +192,18 @@ def tell(levels, tasks, steps):
     for on, twins, share, patience in tasks:
         path = tuple(levels[number + 4 * twins[number]] for number in range(4) if on[number])
         cost = max(1e-3, share * min(level.limit.capacity for level in path))
-        cast.append(Ask(path, cost, (0,) * len(path), patience))
+        cast.append(AdmissionRequest(path, cost, (0,) * len(path), patience))
     for move, operation, who in steps:
         batch = list(dict.fromkeys(number % len(cast) for number in who))
-        dues = [due for number in batch for due in cast[number].dues if due > story.now]
+        dues = [due for number in batch for due in cast[number].reservations if due > story.now]
         story.move((min(dues) - story.now if dues else 0) if move == "due" else move)
-        if operation == "leave":
-            story.leave(cast[batch[0]])
-            cast[batch[0]] = replace(cast[batch[0]], dues=(0,) * len(cast[batch[0]].path))
+        if operation == "cancel_reservation":
+            story.cancel_reservation(cast[batch[0]])
+            cast[batch[0]] = replace(cast[batch[0]], reservations=(0,) * len(cast[batch[0]].path))
             continue
         for number, answer in zip(batch, story.admit([cast[number] for number in batch]), strict=True):
-            dues = (0,) * len(answer.dues) if answer.admitted else answer.dues
-            cast[number] = replace(cast[number], dues=dues)
+            dues = (0,) * len(answer.reservations) if answer.admitted else answer.reservations
+            cast[number] = replace(cast[number], reservations=dues)
     return story
 
 
@@ -215,7 +226,7 @@ def test_ten_thousand_steps_give_the_same_answers_and_the_same_bits(redis_client
                 [chance.random() < 0.6, True, chance.random() < 0.6, chance.random() < 0.5],
                 [chance.random() < 0.5 for _ in range(4)],
                 chance.uniform(0.01, 1),
-                chance.choice([FOREVER, FOREVER, FOREVER, 500_000]),
+                chance.choice([NO_DEADLINE, NO_DEADLINE, NO_DEADLINE, 500_000]),
             )
             for _ in range(chance.randint(3, 12))
         ]
@@ -224,7 +235,7 @@ def test_ten_thousand_steps_give_the_same_answers_and_the_same_bits(redis_client
                 chance.choice(
                     ["due", "due", chance.randint(0, 10**5), chance.randint(0, 10**7), -chance.randint(0, 10**6)]
                 ),
-                chance.choice(["admit"] * 9 + ["leave"]),
+                chance.choice(["admit"] * 9 + ["cancel_reservation"]),
                 [chance.randrange(12) for _ in range(chance.randint(1, 6))],
             )
             for _ in range(200)
@@ -248,12 +259,12 @@ def test_with_another_version_of_the_limits_it_answers_the_version_and_writes_no
     store.set_limits({"queues": {"q": "1/s"}})
     before = {key: redis_client.get(key) for key in redis_client.scan_iter()}
     version = store.limits().version
-    assert store.admit([Ask((LEVEL,), 1, (0,))], "") == (version, None)
+    assert store.admit([AdmissionRequest((LEVEL,), 1, (0,))], "") == (version, None)
     assert redis_client.eval(
         load_script("bucketflow_celery.store", "admit").text, 1, "{twin}:limits:version", "old"
     ) == [version.encode()]
     assert {key: redis_client.get(key) for key in redis_client.scan_iter()} == before
-    assert store.admit([Ask((LEVEL,), 1, (0,))], version)[1][0].admitted
+    assert store.admit([AdmissionRequest((LEVEL,), 1, (0,))], version)[1][0].admitted
 
 
 @pytest.mark.parametrize("raw", [b"garbage", b"\xff\xfe", b"[]", b"5", b'{"queues": 5}'])
@@ -268,41 +279,41 @@ def test_a_table_of_limits_that_nobody_can_read_is_a_mistake_and_no_crash(redis_
 def test_every_level_it_writes_expires_and_a_level_that_is_full_again_is_gone(redis_client):
     store = RedisStore(ScriptRunner(redis_client), "twin")
     slow = Level("tenant", "q:q/t:a", Limit(1, 0.01))
-    asks = [Ask((LEVEL, slow), 1, (0, 0)) for _ in range(3)]
+    asks = [AdmissionRequest((LEVEL, slow), 1, (0, 0)) for _ in range(3)]
     _, answers = store.admit(asks, "")
     assert [answer.admitted for answer in answers] == [True, False, False]
     keys = redis_client.keys()
     assert len(keys) == 2
     assert all(redis_client.pttl(key) > 0 for key in keys)
-    store.leave(replace(asks[2], dues=answers[2].dues))
+    store.cancel_reservation(replace(asks[2], reservations=answers[2].reservations))
     assert all(redis_client.pttl(key) > 0 for key in redis_client.scan_iter())
 
 
 def test_peek_reads_what_admit_wrote(redis_client):
     store = RedisStore(ScriptRunner(redis_client), "twin")
-    store.admit([Ask((LEVEL,), 1, (0,)), Ask((LEVEL,), 1, (0,))], "")
+    store.admit([AdmissionRequest((LEVEL,), 1, (0,)), AdmissionRequest((LEVEL,), 1, (0,))], "")
     now, [state] = store.peek([LEVEL])
     assert redis_client.get("{twin}:q:q") == struct.pack("<dddd", *astuple(state))
-    assert 0 < state.full_at - now <= state.line_at - now <= 1_000_000
+    assert 0 < state.full_at - now <= state.reserved_until - now <= 1_000_000
 
 
-@pytest.mark.parametrize("patience", [0, 999_999, 1_000_000, FOREVER])
+@pytest.mark.parametrize("patience", [0, 999_999, 1_000_000, NO_DEADLINE])
 def test_patience_is_the_same_to_the_last_tick(redis_client, patience):
     story = Story()
-    answers = story.admit([Ask((LEVEL,), 1, (0,), patience)] * 3)
-    assert bool(answers[1].dues[0]) == (patience >= 1_000_000)
+    answers = story.admit([AdmissionRequest((LEVEL,), 1, (0,), patience)] * 3)
+    assert bool(answers[1].reservations[0]) == (patience >= 1_000_000)
     story.check(redis_client)
 
 
 @pytest.mark.parametrize("name", ["queue", "tenant"])
-@pytest.mark.parametrize("after", [PATIENCE - 1, PATIENCE, PATIENCE + 1])
+@pytest.mark.parametrize("after", [RESERVATION_TTL - 1, RESERVATION_TTL, RESERVATION_TTL + 1])
 def test_a_line_is_dissolved_at_the_same_tick(redis_client, name, after):
     level, story = Level(name, "level", Limit(1, 1)), Story()
     for _ in range(9):
-        story.admit([Ask((level,), 1, (0,))])
+        story.admit([AdmissionRequest((level,), 1, (0,))])
     story.move(1_000_000 + after)
-    (answer,) = story.admit([Ask((level,), 1, (0,))])
-    assert answer.admitted == (after >= PATIENCE)
+    (answer,) = story.admit([AdmissionRequest((level,), 1, (0,))])
+    assert answer.admitted == (after >= RESERVATION_TTL)
     story.check(redis_client)
 
 
@@ -314,9 +325,11 @@ def test_limits_that_change_all_the_time_give_the_same_answers_and_the_same_bits
             limit = Limit(dice.choice([1, 5, 100]), dice.choice([0.5, 3, 7.25, 100]))
             level = Level(dice.choice(["queue", "tenant"]), "level", limit)
             story.now += dice.choice([0, 1, 999, 10_000, 300_000, 5_000_000])
-            answers = story.admit([Ask((level,), 1, (dice.choice(dues),)) for _ in range(dice.randint(1, 3))])
-            dues = [0, *(due for answer in answers for due in answer.dues)]
+            answers = story.admit(
+                [AdmissionRequest((level,), 1, (dice.choice(dues),)) for _ in range(dice.randint(1, 3))]
+            )
+            dues = [0, *(due for answer in answers for due in answer.reservations)]
             if dice.random() < 0.2:
-                story.leave(Ask((level,), 1, (dice.choice(dues),)))
+                story.cancel_reservation(AdmissionRequest((level,), 1, (dice.choice(dues),)))
         redis_client.flushdb()
         story.check(redis_client)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 
-from bucketflow_celery.worker.event_loop import Alarm
+from bucketflow_celery.worker.event_loop import TimerThread
 
 LONG = 60.0
 
 
 def test_what_is_nearer_comes_first_and_not_when_the_alarm_would_have_woken():
-    alarm, rung, order = Alarm(), threading.Event(), []
+    alarm, rung, order = TimerThread(), threading.Event(), []
     late = alarm.call_after(LONG, rung.set)
     time.sleep(0.05)  # it sleeps now, until then
     alarm.call_after(0.02, lambda: order.append("later"))
@@ -23,7 +23,7 @@ def test_what_is_nearer_comes_first_and_not_when_the_alarm_would_have_woken():
 
 
 def test_who_is_cancelled_is_not_called_and_may_be_cancelled_again():
-    alarm, rung, called = Alarm(), threading.Event(), []
+    alarm, rung, called = TimerThread(), threading.Event(), []
     event = alarm.call_after(0.01, lambda: called.append(True))
     alarm.cancel(event)
     alarm.cancel(event)
@@ -33,7 +33,7 @@ def test_who_is_cancelled_is_not_called_and_may_be_cancelled_again():
 
 
 def test_a_callback_that_fails_stops_no_other(caplog):
-    alarm, rung = Alarm(), threading.Event()
+    alarm, rung = TimerThread(), threading.Event()
 
     def fail():
         raise ValueError("mine")

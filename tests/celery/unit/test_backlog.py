@@ -13,10 +13,19 @@ from hypothesis import strategies as st
 from bucketflow.testing import worst_excess
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.config.limit import Limit
-from bucketflow_celery.scheduling.admit import EMPTY, Ask, admit
-from bucketflow_celery.scheduling.backlog import NO_SHOW, QUIET, TOLERANCE, Backlog, give_back
-from bucketflow_celery.scheduling.dispatch import MOST, PAUSE, SPARE, release
-from bucketflow_celery.scheduling.model import FULL, KNOWN, Candidate, Lane, Owned, Parcel, Request, TaskType
+from bucketflow_celery.scheduling.admit import EMPTY, AdmissionRequest, admit
+from bucketflow_celery.scheduling.backlog import NOTIFY_INTERVAL, POLL_GRACE, TOLERANCE, Backlog, give_back
+from bucketflow_celery.scheduling.dispatch import MOST, PAUSE, SPARE, dispatch
+from bucketflow_celery.scheduling.model import (
+    FULL,
+    KNOWN,
+    DispatchRequest,
+    Lane,
+    LeasedTask,
+    ParkedMessage,
+    TaskSpec,
+    TenantSpec,
+)
 
 SECOND = 1_000_000
 NOW = 1_000 * SECOND
@@ -25,17 +34,17 @@ TASK = re.compile(r"(?P<tenant>[^/:*]+)(/(?P<task>\w+))?(:(?P<rank>\d+))?(\*(?P<
 
 
 class Play:
-    """One queue and its workers; who is handed what reads "a1 b1 a2": the first task of a, the first of b, ..."""
+    """One queue and its workers; who is dispatched what reads "a1 b1 a2": the first task of a, the first of b, ..."""
 
     def __init__(self, common=None, *, tenants=(), tasks=(), weights=(), paused=(), unknown=()):  # noqa: PLR0913
         self.backlog, self.now, self.states, self.owned = Backlog("q"), NOW, {}, {}
-        self.common = () if common is None else (Level("queue", "q:q", common),)
+        self.queue_path = () if common is None else (Level("queue", "q:q", common),)
         self.tenants, self.tasks, self.weights = dict(tenants), dict(tasks), dict(weights)
         self.paused, self.unknown = set(paused), {worker: set(names) for worker, names in dict(unknown).items()}
         self.numbers, self.known, self.version = Counter(), {}, ""
         self.called, self.wait, self.starts = 0, None, []
 
-    def park(self, text, *, limit=1000, busy=False, patience=0):
+    def park(self, text, *, limit=1000, busy=False, max_wait_us=0):
         parcels = []
         for word in text.split():
             found = TASK.fullmatch(word)
@@ -43,7 +52,7 @@ class Play:
             self.numbers[tenant] += 1
             lane = Lane(tenant, found["task"] or "f", int(found["rank"] or 0))
             uid = f"{found['tenant']}{self.numbers[tenant]}".encode()
-            parcels.append(Parcel(uid, lane, b"message of " + uid, float(found["cost"] or 1), patience))
+            parcels.append(ParkedMessage(uid, lane, b"message of " + uid, float(found["cost"] or 1), max_wait_us))
         return self.park_again(parcels, limit=limit, busy=busy)
 
     def park_again(self, parcels, *, limit=1000, busy=False):
@@ -53,15 +62,15 @@ class Play:
 
     def request(self, worker="w", free=1):
         unknown = self.unknown.get(worker, ())
-        return Request(
+        return DispatchRequest(
             worker,
             free,
-            self.common,
+            self.queue_path,
             tuple(
-                Candidate(
+                TenantSpec(
                     known.tenant,
                     tuple(
-                        TaskType(task, ranks, self.level("task", known.tenant, task), task not in unknown,
+                        TaskSpec(task, ranks, self.level("task", known.tenant, task), task not in unknown,
                                  task in self.paused or known.tenant in self.paused)
                         for task, ranks in known.types
                     ),
@@ -77,17 +86,17 @@ class Play:
         return limit and Level(name, f"{name} {tenant} {task}", limit)
 
     def ask(self, worker="w", free=1):
-        """Ask once."""
-        released, call = release(
+        """AdmissionRequest once."""
+        released, call = dispatch(
             self.backlog, self.request(worker, free), self.owned, self.states, self.now, version=self.version
         )
         self.called += call
         self.known[worker], self.wait = released.next, released.wait
-        self.starts += [(self.now / SECOND, one) for one in released.handed if one.admitted]
-        return released.handed
+        self.starts += [(self.now / SECOND, one) for one in released.dispatched if one.admitted]
+        return released.dispatched
 
     def come(self, worker="w", free=1):
-        """Ask as a worker does: at once again while it is told so; return who was admitted."""
+        """AdmissionRequest as a worker does: at once again while it is told so; return who was admitted."""
         admitted = []
         for _ in range(200):
             admitted += [one for one in self.ask(worker, free - len(admitted)) if one.admitted]
@@ -107,8 +116,8 @@ class Play:
         return " ".join(found)
 
 
-def text_of(handed):
-    return " ".join(one.owned.item.uid.decode() for one in handed)
+def text_of(dispatched):
+    return " ".join(one.owned.item.uid.decode() for one in dispatched)
 
 
 def tenants_of(text):
@@ -118,7 +127,7 @@ def tenants_of(text):
 # Who is next
 
 ORDER = [
-    # parked, in this order;               handed out;                      why
+    # parked, in this order;               dispatched out;                      why
     ("a a a",                              "a1 a2 a3",                      "first come, first served"),
     ("a:5 a:0 a:5 a:0",                    "a2 a4 a1 a3",                   "the lower rank first"),
     ("a:255 a:3 a:20",                     "a2 a3 a1",                      "ranks are numbers"),
@@ -133,32 +142,32 @@ ORDER = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("parked", "handed"), [row[:2] for row in ORDER], ids=[row[2] for row in ORDER])
+@pytest.mark.parametrize(("parked", "dispatched"), [row[:2] for row in ORDER], ids=[row[2] for row in ORDER])
 @pytest.mark.parametrize("free", [1, 3, 100])
-def test_the_order(parked, handed, free):
+def test_the_order(parked, dispatched, free):
     play, found = Play(), []
     assert min(play.park(parked)) == 1
     while play.backlog.count:
         found += play.come(free=free).split()
-    assert " ".join(found) == handed
-    assert play.backlog.messages.keys() == play.owned.keys() == {uid.encode() for uid in handed.split()}
+    assert " ".join(found) == dispatched
+    assert play.backlog.messages.keys() == play.owned.keys() == {uid.encode() for uid in dispatched.split()}
 
 
 def test_a_task_comes_as_it_was_parked_and_belongs_to_who_asked():
     play = Play()
     play.now += 5
     play.backlog.park(
-        [Parcel(b"u", Lane("a", "f", 7), b"\x00message", 1.0, 100, redelivered=True)], 10, play.now, busy=False
+        [ParkedMessage(b"u", Lane("a", "f", 7), b"\x00message", 1.0, 100, redelivered=True)], 10, play.now, busy=False
     )
     play.now += 50
     assert play.ask() == ()  # it has not heard of the tenant
     assert (play.wait, play.known["w"]) == (0, (("a", (("f", (7,)),)),))
-    (handed,) = play.ask()
-    assert (handed.message, handed.admitted) == (b"\x00message", True)
-    assert handed.owned == Owned("q", Lane("a", "f", 7), handed.owned.item)
-    item = handed.owned.item
+    (dispatched,) = play.ask()
+    assert (dispatched.message, dispatched.admitted) == (b"\x00message", True)
+    assert dispatched.owned == LeasedTask("q", Lane("a", "f", 7), dispatched.owned.item)
+    item = dispatched.owned.item
     assert (item.uid, item.since, item.deadline, item.redelivered) == (b"u", NOW + 5, NOW + 105, True)
-    assert play.owned == {b"u": handed.owned}
+    assert play.owned == {b"u": dispatched.owned}
 
 
 def test_tasks_parked_in_one_call_can_be_told_apart_by_when_they_were_parked():
@@ -184,7 +193,7 @@ def test_positions(parked, limit, positions):
 
 
 def test_a_message_is_parked_once_while_it_waits_while_it_runs_and_until_its_broker_has_forgotten_it():
-    play, again = Play(), [Parcel(b"a1", Lane("b", "g"), b"again")]
+    play, again = Play(), [ParkedMessage(b"a1", Lane("b", "g"), b"again")]
     play.park("a")
     assert play.park_again(again * 2) == [KNOWN, KNOWN]
     assert play.park_again(again, limit=0) == [KNOWN], "a full backlog does not make it unknown"
@@ -192,7 +201,7 @@ def test_a_message_is_parked_once_while_it_waits_while_it_runs_and_until_its_bro
     assert play.park_again(again) == [KNOWN]
     del play.backlog.messages[b"a1"]  # it has ended
     assert play.park_again(again) == [KNOWN]
-    del play.backlog.unconfirmed[b"a1"]
+    del play.backlog.dedup[b"a1"]
     assert play.park_again(again) == [1]
 
 
@@ -291,9 +300,9 @@ def test_the_tags_of_those_who_have_nothing_are_forgotten_as_soon_as_they_say_no
     play = Play()
     play.park("a b b b b")
     assert play.come(free=2) == "a1 b1"
-    assert play.backlog.resting == {"a": 1.0}
+    assert play.backlog.idle == {"a": 1.0}
     assert play.come(free=1) == "b2"
-    assert play.backlog.resting == {}
+    assert play.backlog.idle == {}
 
 
 # Limits
@@ -408,26 +417,26 @@ def test_all_levels_pay_or_none(limits, moves):
     for move in moves:
         play.now += move
         before, request = dict(play.states), play.request()
-        handed = play.ask()
+        dispatched = play.ask()
         touched = {key for key in play.states if play.states[key] != before.get(key)}
-        assert touched == {level.key for one in handed for level in request.path_of(one.owned.lane)}
+        assert touched == {level.key for one in dispatched for level in request.path_of(one.owned.lane)}
 
 
 def test_a_task_whose_time_is_over_is_handed_out_for_its_end_and_costs_nothing():
     play = Play(Limit(1, 1))
     play.park("a a")
     play.come()
-    play.park("a b", patience=500_000)
+    play.park("a b", max_wait_us=500_000)
     play.now += SECOND
-    handed = (*play.ask(free=4), *play.ask(free=4))
-    assert [(text_of([one]), one.admitted) for one in handed] == [("b1", False), ("a2", True), ("a3", False)]
+    dispatched = (*play.ask(free=4), *play.ask(free=4))
+    assert [(text_of([one]), one.admitted) for one in dispatched] == [("b1", False), ("a2", True), ("a3", False)]
     assert play.states["q:q"].full_at == play.now + SECOND
 
 
 @pytest.mark.parametrize(("age", "admitted"), [(999_999, True), (1_000_000, False)])
 def test_the_deadline_to_the_last_tick(age, admitted):
     play = Play()
-    play.park("a", patience=1_000_000)
+    play.park("a", max_wait_us=1_000_000)
     play.now += age
     play.ask()
     assert [one.admitted for one in play.ask()] == [admitted]
@@ -439,25 +448,25 @@ def test_a_task_that_can_never_start_does_not_stand_in_the_way(level):
     play = Play(limits["queue"], tenants={"a": limits["tenant"]}, tasks={"f": limits["task"]})
     play.park("a*3 a*2 a*3")
     play.ask(free=5)
-    handed = play.ask(free=5)
-    assert [(text_of([one]), one.admitted) for one in handed] == [("a1", False), ("a2", True), ("a3", False)]
+    dispatched = play.ask(free=5)
+    assert [(text_of([one]), one.admitted) for one in dispatched] == [("a1", False), ("a2", True), ("a3", False)]
 
 
 def test_many_whose_time_is_over_do_not_take_slots_from_others():
     play = Play()
-    play.park(" ".join("a" * 50), patience=1)
+    play.park(" ".join("a" * 50), max_wait_us=1)
     play.now += 5
     play.park("a a")
     play.ask(free=1)
-    handed = play.ask(free=1)
-    assert len(handed) == 51
-    assert text_of([one for one in handed if one.admitted]) == "a51"
+    dispatched = play.ask(free=1)
+    assert len(dispatched) == 51
+    assert text_of([one for one in dispatched if one.admitted]) == "a51"
 
 
 def test_a_refund_goes_back_under_the_limit_that_holds_now():
     wide, narrow = Limit(9, 1), Limit(2, 100)
     level, states = Level("queue", "q:q", wide), {}
-    admit([Ask((level,), 9, (0,))], states, NOW)
+    admit([AdmissionRequest((level,), 9, (0,))], states, NOW)
     assert states["q:q"].full_at == NOW + 9 * SECOND
     give_back((Level("queue", "q:q", narrow),), 2, states, NOW)
     assert states["q:q"].full_at == NOW + 7 * SECOND, "seven of nine are still missing"
@@ -570,7 +579,7 @@ def test_a_worker_that_comes_again_gives_its_turn_back():
     play.come("w0")
     for _ in range(3):
         assert (play.come("w1"), play.wait) == ("", 100_000)
-    assert list(play.backlog.turns) == ["w1"]
+    assert list(play.backlog.polls) == ["w1"]
 
 
 def test_a_busy_worker_that_parks_calls_another_and_soon_after_none():
@@ -579,7 +588,7 @@ def test_a_busy_worker_that_parks_calls_another_and_soon_after_none():
     assert play.called == 0, "it asks for itself"
     play.park("a", busy=True)
     assert play.called == 1
-    play.now += QUIET - 1
+    play.now += NOTIFY_INTERVAL - 1
     play.park("a", busy=True)
     assert play.called == 1
     play.now += 1
@@ -593,7 +602,7 @@ def test_a_busy_worker_that_parks_calls_another_and_soon_after_none():
 def test_nothing_is_called_for_a_message_that_was_known_or_did_not_fit():
     play = Play()
     play.park("a", busy=False)
-    play.park_again([Parcel(b"a1", Lane("a", "f"), b"")], busy=True)
+    play.park_again([ParkedMessage(b"a1", Lane("a", "f"), b"")], busy=True)
     play.park("a", busy=True, limit=1)
     assert play.called == 0
 
@@ -614,7 +623,7 @@ def test_nobody_is_called_while_somebody_comes_in_time(sooner, called):
     assert play.called == called
 
 
-@pytest.mark.parametrize(("late", "called"), [(NO_SHOW, 0), (NO_SHOW + 1, 1)])
+@pytest.mark.parametrize(("late", "called"), [(POLL_GRACE, 0), (POLL_GRACE + 1, 1)])
 def test_a_worker_that_misses_its_turn_keeps_nobody_from_being_called(late, called):
     play = Play(Limit(1, 10))
     play.park("a a a")
@@ -664,7 +673,7 @@ def test_with_nothing_parked_nobody_waits_for_anything():
     assert (play.come(), play.wait, play.called) == ("", None, 0)
     play.park("a")
     play.come()
-    assert play.backlog.turns == play.backlog.asleep == play.backlog.ready == play.backlog.resting == {}
+    assert play.backlog.polls == play.backlog.delayed == play.backlog.ready == play.backlog.idle == {}
     assert (play.backlog.virtual, play.backlog.count) == (0, 0)
 
 
@@ -689,7 +698,7 @@ def test_a_fresh_task_that_would_overtake_is_not_put_and_takes_nothing():
     play = Play()
     play.park("a")
     level = Level("queue", "q:q", Limit(1, 1))
-    asks = [Ask((level,), 1, (0,), backlog="q", tenant="a"), Ask((level,), 1, (0,))]
+    asks = [AdmissionRequest((level,), 1, (0,), backlog="q", tenant="a"), AdmissionRequest((level,), 1, (0,))]
     answers = admit(asks, play.states, play.now, lambda _, tenant: play.backlog.blocks(tenant, play.now))
     assert [(answer.admitted, answer.binding, answer.wait) for answer in answers] == [(False, None, 0), (True, None, 0)]
 
@@ -714,10 +723,10 @@ def test_after_all_was_purged_nothing_is_remembered():
     play.park("a a a")
     play.come()
     play.come()
-    assert play.backlog.turns
+    assert play.backlog.polls
     play.backlog.purge(Lane("a", "f"))
-    assert not play.backlog.turns
-    assert not play.backlog.resting
+    assert not play.backlog.polls
+    assert not play.backlog.idle
     assert play.backlog.virtual == 0
 
 

@@ -83,17 +83,17 @@ class Player:
         limit = chance.choice([1000, 1000, 1000, 10])
         self.twins.park(queue, parcels, limit, busy=chance.random() < 0.5)
 
-    def release(self):
-        self._release(self.worker(), self.queue(), self.chance.choice([0, 1, 1, 2, 4, 4, 8]))
+    def dispatch(self):
+        self._dispatch(self.worker(), self.queue(), self.chance.choice([0, 1, 1, 2, 4, 4, 8]))
 
-    def _release(self, worker, queue, free):
+    def _dispatch(self, worker, queue, free):
         for _ in range(4):
-            answer = self.twins.release(worker, queue, free)
+            answer = self.twins.dispatch(worker, queue, free)
             if answer == LOST:
                 return
             if answer is not None:
                 self.told[worker.name, queue] = self.twins.now + answer.wait if answer.wait else None
-                free -= sum(handed.admitted for handed in answer.handed)
+                free -= sum(dispatched.admitted for dispatched in answer.dispatched)
                 if answer.wait != 0 or free == 0:
                     return
 
@@ -104,7 +104,7 @@ class Player:
             at, name, queue = min(told)
             self.told[name, queue] = None
             self.twins.move(min(max(0, at - self.twins.now), 10 * SECOND))
-            self._release(self.twins.workers[name], queue, self.chance.randint(1, 8))
+            self._dispatch(self.twins.workers[name], queue, self.chance.randint(1, 8))
 
     def settle(self):
         worker, queue, ended, returned = self.worker(), self.queue(), [], []
@@ -155,7 +155,7 @@ class Player:
         self.twins.admit(self.worker(), self.queue(), asks)
 
     STEPS: ClassVar = {
-        "move": 4, "set_back": 0.1, "park": 5, "release": 8, "come": 12, "settle": 5, "renew": 1, "renew_all": 3,
+        "move": 4, "set_back": 0.1, "park": 5, "dispatch": 8, "come": 12, "settle": 5, "renew": 1, "renew_all": 3,
         "outlive": 0.1, "leave": 0.1, "limits": 0.2, "pause": 0.2, "purge": 0.3, "admit": 2,
     }  # fmt: skip
 

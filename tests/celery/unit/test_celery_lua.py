@@ -11,8 +11,8 @@ import pytest
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.config.limit import Limit
-from bucketflow_celery.scheduling.admit import Ask
-from bucketflow_celery.scheduling.model import Candidate, Lane, Parcel, Request, Settlement, TaskType
+from bucketflow_celery.scheduling.admit import AdmissionRequest
+from bucketflow_celery.scheduling.model import DispatchRequest, Lane, ParkedMessage, Settlement, TaskSpec, TenantSpec
 from bucketflow_celery.store.redis_store import RedisStore
 
 #: Put in front of operations.
@@ -24,7 +24,7 @@ OPERATIONS = sorted(
 )
 #: Commands that write nothing, and functions of the preludes that do.
 READS = "GET|MGET|TIME|HGET|HMGET|HGETALL|HEXISTS|EXISTS|SMEMBERS|LINDEX|ZRANGE|ZRANGEBYSCORE|ZSCORE|ZCARD|ZCOUNT"
-WRITERS = "announce|enter|rouse|save|tidy"
+WRITERS = "announce|enter|wake|save|reset_if_empty"
 FIELDS = re.compile(
     r"(?P<name>\w+): (?P<what>.+?)\n"
     r"(?P<keys>KEYS.+?)\n"
@@ -74,10 +74,10 @@ def recorded(request, redis_client):
     path = tuple(Level(name, f"level {name}", Limit(1, 0.1)) for name in NAMES[:depth])
     recorder = Recorder(redis_client)
     store = RedisStore(recorder, "twin")
-    _, answers = store.admit([Ask(path, 1, (0,) * depth)] * tasks, "")
-    dues = max(answer.dues for answer in answers)
+    _, answers = store.admit([AdmissionRequest(path, 1, (0,) * depth)] * tasks, "")
+    dues = max(answer.reservations for answer in answers)
     assert any(dues)
-    store.leave(Ask(path, 1, tuple(due or 1 for due in dues)))
+    store.cancel_reservation(AdmissionRequest(path, 1, tuple(due or 1 for due in dues)))
     store.peek(path)
     store.set_limits({"all": "1/s"})
     store.pause("queue:q", paused=True)
@@ -120,8 +120,8 @@ def test_admit(recorded):
 
 def test_leave(recorded):
     depth, _, recorder = recorded
-    keys, args, reply = recorder.calls["leave"]
-    fixed, _, level = header("leave")["argv"].partition("then for each level:")
+    keys, args, reply = recorder.calls["cancel_reservation"]
+    fixed, _, level = header("cancel_reservation")["argv"].partition("then for each level:")
     assert len(keys) == depth
     assert len(args) == words(fixed) + depth * words(level)
     assert 0 <= reply <= depth
@@ -133,7 +133,7 @@ def test_peek(recorded):
     said = header("peek")
     assert len(keys) == depth
     assert (said["argv"], args) == ("none", [])
-    assert said["returns"].startswith("{now µs, then full_at, line_at, capacity and fill_rate of each level")
+    assert said["returns"].startswith("{now µs, then full_at, reserved_until, capacity and fill_rate of each level")
     assert len(reply) == 1 + 4 * depth
 
 
@@ -167,8 +167,8 @@ COMMON = (Level("all", "all", Limit(9, 1)), Level("queue", "q:q", Limit(9, 1)))
 OWN = Level("tenant", "q:q/t:a", Limit(9, 1)), Level("task", "q:q/t:a/f:f", Limit(9, 1))
 LANES = [Lane("a", "f", 0), Lane("a", "f", 3), Lane("b", "g", 0)]
 CANDIDATES = (
-    Candidate("a", (TaskType("f", (0, 3), OWN[1]),), 2.0, OWN[0]),
-    Candidate("b", (TaskType("g", (0,)), TaskType("h", ()))),
+    TenantSpec("a", (TaskSpec("f", (0, 3), OWN[1]),), 2.0, OWN[0]),
+    TenantSpec("b", (TaskSpec("g", (0,)), TaskSpec("h", ()))),
 )
 
 
@@ -179,10 +179,10 @@ def backlog(redis_client):
     store = RedisStore(recorder, "twin")
     backlogs = store.backlogs
     backlogs.renew("w", 10).run()
-    parcels = [Parcel(bytes([number]) * 14, lane, b"message") for number, lane in enumerate(LANES * 2)]
+    parcels = [ParkedMessage(bytes([number]) * 14, lane, b"message") for number, lane in enumerate(LANES * 2)]
     assert backlogs.park("q", parcels, 5, busy=False).run() == [1, 1, 1, 2, 2, -1]
-    _, released = backlogs.release("q", Request("w", 3, COMMON, CANDIDATES), store.limits().version).run()
-    uids = [handed.owned.item.uid for handed in released.handed]
+    _, released = backlogs.dispatch("q", DispatchRequest("w", 3, COMMON, CANDIDATES), store.limits().version).run()
+    uids = [dispatched.owned.item.uid for dispatched in released.dispatched]
     assert len(uids) == 3
     assert len(backlogs.owned("w").run()) == 3
     settlement = Settlement("w", (uids[0],), tuple(uids[:2]), ((uids[1], LANES[2], True),), (((*COMMON, *OWN), 1.0),))
@@ -205,12 +205,12 @@ def parts(text, *marks):
 def test_all_operations_on_a_backlog_have_the_same_keys_first(backlog):
     source = files("bucketflow_celery.store").joinpath("lua", "backlog.lua").read_text(encoding="utf-8")
     described = re.findall(r"^--   (\w+) ", source, re.MULTILINE)
-    for name in ("park", "release", "settle", "purge", "view"):
+    for name in ("park", "dispatch", "settle", "purge", "backlog_view"):
         keys, _, _ = backlog.calls[name]
         shared = [key.decode().removeprefix("{twin}:park:").removeprefix("q:") for key in keys[: len(described)]]
         assert shared[1:9] == described[1:9]
         assert shared[0] == "{twin}:limits:version"
-        assert shared[9:] == ["worker:w" if name in ("release", "settle") else "worker:", "workers", "queues"]
+        assert shared[9:] == ["worker:w" if name in ("dispatch", "settle") else "worker:", "workers", "queues"]
         assert described[9:] == ["owned", "workers", "queues"]
         assert len(set(keys)) == len(keys)
         assert header(name)["keys"].startswith("KEYS see backlog.lua")
@@ -225,8 +225,8 @@ def test_park(backlog):
 
 
 def test_release(backlog):
-    keys, args, reply = backlog.calls["release"]
-    said = header("release")
+    keys, args, reply = backlog.calls["dispatch"]
+    said = header("dispatch")
     text, level = parts(said["argv"], "A level is:")
     fixed, common, tenant, kind, lane = parts(
         text, "; then how", "then for each tenant:", "and for each:", "and for each:"
@@ -239,11 +239,11 @@ def test_release(backlog):
             expected += words(kind) + (one.level is not None) * words(level) + len(one.ranks) * words(lane)
     assert len(args) == expected
     assert len(keys) == 12 + len(COMMON) + len(OWN) + len(LANES)
-    version, wait, handed, following = reply
+    version, wait, dispatched, following = reply
     assert version == b""
     assert wait == -1
     each = said["returns"].partition("{for each task:")[2].partition("}")[0]
-    assert [len(one) for one in handed] == [words(each)] * 3
+    assert [len(one) for one in dispatched] == [words(each)] * 3
     assert len(following) % 2 == 0
 
 
@@ -263,20 +263,20 @@ def test_settle(backlog):
 
 
 def test_renew(backlog):
-    keys, args, reply = backlog.calls["renew"]
+    keys, args, reply = backlog.calls["renew_lease"]
     assert len(keys) == 1
-    assert len(args) == words(header("renew")["argv"]) == 2
+    assert len(args) == words(header("renew_lease")["argv"]) == 2
     assert reply == [0]
 
 
 def test_owned_and_queues_and_heads(backlog):
-    keys, args, reply = backlog.calls["owned"]
-    assert (len(keys), args, header("owned")["argv"]) == (1, [], "none")
-    assert [len(one) for one in reply] == [words(header("owned")["returns"].partition(":")[2])] * 3
-    keys, args, reply = backlog.calls["queues"]
-    assert (len(keys), args, header("queues")["argv"], reply) == (1, [], "none", [b"q"])
-    keys, args, reply = backlog.calls["heads"]
-    assert (len(keys), args, header("heads")["argv"]) == (2, [], "none")
+    keys, args, reply = backlog.calls["leased_tasks"]
+    assert (len(keys), args, header("leased_tasks")["argv"]) == (1, [], "none")
+    assert [len(one) for one in reply] == [words(header("leased_tasks")["returns"].partition(":")[2])] * 3
+    keys, args, reply = backlog.calls["parked_queues"]
+    assert (len(keys), args, header("parked_queues")["argv"], reply) == (1, [], "none", [b"q"])
+    keys, args, reply = backlog.calls["lane_heads"]
+    assert (len(keys), args, header("lane_heads")["argv"]) == (2, [], "none")
     assert len(reply) == 2
 
 
@@ -285,9 +285,9 @@ def test_purge_and_view(backlog):
     assert len(keys) == 12 + 1
     assert len(args) == words(header("purge")["argv"])
     assert reply == 2
-    keys, args, reply = backlog.calls["view"]
-    assert (len(keys), args, header("view")["argv"]) == (12, [], "none")
-    tenant, lane = parts(header("view")["returns"].partition("{for each tenant:")[2], "{for each lane:")
+    keys, args, reply = backlog.calls["backlog_view"]
+    assert (len(keys), args, header("backlog_view")["argv"]) == (12, [], "none")
+    tenant, lane = parts(header("backlog_view")["returns"].partition("{for each tenant:")[2], "{for each lane:")
     assert [len(one) for one in reply[1]] == [words(tenant) + 1] * 2
     assert all(len(one) == words(lane) for _, _, lanes in reply[1] for one in lanes)
 

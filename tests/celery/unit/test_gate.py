@@ -111,7 +111,7 @@ def test_those_who_give_up_leave_no_place_empty_behind_them(level, max_wait):
     assert not fleet.lost()
     assert not fleet.more_than_once()
     assert {type(error) for job in jobs for error in job.errors} == {ThrottleTimeout}
-    # Twice as many as may start keep coming for 20 s.
+    # Twice as many as may start keep expected_polls for 20 s.
     assert sum(at <= 20 for at, _ in fleet.starts()) >= 0.99 * 20 * 10
     assert max(at - job.at for at, job in fleet.starts()) <= max_wait + 0.05
 
@@ -239,7 +239,7 @@ def test_a_message_held_for_too_long_goes_back_to_the_broker_and_still_runs_once
     jobs = [Job() for _ in range(40)]
     fleet = play({"queues": {"q": "1/s"}}, jobs, max_hold=5, workers=2)
     assert_all_ran_once(fleet)
-    assert sum(worker.stats.given_back for worker in fleet.workers) > 0
+    assert sum(worker.stats.requeued for worker in fleet.workers) > 0
     assert fleet.starts()[-1][0] <= 39 / 0.98 + 1
 
 
@@ -248,7 +248,7 @@ def test_a_wait_beyond_the_longest_countdown_costs_one_return_a_countdown():
     fleet = play({"tenants": {"*": "1/s"}}, jobs, max_countdown=20)
     assert_all_ran_once(fleet)
     for job in jobs:
-        assert job.returns <= -(-job.starts[0] // 20)
+        assert job.deferrals <= -(-job.starts[0] // 20)
 
 
 def test_the_revoked_never_start_and_hold_nobody_up():

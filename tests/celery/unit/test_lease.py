@@ -1,4 +1,4 @@
-"""A worker's lease on what it was handed: who has it, who loses it, and what becomes of tasks that nobody has."""
+"""A worker's lease on what it was dispatched: who has it, who loses it, and what becomes of tasks that nobody has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from bucketflow import StoreUnavailable
 from bucketflow.testing import FakeClock
 from bucketflow_celery.parking.worker_lease import Lease, reclaim
-from bucketflow_celery.scheduling.model import Candidate, Lane, Parcel, Request, TaskType
+from bucketflow_celery.scheduling.model import DispatchRequest, Lane, ParkedMessage, TaskSpec, TenantSpec
 from bucketflow_celery.testing import MemoryStore
 
 SECONDS = 20.0  # renewed every 5 s, for 14 s
@@ -49,10 +49,10 @@ def lease_of(store, clock):
 
 def hand(store, worker, *uids):
     """Park tasks and hand them to *worker*."""
-    store.park("q", [Parcel(uid, Lane("a", "f"), b"message") for uid in uids], 1000, busy=False).run()
-    request = Request(worker, len(uids), (), (Candidate("a", (TaskType("f", (0,)),)),))
-    _, released = store.release("q", request, "").run()
-    assert [one.owned.item.uid for one in released.handed] == list(uids)
+    store.park("q", [ParkedMessage(uid, Lane("a", "f"), b"message") for uid in uids], 1000, busy=False).run()
+    request = DispatchRequest(worker, len(uids), (), (TenantSpec("a", (TaskSpec("f", (0,)),)),))
+    _, released = store.dispatch("q", request, "").run()
+    assert [one.owned.item.uid for one in released.dispatched] == list(uids)
 
 
 def owned(store, worker):

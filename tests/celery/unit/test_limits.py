@@ -289,6 +289,6 @@ def test_a_cost_above_a_capacity_names_the_bucket():
     assert (caught.value.key, caught.value.cost, caught.value.capacity) == ("q:q/t:a", 11, 10)
 
 
-@pytest.mark.parametrize(("name", "returns"), [("all", False), ("queue", False), ("tenant", True), ("task", True)])
-def test_tenants_and_tasks_send_back_what_they_refuse(name, returns):
-    assert Level(name, "key", ONE).returns == returns
+@pytest.mark.parametrize(("name", "blocks"), [("all", True), ("queue", True), ("tenant", False), ("task", False)])
+def test_a_refusal_by_all_or_a_queue_blocks_the_whole_queue(name, blocks):
+    assert Level(name, "key", ONE).blocks_queue == blocks

@@ -11,7 +11,7 @@ from bucketflow import ConfigError
 from bucketflow.testing import FakeClock
 from bucketflow_celery import Limit, Throttle
 from bucketflow_celery.config.rules import TaskRules
-from bucketflow_celery.scheduling.model import Lane, Parcel
+from bucketflow_celery.scheduling.model import Lane, ParkedMessage
 from bucketflow_celery.testing import MemoryStore
 
 
@@ -34,7 +34,7 @@ def throttle(clock):
 
 
 def park(throttle, queue, *lanes):
-    parcels = [Parcel(f"{queue} {number} {lane}".encode(), lane, b"") for number, lane in enumerate(lanes)]
+    parcels = [ParkedMessage(f"{queue} {number} {lane}".encode(), lane, b"") for number, lane in enumerate(lanes)]
     throttle.store.backlogs.park(queue, parcels, 1000, busy=False).run()
 
 

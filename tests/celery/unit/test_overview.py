@@ -8,7 +8,7 @@ import pytest
 
 from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.config.table import LimitTable
-from bucketflow_celery.operations.backlog import overview
+from bucketflow_celery.operations.backlog import backlog_report
 from bucketflow_celery.scheduling.model import Lane
 from bucketflow_celery.store.interfaces import BacklogView, LaneView
 
@@ -28,7 +28,7 @@ def drains(table, lanes, costs=None, task_limits=None):
     counts = {}
     for tenant, _, count in lanes:
         counts[tenant] = counts.get(tenant, 0) + count
-    seen = overview("q", BacklogView(NOW, costs or counts, views), table, task_limits or {})
+    seen = backlog_report("q", BacklogView(NOW, costs or counts, views), table, task_limits or {})
     assert seen.count == sum(counts.values())
     assert {name: tenant.count for name, tenant in seen.tenants.items()} == counts
     return seen.drain, {name: tenant.drain for name, tenant in seen.tenants.items()}
@@ -85,6 +85,6 @@ def test_the_oldest_is_told_by_queue_and_tenant_and_never_lies_ahead():
         LaneView(Lane("a", "g"), 1, NOW - 7_000_000),
         LaneView(Lane("b", "f"), 1, NOW + 5),
     ]
-    seen = overview("q", BacklogView(NOW, {"a": 2.0, "b": 1.0}, lanes), table(), {})
+    seen = backlog_report("q", BacklogView(NOW, {"a": 2.0, "b": 1.0}, lanes), table(), {})
     assert (seen.oldest, seen.tenants["a"].oldest, seen.tenants["b"].oldest) == (7, 7, 0)
     assert list(seen.tenants) == ["a", "b"]

@@ -15,24 +15,32 @@ from bucketflow_celery.config.levels import Level
 from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.config.table import pause_name
 from bucketflow_celery.parking.worker_lease import reclaim
-from bucketflow_celery.scheduling.admit import Ask
-from bucketflow_celery.scheduling.backlog import MEMORY
-from bucketflow_celery.scheduling.model import FULL, Candidate, Lane, Parcel, Request, Settlement, TaskType
+from bucketflow_celery.scheduling.admit import AdmissionRequest
+from bucketflow_celery.scheduling.backlog import DEDUP_TTL
+from bucketflow_celery.scheduling.model import (
+    FULL,
+    DispatchRequest,
+    Lane,
+    ParkedMessage,
+    Settlement,
+    TaskSpec,
+    TenantSpec,
+)
 from bucketflow_celery.store.interfaces import DEAD
 from bucketflow_celery.store.redis_store import RedisStore
 
 LANE = Lane("acme", "mail")
 FAST = Level("queue", "q:q", Limit(1000, 1000))
-CANDIDATE = Candidate("acme", (TaskType("mail", (0,)),), 1.0, Level("tenant", "q:q/t:acme", Limit(1000, 1000)))
+CANDIDATE = TenantSpec("acme", (TaskSpec("mail", (0,)),), 1.0, Level("tenant", "q:q/t:acme", Limit(1000, 1000)))
 
 
 def ask(worker="w", free=1, common=(FAST,), candidates=(CANDIDATE,)):
-    return Request(worker, free, common, candidates)
+    return DispatchRequest(worker, free, common, candidates)
 
 
-def handed(backlogs, request, version=""):
-    _, released = backlogs.release("q", request, version).run()
-    return [one.owned.item.uid for one in released.handed]
+def dispatched(backlogs, request, version=""):
+    _, released = backlogs.dispatch("q", request, version).run()
+    return [one.owned.item.uid for one in released.dispatched]
 
 
 @pytest.fixture
@@ -51,10 +59,10 @@ def test_an_empty_backlog_leaves_nothing_behind_but_the_workers(store, redis_cli
     assert backlogs.park("q", parcels, 100, busy=True).run() == [1] * len(lanes)
     request, uids = ask(free=3, common=()), []
     while len(uids) < len(lanes):
-        released = backlogs.release("q", request, "").run()[1]
-        uids += [one.owned.item.uid for one in released.handed]
+        released = backlogs.dispatch("q", request, "").run()[1]
+        uids += [one.owned.item.uid for one in released.dispatched]
         request = ask(free=3, common=(), candidates=[
-            Candidate(known.tenant, tuple(TaskType(task, ranks) for task, ranks in known.types))
+            TenantSpec(known.tenant, tuple(TaskSpec(task, ranks) for task, ranks in known.types))
             for known in released.next
         ])  # fmt: skip
     assert len(set(uids)) == len(lanes)
@@ -68,8 +76,8 @@ def test_a_backlog_that_is_purged_leaves_nothing_behind_either(store, redis_clie
     backlogs.renew("w", 10).run()
     slow = ask(common=(Level("queue", "q:q", Limit(1, 1e-3)),))
     backlogs.park("q", [parcel(number, LANE) for number in range(1201)], 2000, busy=True).run()
-    assert len(handed(backlogs, slow)) == 1
-    assert handed(backlogs, slow) == []  # now it has a turn, and the tenant's tag has moved on
+    assert len(dispatched(backlogs, slow)) == 1
+    assert dispatched(backlogs, slow) == []  # now it has a turn, and the tenant's tag has moved on
     assert backlogs.purge("q", LANE) == 1200
     assert backlogs.purge("q", LANE) == 0
     assert backlogs.queues() == []
@@ -86,16 +94,16 @@ def test_a_worker_that_has_nothing_is_forgotten_with_its_lease(store, redis_clie
 
 def test_the_memory_of_what_the_broker_may_deliver_again_ends_by_itself(store, redis_client):
     store.backlogs.park("q", [parcel(1, LANE)], 10, busy=False).run()
-    assert 0 < redis_client.pttl("{twin}:park:q:unconfirmed") <= MEMORY / 1000
+    assert 0 < redis_client.pttl("{twin}:park:q:dedup") <= DEDUP_TTL / 1000
 
 
-@pytest.mark.parametrize(("after", "position"), [(MEMORY - 1, 0), (MEMORY, 1)])
+@pytest.mark.parametrize(("after", "position"), [(DEDUP_TTL - 1, 0), (DEDUP_TTL, 1)])
 def test_a_message_is_remembered_for_a_day_after_its_task_has_ended(redis_client, after, position):
     redis_client.set("clock", 10**12)
     backlogs = RedisStore(OurTime(redis_client), "twin").backlogs
     backlogs.renew("w", 10).run()
     backlogs.park("q", [parcel(1, LANE)], 10, busy=False).run()
-    backlogs.settle("q", Settlement("w", tuple(handed(backlogs, ask())))).run()
+    backlogs.settle("q", Settlement("w", tuple(dispatched(backlogs, ask())))).run()
     redis_client.set("clock", 10**12 + after)
     assert backlogs.park("q", [parcel(2, LANE)], 10, busy=False).run() == [1]
     assert backlogs.park("q", [parcel(1, Lane("b", "mail"))], 10, busy=False).run() == [position]
@@ -106,8 +114,8 @@ def test_a_lane_that_somebody_deleted_is_passed_over(store, redis_client):
     backlogs.renew("w", 10).run()
     backlogs.park("q", [parcel(1, LANE), parcel(2, Lane("acme", "mail", 5))], 10, busy=False).run()
     redis_client.delete("{twin}:park:q:lane:acme/mail/0")
-    both = Candidate("acme", (TaskType("mail", (0, 5)),))
-    assert handed(backlogs, ask(free=2, candidates=(both,))) == [uid_of(2)]
+    both = TenantSpec("acme", (TaskSpec("mail", (0, 5)),))
+    assert dispatched(backlogs, ask(free=2, candidates=(both,))) == [uid_of(2)]
     assert backlogs.queues() == []
 
 
@@ -119,9 +127,9 @@ def test_a_worker_that_had_very_many_gives_all_of_them_back(store):
     ).run()
     known, uids = (), []
     while len(uids) < count:
-        candidates = [Candidate(one.tenant, (TaskType("mail", (0,)),)) for one in known]
-        _, released = backlogs.release("q", ask(free=64, common=(), candidates=candidates), "").run()
-        uids, known = uids + [one.owned.item.uid for one in released.handed], released.next
+        candidates = [TenantSpec(one.tenant, (TaskSpec("mail", (0,)),)) for one in known]
+        _, released = backlogs.dispatch("q", ask(free=64, common=(), candidates=candidates), "").run()
+        uids, known = uids + [one.owned.item.uid for one in released.dispatched], released.next
     backlogs.renew("w", 0).run()
     assert reclaim(backlogs, "w") == count
     view = backlogs.view("q")
@@ -174,14 +182,14 @@ def test_a_pause_and_its_end_are_announced_to_every_worker(store):
 
 @pytest.fixture
 def full_server(fresh_redis):
-    """Yield a store whose server has no memory left, with 60 tasks parked, and 40 handed out."""
+    """Yield a store whose server has no memory left, with 60 tasks parked, and 40 dispatched out."""
     with fresh_redis.client() as client:
         store = RedisStore(ScriptRunner(client), "twin")
         for worker in ("w", "dead"):
             store.backlogs.renew(worker, 100 if worker == "w" else 0).run()
         store.backlogs.park("q", [parcel(number, LANE) for number in range(100)], 1000, busy=False).run()
         for worker in ("w", "dead"):
-            assert len(handed(store.backlogs, ask(worker, 20))) == 20
+            assert len(dispatched(store.backlogs, ask(worker, 20))) == 20
         client.config_set("maxmemory-policy", "noeviction")
         client.config_set("maxmemory", client.info("memory")["used_memory"] - 1)
         yield store, client
@@ -202,7 +210,7 @@ def test_out_of_memory_tasks_are_handed_out_end_and_go_back(full_server):
     store, client = full_server
     backlogs = store.backlogs
     assert backlogs.renew("w", 100).run() == (True, ["dead"])
-    assert handed(backlogs, ask("w", 10)) == [uid_of(number) for number in range(40, 50)]
+    assert dispatched(backlogs, ask("w", 10)) == [uid_of(number) for number in range(40, 50)]
     mine = [one.uid for one in backlogs.owned("w").run()]
     assert len(mine) == 30
     path = (FAST, CANDIDATE.level)
@@ -212,7 +220,7 @@ def test_out_of_memory_tasks_are_handed_out_end_and_go_back(full_server):
     client.config_set("maxmemory", 1)
     assert backlogs.renew("w", 100).run() == (True, ["dead"])
     assert reclaim(backlogs, "dead") == 20
-    assert handed(backlogs, ask("w", 21)) == [*(uid_of(number) for number in range(20, 40)), uid_of(0)]
+    assert dispatched(backlogs, ask("w", 21)) == [*(uid_of(number) for number in range(20, 40)), uid_of(0)]
     with pytest.raises(StoreUnavailable, match="maxmemory"):
         backlogs.park("q", [parcel(5000, LANE)], 10_000, busy=False).run()
     client.config_set("maxmemory", 0)
@@ -227,7 +235,7 @@ def test_a_parked_task_takes_no_more_than_200_bytes_beside_its_message(redis_cli
     store = RedisStore(ScriptRunner(redis_client), "twin")
     count, size = 20_000, 300
     parcels = [
-        Parcel(uid_of(number), Lane(f"tenant {number % tenants}", "shop.tasks.send_mail"), bytes(size))
+        ParkedMessage(uid_of(number), Lane(f"tenant {number % tenants}", "shop.tasks.send_mail"), bytes(size))
         for number in range(count)
     ]
     before = redis_client.info("memory")["used_memory"]
@@ -277,7 +285,10 @@ def test_a_user_with_the_rights_that_the_guide_names_can_do_everything(fresh_red
     with fresh_redis.client(username="worker", password="secret") as worker:
         store = RedisStore(ScriptRunner(worker), "bucketflow")
         level = Level("all", "all", Limit(1, 1))
-        assert [answer.admitted for answer in store.admit([Ask((level,), 1, (0,))] * 2, "")[1]] == [True, False]
+        assert [answer.admitted for answer in store.admit([AdmissionRequest((level,), 1, (0,))] * 2, "")[1]] == [
+            True,
+            False,
+        ]
         with store.backlogs.listen() as calls:
             calls.get(0.1)
             everything(store)
@@ -289,8 +300,8 @@ def test_every_key_an_operation_touches_is_declared(redis_client):
     runner = Checked(redis_client)
     everything(RedisStore(runner, "twin"))
     assert runner.names == {
-        "heads", "limits", "owned", "park", "pause", "purge",
-        "queues", "release", "renew", "set_limits", "settle", "view",
+        "lane_heads", "leased_tasks", "limits", "park", "parked_queues", "pause", "purge",
+        "dispatch", "renew_lease", "set_limits", "settle", "backlog_view",
     }  # fmt: skip
 
 
@@ -307,12 +318,14 @@ def everything(store):
     parcels = [parcel(number, lane, 1.0) for number, lane in enumerate(lanes * 2)]
     assert backlogs.park("q", parcels, 100, busy=True).run() == [1] * 6 + [2] * 6
     limited = Level("task", "q:q/t:c/f:mail", Limit(1, 0.01))
-    types = (TaskType("mail", (0, 9)),), (TaskType("mail", (0, 9), limited),)
-    candidates = tuple(Candidate(name, types[name == "c"], 1.0, CANDIDATE.level) for name in names)
-    _, released = backlogs.release("q", ask(free=4, candidates=candidates), version).run()
-    assert [one.owned.lane.tenant for one in released.handed] == ["", "c", "ä/{b}", ""]
-    assert [one.message for one in released.handed] == [message_of(one.owned.item.uid) for one in released.handed]
-    first, second, third, fourth = (one.owned for one in released.handed)
+    types = (TaskSpec("mail", (0, 9)),), (TaskSpec("mail", (0, 9), limited),)
+    candidates = tuple(TenantSpec(name, types[name == "c"], 1.0, CANDIDATE.level) for name in names)
+    _, released = backlogs.dispatch("q", ask(free=4, candidates=candidates), version).run()
+    assert [one.owned.lane.tenant for one in released.dispatched] == ["", "c", "ä/{b}", ""]
+    assert [one.message for one in released.dispatched] == [
+        message_of(one.owned.item.uid) for one in released.dispatched
+    ]
+    first, second, third, fourth = (one.owned for one in released.dispatched)
     assert len(backlogs.owned("w").run()) == 4
     settlement = Settlement(
         "w",
@@ -327,7 +340,7 @@ def everything(store):
     assert backlogs.purge("q", lanes[0]) == 2
     backlogs.renew("w", 0).run()
     assert reclaim(backlogs, "w") == 1
-    assert backlogs.release("q", ask(), version).run() == (version, "lost")
+    assert backlogs.dispatch("q", ask(), version).run() == (version, "lost")
     assert backlogs.view("q").lanes[0].count in (2, 1)
     assert fourth.lane == Lane("", "mail", 0)
 
@@ -349,7 +362,7 @@ def test_two_namespaces_on_one_server_know_nothing_of_each_other(redis_client):
         backlogs = RedisStore(ScriptRunner(redis_client), name).backlogs
         backlogs.renew("w", 10).run()
         assert backlogs.park("q", [parcel(1, LANE)], 10, busy=False).run() == [1]
-    assert handed(backlogs, ask(free=9)) == [uid_of(1)]
+    assert dispatched(backlogs, ask(free=9)) == [uid_of(1)]
     assert len(RedisStore(ScriptRunner(redis_client), "one").backlogs.view("q").lanes) == 1
 
 

@@ -91,7 +91,7 @@ def test_it_carries_its_ticket_and_comes_when_it_is_due(channel):
     got = copy(channel, countdown=30.0)
     eta = datetime.fromisoformat(got.headers["eta"])
     assert before + timedelta(seconds=30) <= eta <= datetime.now(timezone.utc) + timedelta(seconds=30)
-    assert Ticket.read(got.headers[HEADER]).dues == {"q:q/t:a": 5_000_000}
+    assert Ticket.read(got.headers[HEADER]).reservations == {"q:q/t:a": 5_000_000}
 
 
 def test_a_ticket_replaces_the_one_before(channel):

@@ -15,7 +15,7 @@ from bucketflow.errors import CostExceedsCapacity
 from bucketflow.testing import worst_excess
 from bucketflow_celery import Limit, ThrottleTimeout
 from bucketflow_celery.config.table import pause_name
-from bucketflow_celery.parking.poll_schedule import LOOK
+from bucketflow_celery.parking.poll_schedule import POLL_INTERVAL
 
 LATENCIES = pytest.mark.parametrize("latency", [0.0, 0.002])
 
@@ -85,7 +85,7 @@ def test_never_exceed_never_idle_one_delivery_and_one_hand_over(level, capacity,
     assert_at_rest(fleet)
     assert last_start(fleet) <= (len(jobs) - capacity) / fill_rate / 0.99 + 0.1
     assert max(job.deliveries for job in jobs) == 1
-    assert max(job.handed for job in jobs) == 1
+    assert max(job.dispatched for job in jobs) == 1
 
 
 @LATENCIES
@@ -199,7 +199,7 @@ def test_what_one_worker_cannot_run_another_does_and_nobody_is_held_up(latency):
         del worker.tasks[task]
     fleet.run_out()
     assert not fleet.lost()
-    assert last_start(fleet) <= 199 / 50 / 0.95 + LOOK
+    assert last_start(fleet) <= 199 / 50 / 0.95 + POLL_INTERVAL
 
 
 # Limits that change
@@ -260,7 +260,7 @@ def test_what_is_paused_does_not_start_until_it_is_resumed(level, name, limits, 
     returning = 6 if mode != "park" and level in ("tenant", "task") else 1  # they come again every 5 s
     assert min(at for at, _ in fleet.starts() if at > 19) <= 20 + returning
     assert last_start(fleet) <= 20 + 200 / 20 + returning + (6 if mode == "retry" else 1)
-    assert {job.handed for job in jobs} <= {0, 1}
+    assert {job.dispatched for job in jobs} <= {0, 1}
 
 
 def test_who_is_not_paused_goes_on():
@@ -284,7 +284,7 @@ def test_who_may_not_wait_so_long_fails_and_spends_nothing():
     assert not fleet.lost()
     assert not fleet.more_than_once()
     assert {type(error) for job in jobs for error in job.errors} == {ThrottleTimeout}
-    # Twice as many as may start keep coming for 20 s.
+    # Twice as many as may start keep expected_polls for 20 s.
     assert sum(at <= 20 for at, _ in fleet.starts()) >= 0.99 * 20 * 10
     assert max(at - job.at for at, job in fleet.starts()) <= 2 + 0.2
     assert_at_rest(fleet)
@@ -341,7 +341,7 @@ def test_the_handed_out_whose_hand_over_was_not_heard_of_come_back():
     jobs = [parked(duration=0.05) for _ in range(100)]
     fleet = play({"queues": {"q": Limit(1, 10)}}, jobs, store_down=[(2, 4)], lost_replies=True, lease=4)
     assert_all_ran_once(fleet)
-    assert max(job.handed for job in jobs) == 1
+    assert max(job.dispatched for job in jobs) == 1
     assert_at_rest(fleet)
 
 
@@ -409,7 +409,7 @@ def test_a_worker_that_stopped_for_longer_than_its_lease_starts_none_of_its_task
     fleet.run_out()
     assert_nothing_lost_and_nothing_twice(fleet)
     assert_at_rest(fleet)
-    assert fleet.workers[0].stats.handed > 20, "it is at work again"
+    assert fleet.workers[0].stats.dispatched > 20, "it is at work again"
 
 
 @LATENCIES
@@ -578,7 +578,7 @@ def test_a_worker_without_a_lease_starts_nothing_and_does_not_ask_all_the_time(l
     lease = fleet.workers[0].parking.lease
     fleet.at(0.5, lambda: setattr(lease, "holds", lambda: fleet.now > 5))
     fleet.run(5)
-    assert not [at for at, job in fleet.starts() if at > 0.51 and job.handed]
+    assert not [at for at, job in fleet.starts() if at > 0.51 and job.dispatched]
     assert sum(1 < at < 5 for at in fleet.workers[0].calls) <= 4 * 60
     fleet.run_out()
     assert_all_ran_once(fleet)

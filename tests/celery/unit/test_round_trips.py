@@ -82,10 +82,10 @@ def test_a_level_that_said_not_before_t_is_not_asked_again_before_t(on_limit, le
     told = {}
     for now, asks, answers in fleet.questions:
         for ask in asks:
-            for one, due in zip(ask.path, ask.dues, strict=True):
+            for one, due in zip(ask.path, ask.reservations, strict=True):
                 assert now >= due, "its place has not come"
                 # A tenant or task that refuses gives each who comes a place of its own, once, except to the parked.
-                if on_limit == "park" or not one.returns:
+                if on_limit == "park" or one.blocks_queue:
                     assert now >= told.get(one.key, 0)
         for ask, answer in zip(asks, answers or (), strict=bool(answers)):
             if answer.binding is not None:

@@ -10,10 +10,10 @@ from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 from kombu.common import QoS
 
 from bucketflow_celery import Limit
-from bucketflow_celery.admission.pending_task import Entry
+from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level
-from bucketflow_celery.config.policy import Passage
-from bucketflow_celery.worker.prefetch_window import Window
+from bucketflow_celery.config.policy import ThrottlePolicy
+from bucketflow_celery.worker.prefetch_window import PrefetchWindow
 from bucketflow_celery.worker.slots import CountedSlots, SemaphoreSlots, slots_of
 
 ALL = Level("all", "all", Limit(1, 1))
@@ -41,7 +41,7 @@ class TaskConsumer:
         pass
 
 
-class Request:
+class DispatchRequest:
     """A message that nobody has acknowledged."""
 
     acknowledged = False
@@ -66,7 +66,7 @@ class Queues(dict):
 
 
 def entry(queue="q"):
-    return Entry(Request(), queue, Passage(()), 0.0)
+    return PendingTask(DispatchRequest(), queue, ThrottlePolicy(()), 0.0)
 
 
 @pytest.mark.parametrize(
@@ -82,37 +82,37 @@ def entry(queue="q"):
 )
 def test_a_held_message_makes_room_only_where_others_could_start(queues, level, wider):
     consumer = worker(*queues)
-    window, held = Window(consumer), entry()
-    window.hold(held, level)
+    window, held = PrefetchWindow(consumer), entry()
+    window.widen(held, level)
     assert consumer.qos.value == PREFETCH + wider
-    window.unhold(held)
+    window.narrow(held)
     assert consumer.qos.value == PREFETCH
 
 
 @pytest.mark.parametrize("level", [QUEUE, None])
 def test_a_queue_that_fills_a_window_of_its_own_is_not_consumed_until_half_of_it_has_gone(level):
     consumer = worker("q", "r")
-    window, held = Window(consumer), [entry() for _ in range(PREFETCH)]
+    window, held = PrefetchWindow(consumer), [entry() for _ in range(PREFETCH)]
     for each in held[:-1]:
-        window.hold(each, level)
+        window.widen(each, level)
     assert consumer.task_consumer.queues == {"q", "r"}
-    window.hold(held[-1], level)
+    window.widen(held[-1], level)
     assert consumer.task_consumer.queues == {"r"}
-    window.unhold(held[0])
+    window.narrow(held[0])
     assert consumer.task_consumer.queues == {"r"}
-    window.unhold(held[1])
+    window.narrow(held[1])
     assert consumer.task_consumer.queues == {"q", "r"}
     assert consumer.qos.value == PREFETCH + 2
 
 
 def test_a_queue_the_user_has_cancelled_meanwhile_is_not_consumed_again():
     consumer = worker("q", "r")
-    window, held = Window(consumer), [entry() for _ in range(PREFETCH)]
+    window, held = PrefetchWindow(consumer), [entry() for _ in range(PREFETCH)]
     for each in held:
-        window.hold(each, QUEUE)
+        window.widen(each, QUEUE)
     del consumer.app.amqp.queues["q"]
     for each in held:
-        window.unhold(each)
+        window.narrow(each)
     assert consumer.task_consumer.queues == {"r"}
 
 
@@ -120,16 +120,16 @@ def test_a_queue_the_user_has_cancelled_meanwhile_is_not_consumed_again():
 def test_a_window_that_is_unlimited_or_each_queues_own_is_left_alone(options):
     consumer = worker("q", "r", **options)
     before = consumer.qos.value
-    window, held = Window(consumer), entry()
-    window.hold(held, TENANT)
+    window, held = PrefetchWindow(consumer), entry()
+    window.widen(held, TENANT)
     assert consumer.qos.value == before
-    window.unhold(held)
+    window.narrow(held)
     assert consumer.qos.value == before
 
 
 def test_what_was_never_held_widens_nothing():
     consumer = worker("q", "r")
-    Window(consumer).unhold(entry())
+    PrefetchWindow(consumer).narrow(entry())
     assert consumer.qos.value == PREFETCH
 
 
@@ -240,7 +240,7 @@ def test_preforks_own_semaphore_is_used():
 def test_after_a_lost_connection_the_tasks_that_go_on_running_keep_their_slots():
     semaphore = LaxBoundedSemaphore(3)
     slots = SemaphoreSlots(SimpleNamespace(semaphore=semaphore))
-    running = [Request(), Request()]
+    running = [DispatchRequest(), DispatchRequest()]
     for request in running:
         semaphore.acquire(lambda: None)
         state.active_requests.add(request)

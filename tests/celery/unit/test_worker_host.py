@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from bucketflow_celery.admission.pending_task import Entry
-from bucketflow_celery.config.policy import Passage
-from bucketflow_celery.worker.celery_worker import WorkerHost
+from bucketflow_celery.admission.pending_task import PendingTask
+from bucketflow_celery.config.policy import ThrottlePolicy
+from bucketflow_celery.worker.celery_worker import CeleryWorker
 
 
 class ExpiredWhileTheResultBackendIsAway:
@@ -18,6 +18,6 @@ class ExpiredWhileTheResultBackendIsAway:
 
 def test_a_revoked_task_whose_end_cannot_be_stored_stops_nobody_else_and_does_not_run(caplog):
     slots = SimpleNamespace(free=None, when_free=None)
-    host = WorkerHost(None, slots, SimpleNamespace(hold=None, unhold=None), None, None)
-    assert host.is_gone(Entry(ExpiredWhileTheResultBackendIsAway(), "q", Passage(()), 0.0))
+    host = CeleryWorker(None, slots, SimpleNamespace(widen=None, narrow=None), None, None)
+    assert host.is_revoked_or_expired(PendingTask(ExpiredWhileTheResultBackendIsAway(), "q", ThrottlePolicy(()), 0.0))
     assert "the end of 42 could not be stored" in caplog.text

@@ -1,4 +1,4 @@
--- heads: since when the first task of each lane has waited.
+-- lane_heads: since when the first task of each lane has waited.
 -- KEYS     lanes, one hash tag
 -- ARGV     none
 -- returns  {for each lane: µs since when its first task was parked; 0 if there is none}

@@ -1,4 +1,4 @@
--- view: who has how much parked in one queue.
+-- backlog_view: who has how much parked in one queue.
 -- KEYS     see backlog.lua
 -- ARGV     none
 -- returns  {now µs, {for each tenant: name, cost of its tasks ("%.17g"), {for each lane: task, rank, length}}}

@@ -1,4 +1,4 @@
--- queues: in which queues something is parked.
+-- parked_queues: in which queues something is parked.
 -- KEYS     the backlogs' names
 -- ARGV     none
 -- returns  {queues}

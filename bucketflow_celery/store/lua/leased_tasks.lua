@@ -1,4 +1,4 @@
--- owned: what a worker was handed and has not ended.
+-- leased_tasks: what a worker was dispatched and has not ended.
 -- KEYS     owned, see backlog.lua
 -- ARGV     none
 -- returns  {for each task: uid, queue, tenant, task, rank, µs since when it was parked}

@@ -1,4 +1,4 @@
--- release: hand out the tasks whose turn it is and take their tokens; mirrors release.py.
+-- dispatch: hand out the tasks whose turn it is and take their tokens; mirrors release.py.
 -- KEYS     see backlog.lua, then levels and lanes
 -- ARGV     version the caller knows, queue, channel, worker, free slots; then how many levels all tasks pass, and each;
 --          then for each tenant: name, weight, 1 and its level or 0, how many types, and for each:
@@ -19,7 +19,7 @@ if tonumber(redis.call('ZSCORE', WORKERS, worker) or -1) < 0 then
 end
 
 -- The first write must not need memory: then a server that has none left still hands out, and so gets some.
-redis.call('ZREM', TURNS, worker)
+redis.call('ZREM', POLLS, worker)
 
 local at = 6
 local function argument()
@@ -57,12 +57,12 @@ while at <= #ARGV do
   candidates[name] = candidate
 end
 
-local limits, full_at, line_at, changed = {}, {}, {}, {}
+local limits, full_at, reserved_until, changed = {}, {}, {}, {}
 local function wait_at(level, cost)
   local key = level.key
   if not limits[key] then
     limits[key] = level
-    full_at[key], line_at[key], changed[key] = under(level, redis.call('GET', KEYS[key]), time)
+    full_at[key], reserved_until[key], changed[key] = rebased_on(level, redis.call('GET', KEYS[key]), time)
   end
   return wait_for(level, full_at[key], time, cost)
 end
@@ -77,15 +77,15 @@ end
 -- Under other limits than before nobody knows any more how long to sleep: all wake, as do those whose time has come.
 local slept_under = redis.call('HGET', META, 'version') or ''
 if version ~= slept_under then
-  redis.call('ZUNIONSTORE', ASLEEP, 1, ASLEEP, 'WEIGHTS', 0)
+  redis.call('ZUNIONSTORE', DELAYED, 1, DELAYED, 'WEIGHTS', 0)
 end
 local virtual = virtual_time()
-for _, name in ipairs(redis.call('ZRANGEBYSCORE', ASLEEP, '-inf', time, 'LIMIT', 0, MOST)) do
-  redis.call('ZREM', ASLEEP, name)
-  rouse(name, record_of(name), virtual)
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', time, 'LIMIT', 0, MOST)) do
+  redis.call('ZREM', DELAYED, name)
+  wake(name, record_of(name), virtual)
 end
 
-local handed, uids, owned = {}, {}, {}
+local dispatched, uids, owned = {}, {}, {}
 local admitted, skipped, unknown, ready_at, later, gap = 0, 0, false, nil, nil, 0
 
 local function stop_unknown()
@@ -96,11 +96,11 @@ local function hand(name, tenant, task, rank, key, is_admitted)
   local packed = redis.call('LPOP', key)
   local item = item_of(packed)
   tenant.cost = tenant.cost - item.cost
-  shrink(name, tenant, task, rank, 1)
+  pop_head(name, tenant, task, rank, 1)
   uids[#uids + 1] = item.uid
   owned[#owned + 1] = item.uid
   owned[#owned + 1] = cmsgpack.pack({ queue, name, task, rank, packed })
-  handed[#handed + 1] = {
+  dispatched[#dispatched + 1] = {
     item.uid, is_admitted, name, task, rank, item.redelivered, item.since, exact(item.cost), item.deadline,
   }
 end
@@ -118,7 +118,7 @@ local function serve_type(name, tenant, candidate, task, kind, rank)
   local key = kind.lanes[rank]
   local packed = redis.call('LINDEX', key, 0)
   if not packed then -- somebody has deleted the lane, or the server has evicted it
-    shrink(name, tenant, task, rank, tenant.types[task].lanes[rank])
+    pop_head(name, tenant, task, rank, tenant.types[task].lanes[rank])
     return 0
   end
   local item = item_of(packed)
@@ -204,7 +204,7 @@ while admitted < free and looked < MOST do
     skipped = skipped + 1
   elseif wait > 0 then
     redis.call('ZREM', READY, name)
-    redis.call('ZADD', ASLEEP, time + wait, name)
+    redis.call('ZADD', DELAYED, time + wait, name)
   end
 end
 local has_more = admitted >= free or (looked >= MOST and skipped < MOST)
@@ -214,25 +214,25 @@ end
 
 -- Write what has changed.
 for key in pairs(changed) do
-  local ttl = math.max(1, lifetime(full_at[key], line_at[key], time))
-  redis.call('SET', KEYS[key], pack(limits[key], full_at[key], line_at[key]), 'PX', ttl)
+  local ttl = math.max(1, lifetime(full_at[key], reserved_until[key], time))
+  redis.call('SET', KEYS[key], pack(limits[key], full_at[key], reserved_until[key]), 'PX', ttl)
 end
-if #handed > 0 then
+if #dispatched > 0 then
   redis.call('HSET', OWNED, unpack(owned))
   for i, message in ipairs(redis.call('HMGET', MESSAGES, unpack(uids))) do
-    handed[i][10] = message
+    dispatched[i][10] = message
   end
 end
 save()
-if tidy(queue) then
+if reset_if_empty(queue) then
   redis.call('HSET', META, 'virtual', virtual, 'version', version)
-  redis.call('ZREMRANGEBYSCORE', RESTING, '-inf', virtual)
+  redis.call('ZREMRANGEBYSCORE', IDLE, '-inf', virtual)
 end
 
 -- When this worker comes again, and whether another must be called in its place.
-redis.call('ZREMRANGEBYSCORE', TURNS, '-inf', '(' .. exact(time - NO_SHOW))
+redis.call('ZREMRANGEBYSCORE', POLLS, '-inf', '(' .. exact(time - POLL_GRACE))
 local function sleeper(at)
-  local found = redis.call('ZRANGE', ASLEEP, at, at, 'WITHSCORES')
+  local found = redis.call('ZRANGE', DELAYED, at, at, 'WITHSCORES')
   return found[1] and tonumber(found[2])
 end
 if not ready_at then
@@ -248,17 +248,17 @@ elseif unknown then
   wait = 0
 else
   -- Whoever was called has come, and has left nothing: for what is parked next it is called again.
-  redis.call('HDEL', META, 'called_at')
+  redis.call('HDEL', META, 'notified_at')
   if ready_at then
     local ahead = 0
-    if coming(ready_at, time) >= PER_TURN then
-      ahead = math.floor(redis.call('ZCARD', TURNS) / PER_TURN)
+    if expected_polls(ready_at, time) >= WORKERS_PER_POLL then
+      ahead = math.floor(redis.call('ZCARD', POLLS) / WORKERS_PER_POLL)
     end
     local turn = ready_at + ahead * gap
     if gap == 0 and ahead > 0 then
       turn = math.max(ready_at, sleeper(ahead) or time + SECOND)
     end
-    redis.call('ZADD', TURNS, turn, worker)
+    redis.call('ZADD', POLLS, turn, worker)
     wait = math.max(0, math.ceil(turn - time))
   end
 end
@@ -278,5 +278,5 @@ local function tell(names)
   end
 end
 tell(redis.call('ZRANGE', READY, 0, free + skipped + SPARE - 1))
-tell(redis.call('ZRANGE', ASLEEP, 0, SPARE - 1))
-return { version, wait, handed, following }
+tell(redis.call('ZRANGE', DELAYED, 0, SPARE - 1))
+return { version, wait, dispatched, following }
