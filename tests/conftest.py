@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from servers import RabbitServer, RedisServer
 
 # Where a change lands the same examples run every time; new ones are looked for everywhere else.

@@ -29,7 +29,7 @@ from bucketflow_celery.demo.summary import summarise
 from bucketflow_celery.demo.utilisation import Change, utilisation
 from bucketflow_celery.demo.workload import DEFAULT, Order, WorkloadError, parse, read
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HEADER = "second,tenant,task,cost\n"
 
 LIMITS = st.builds(Limit, st.integers(1, 8), st.integers(1, 8))

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from redis_shells import AsyncRedisShell, LeasedRedisShell, RedisShell
 from shells import AsyncShell, CoreShell, HierarchicalShell, ThreadShell
 

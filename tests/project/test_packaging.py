@@ -18,7 +18,7 @@ import pytest
 
 import bucketflow
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("bucketflow", "bucketflow_celery")
 
 

@@ -22,7 +22,7 @@ from bucketflow.limit import Limit
 
 pytestmark = pytest.mark.usefixtures("redis_client")  # each begins with an empty server
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 PROGRAMS = {"python": [sys.executable], "celery": [sys.executable, "-m", "celery"]}
 

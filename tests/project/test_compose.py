@@ -13,7 +13,7 @@ import pytest
 import yaml
 from processes import Process, wait_until
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
 WORKERS = [name for name in SERVICES if name.startswith("worker")]

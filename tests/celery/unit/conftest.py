@@ -1,8 +1,0 @@
-"""Pure modules of the throttle: no Celery worker runs here."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
