@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bucketflow.algorithm.gcra import Decision, initial_state, tokens_at
 from bucketflow.algorithm.wait_tree import BucketNode, Path, put_back
 from bucketflow.clock import SYSTEM_CLOCK, fast_reader
-from bucketflow.errors import ConfigError
+from bucketflow.errors import ConfigError, CostExceedsCapacity
 from bucketflow.hierarchy_config import parse_hierarchy
 from bucketflow.limit import SECOND, Limit
 from bucketflow.local.fast_path import DISABLED, popping
@@ -123,17 +123,21 @@ class HierarchicalTokenBucket:
                 be known ahead, is refused at once.
 
         Returns:
-            Whether they were taken.
+            Whether the tokens were taken. Without *block* that is False for more *tokens* than a bucket of the path
+            can hold, as in 0.1.0.
 
         Raises:
             ConfigError: *tokens* or *timeout* is no number of 0 or more, or *timeout* is given without *block*.
-            CostExceedsCapacity: More than a bucket on the path can ever hold; it names the one that holds least.
+            CostExceedsCapacity: With *block*: *tokens* is above the capacity of a bucket of the path, so the call
+                would wait for ever. The error names the bucket with the smallest capacity.
         """
         if timeout is not None:
             check_timeout(timeout, block=block)
         one, steps, take, slot, read, scale = self._fast_path
         if tokens is not one:
-            steps = self._steps_of(self._cost(tokens))
+            steps = self._steps_for_call(tokens, block)
+            if not steps:
+                return False
             take = take if tokens else DISABLED
         # As in TokenBucket.consume, but the states stay in the levels, and get back what was taken if one refuses.
         try:
@@ -200,6 +204,16 @@ class HierarchicalTokenBucket:
     def _steps_of(self, cost: float) -> list[tuple[BucketNode, float, float]]:
         """Return each level of the path, the µs in which *cost* tokens come there, and the most it may be behind."""
         return [(level, cost * SECOND / level.fill_rate, level.most) for level in self._path]
+
+    def _steps_for_call(self, tokens: float, block: bool) -> list[tuple[BucketNode, float, float]]:  # noqa: FBT001 - as in consume
+        """Check *tokens* and return their steps: none if the path can never grant them to a non-blocking call."""
+        try:
+            cost = check_cost(tokens, self._narrowest.limit.capacity, self._narrowest.label)
+        except CostExceedsCapacity:
+            if block:
+                raise
+            return []
+        return self._steps_of(cost)
 
     def _consume(self, cost: float) -> bool:
         """Take *cost* tokens, or say that they are not there, when the quick way was closed."""

@@ -108,6 +108,33 @@ def test_a_request_above_an_ancestors_capacity_names_it_and_never_waits():
     assert root.tokens == 2
 
 
+@pytest.mark.parametrize("capacities", [(20, 5), (5, 20), (5,), (30, 5, 30)])
+def test_a_cost_above_the_capacity_of_a_level_is_refused_without_blocking_and_an_error_otherwise(capacities):
+    bucket = None
+    for level, capacity in enumerate(capacities):
+        bucket = HierarchicalTokenBucket(capacity, 1, bucket, name=f"bucket {level}")
+    narrowest = f"bucket {capacities.index(5)}: 20 token"
+    assert bucket.consume(20) is False
+    assert bucket.consume(20, block=False) is False
+    assert bucket.try_consume(0).tokens == capacities
+    for call in (
+        lambda: bucket.consume(20, block=True),
+        lambda: bucket.consume(20, block=True, timeout=0),
+        lambda: bucket.try_consume(20),
+        lambda: bucket.wait_time(20),
+        lambda: bucket.refund(20),
+    ):
+        with pytest.raises(CostExceedsCapacity, match=narrowest):
+            call()
+    assert bucket.try_consume(0).tokens == capacities
+
+
+def test_the_default_cost_above_the_capacity_of_a_level_is_refused_without_blocking():
+    bucket = HierarchicalTokenBucket(1, 1, HierarchicalTokenBucket(0.5, 1))
+    assert bucket.consume() is False
+    assert bucket.try_consume(0).tokens == (0.5, 1)
+
+
 def test_a_blocked_child_waits_for_the_slowest_level(shop, clock):
     assert shop["mail"].consume(4)
     assert shop["mail"].consume(4, block=True)

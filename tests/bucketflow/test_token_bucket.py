@@ -16,6 +16,10 @@ NO_COST = [-1, -0.5, math.nan, math.inf, True, False, "1", None, Decimal(1), [1]
 KINDS = [TokenBucket, HierarchicalTokenBucket]
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
+#: A hierarchical bucket answers False to a cost above its capacity if the caller does not block.
+raising_kinds = pytest.mark.parametrize(
+    ("kind", "block"), [(TokenBucket, False), (TokenBucket, True), (HierarchicalTokenBucket, True)]
+)
 
 
 class InterruptedClock(FakeClock):
@@ -142,20 +146,19 @@ def test_a_cost_that_is_no_number_of_tokens_is_named(kind, verb, cost):
     assert raised.value.value is cost
 
 
-@each_kind
-@pytest.mark.parametrize("block", [False, True])
-def test_more_than_the_capacity_is_an_error_and_not_an_endless_wait(kind, block):
+@raising_kinds
+def test_a_cost_above_the_capacity_is_an_error_and_not_an_endless_wait(kind, block):
     bucket = kind(5, 1, name="mail")
     with pytest.raises(CostExceedsCapacity, match="mail: 6 token"):
         bucket.consume(6, block=block)
     assert bucket.tokens == 5
 
 
-@each_kind
-def test_the_default_cost_too_can_be_more_than_the_capacity(kind):
+@raising_kinds
+def test_the_default_cost_can_be_above_the_capacity_too(kind, block):
     bucket = kind(0.5, 1, name="mail")
     with pytest.raises(CostExceedsCapacity, match="mail: 1 token"):
-        bucket.consume()
+        bucket.consume(block=block)
     assert bucket.consume(0.5)
 
 
