@@ -138,11 +138,11 @@ def test_callers_who_all_wake_late_do_not_burst_past_the_limit(kind, callers):
 
 
 @each_kind
-@pytest.mark.parametrize("verb", ["consume", "try_consume", "wait_time", "refund"])
+@pytest.mark.parametrize("method", ["consume", "try_consume", "wait_time", "refund"])
 @pytest.mark.parametrize("cost", NO_COST)
-def test_a_cost_that_is_not_a_number_of_tokens_is_named(kind, verb, cost):
+def test_a_cost_that_is_not_a_number_of_tokens_is_named(kind, method, cost):
     with pytest.raises(ConfigError, match="tokens is") as raised:
-        getattr(kind(5, 1), verb)(cost)
+        getattr(kind(5, 1), method)(cost)
     assert raised.value.value is cost
 
 
@@ -170,7 +170,7 @@ def test_a_timeout_that_is_not_a_number_of_seconds_is_named(kind, timeout):
 
 
 @each_kind
-def test_a_timeout_without_block_is_a_mistake(kind):
+def test_a_timeout_without_block_is_an_error(kind):
     with pytest.raises(ConfigError, match="timeout is 1, expected None unless block=True"):
         kind(5, 1).consume(timeout=1)
 

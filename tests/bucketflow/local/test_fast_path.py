@@ -56,15 +56,15 @@ def interrupts():
 
 
 @each_kind
-@pytest.mark.parametrize("verb", ["consume", "try_consume", "wait_time", "refund"])
-def test_while_one_call_owns_a_bucket_all_others_wait(kind, verb):
+@pytest.mark.parametrize("method", ["consume", "try_consume", "wait_time", "refund"])
+def test_while_one_call_owns_a_bucket_all_others_wait(kind, method):
     clock = StoppedClock()
     bucket = kind(2, 1, clock=clock)
     with ThreadPoolExecutor(2) as pool:
         clock.armed = True
         first = pool.submit(consume, bucket)
         assert clock.called.wait(30)
-        second = pool.submit(consume if verb == "consume" else getattr(kind, verb), bucket)
+        second = pool.submit(consume if method == "consume" else getattr(kind, method), bucket)
         assert not wait([second], timeout=0.05).done
         clock.released.set()
         assert first.result(timeout=30)
@@ -72,23 +72,23 @@ def test_while_one_call_owns_a_bucket_all_others_wait(kind, verb):
 
 
 @each_kind
-@pytest.mark.parametrize("verb", ["consume", "try_consume", "wait_time", "refund"])
-def test_an_interrupted_call_leaves_the_bucket_unchanged_and_open_to_the_next(kind, verb):
+@pytest.mark.parametrize("method", ["consume", "try_consume", "wait_time", "refund"])
+def test_an_interrupted_call_leaves_the_bucket_unchanged_and_open_to_the_next(kind, method):
     clock = StoppedClock(KeyboardInterrupt())
     bucket = kind(3, 1, clock=clock)
     assert consume(bucket)
     clock.armed = True
     with pytest.raises(KeyboardInterrupt):
-        (consume if verb == "consume" else getattr(kind, verb))(bucket)
+        (consume if method == "consume" else getattr(kind, method))(bucket)
     assert [consume(bucket) for _ in range(3)] == [True, True, False]
     assert bucket.try_consume(0).tokens == (0,)
 
 
 @pytest.mark.parametrize("kind", [TokenBucket, HierarchicalTokenBucket])
-@pytest.mark.parametrize("verb", ["consume", "try_consume", "wait_time"])
-def test_ctrl_c_at_any_instant_leaves_the_bucket_open(kind, verb, interrupts):
+@pytest.mark.parametrize("method", ["consume", "try_consume", "wait_time"])
+def test_ctrl_c_at_any_time_leaves_the_bucket_open(kind, method, interrupts):
     bucket = kind(10**9, 1000)
-    call = getattr(bucket, verb)
+    call = getattr(bucket, method)
     for _ in range(500):
         try:
             interrupts()
@@ -126,7 +126,7 @@ def test_the_fast_path_opens_again_once_no_caller_waits(kind):
 
 @each_kind
 @pytest.mark.usefixtures("often_switched")
-def test_racing_threads_with_every_verb_spend_what_there_is_and_no_more(kind):
+def test_racing_threads_that_call_every_method_spend_the_burst_and_no_more(kind):
     bucket = kind(500, 1, clock=FakeClock())
 
     def work(number):
@@ -148,7 +148,7 @@ def test_racing_threads_with_every_verb_spend_what_there_is_and_no_more(kind):
     assert bucket.try_consume(0).tokens == (0,)
 
 
-def test_racing_threads_on_the_machines_clock_never_get_more_than_the_limit():
+def test_racing_threads_on_the_system_clock_never_get_more_than_the_limit():
     root = HierarchicalTokenBucket(400, 0.001)
     buckets = [TokenBucket(400, 0.001), root, *(HierarchicalTokenBucket(400, 0.001, root) for _ in range(2))]
     with ThreadPoolExecutor(8) as pool:
