@@ -1,4 +1,4 @@
-"""The layers are law: what imports what, lazily or not, and what an import does to the machine."""
+"""Imports follow the architecture, lazy ones included, and importing has no side effects."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def imports(module):
 
 
 def reached_from(module):
-    """Return *module* and everything of the packages that importing it imports."""
+    """Return *module* and all modules of the packages that it imports, directly or not."""
     reached, ahead = set(), [module]
     while ahead:
         name = ahead.pop()
