@@ -144,7 +144,7 @@ class RedisBucket(ABC):
         return check_cost(tokens, self._max_cost, self._smallest.key)
 
     def _refuse_behind_waiters(self, state: Decision) -> Decision:
-        """Return a refusal for a caller that must not overtake the waiting ones; *state* is Redis' reply to a look."""
+        """Return the refusal of a caller that must not overtake waiters; *state* is the decision without them."""
         refusal = self._polling_queue.current_refusal()
         binding = len(self._levels) - 1 if state.binding is None else state.binding
         return Decision(False, max(state.retry_after, refusal.retry_after), binding, state.tokens)  # noqa: FBT003

@@ -140,7 +140,7 @@ class LeasedPath(RedisPath):
         return None
 
     def _settling_call(self, costs: tuple[float, ...], now: int) -> ScriptCall:
-        """Return the call that ends all leases, evaluates *costs*, and leases anew if one of *costs* takes tokens."""
+        """End all leases; return the call that settles them, evaluates *costs*, and leases if a cost is above 0."""
         settled: list[float] = []
         for held in self._held:
             settled.append(held.lease.tokens)

@@ -37,7 +37,7 @@ AsyncRunAll = Callable[[Sequence[ScriptCall]], Awaitable[list[Any]]]
 
 
 class BatchTarget(Protocol):
-    """A path of buckets, as the batchers see it. A cost is in tokens; a negative one takes nothing, it only looks."""
+    """A path of buckets, as the batchers see it. A cost is in tokens; a negative one is evaluated but not taken."""
 
     def answer_locally(self, cost: float) -> PathReply | None:
         """Return the reply for *cost* if it needs no call to Redis, else ``None``."""
@@ -122,8 +122,9 @@ class ThreadBatcher:
     Batches the requests of threads: the thread of one pending request leads the next batch.
 
     An exception from a signal handler may interrupt a thread between any two lines, also while it leads. So a handler
-    that runs in the leader's thread sends its request at once, instead of waiting for the leader. And a pending request
-    whose leader is lost takes the lead itself after *leader_timeout*. Two leaders at a time do no harm.
+    that runs in the leader's thread sends its request at once, instead of waiting for its own thread. And a pending
+    request whose leader is lost takes the lead itself after *leader_timeout*. Two leaders at a time do no harm: they
+    send separate batches.
 
     Args:
         run_call: Runs one call, or raises ``StoreUnavailable``.

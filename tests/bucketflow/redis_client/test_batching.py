@@ -270,9 +270,9 @@ async def test_many_coroutines_share_round_trips_and_are_granted_exactly_the_cap
         bucket = AsyncRedisTokenBucket(client, "shop", 100, SLOW)
         await bucket.get_tokens()
         before = evalsha_calls(redis_client)
-        answers = await asyncio.gather(*(bucket.consume() for _ in range(200)))
-        assert sum(answers) == 100
-        assert answers[:100] == [True] * 100  # in order of arrival
+        grants = await asyncio.gather(*(bucket.consume() for _ in range(200)))
+        assert sum(grants) == 100
+        assert grants[:100] == [True] * 100  # in order of arrival
         assert evalsha_calls(redis_client) - before <= 3
         await bucket.close()
 

@@ -134,17 +134,17 @@ def test_threads_and_coroutines_recover_from_a_failover(cluster):
     loop = asyncio.new_event_loop()
     with cluster.client() as client:
         bucket = RedisTokenBucket(client, "failover", 50, SLOW, timeout=0.5)
-        aclient = redis.asyncio.RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port)
-        twin = AsyncRedisTokenBucket(aclient, "failover", 50, SLOW, timeout=0.5)
+        async_client = redis.asyncio.RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port)
+        async_bucket = AsyncRedisTokenBucket(async_client, "failover", 50, SLOW, timeout=0.5)
         assert bucket.consume()
-        assert loop.run_until_complete(twin.consume())
+        assert loop.run_until_complete(async_bucket.consume())
         master = cluster.master_of("{failover}")
         wait_replicated(master, cluster.nodes[cluster.nodes.index(master) + RedisCluster.MASTERS])
         master.kill()
         errors = consume_until_granted(bucket.consume)
-        consume_until_granted(lambda: loop.run_until_complete(twin.consume()))
+        consume_until_granted(lambda: loop.run_until_complete(async_bucket.consume()))
         assert errors
         assert 45 <= bucket.tokens <= 46.01  # the replica has the tokens spent before
-        loop.run_until_complete(twin.close())
-        loop.run_until_complete(aclient.aclose())
+        loop.run_until_complete(async_bucket.close())
+        loop.run_until_complete(async_client.aclose())
         loop.close()

@@ -36,18 +36,18 @@ def test_threads_and_coroutines_recover_from_a_failover(sentinel):
     loop = asyncio.new_event_loop()
     client = redis.sentinel.Sentinel(sentinel.addresses()).master_for(sentinel.SERVICE)
     bucket = RedisTokenBucket(client, "shop", 50, SLOW, timeout=0.5)
-    aclient = redis.asyncio.sentinel.Sentinel(sentinel.addresses()).master_for(sentinel.SERVICE)
-    twin = AsyncRedisTokenBucket(aclient, "shop", 50, SLOW, timeout=0.5)
+    async_client = redis.asyncio.sentinel.Sentinel(sentinel.addresses()).master_for(sentinel.SERVICE)
+    async_bucket = AsyncRedisTokenBucket(async_client, "shop", 50, SLOW, timeout=0.5)
     assert bucket.consume()
-    assert loop.run_until_complete(twin.consume())
+    assert loop.run_until_complete(async_bucket.consume())
     wait_replicated(sentinel.master, sentinel.replica)
     sentinel.master.kill()
     with pytest.raises(StoreUnavailable, match="mymaster"):
         bucket.consume()
     wait_until(lambda: in_time(bucket.consume), timeout=30, pause=0.05)
-    wait_until(lambda: in_time(lambda: loop.run_until_complete(twin.consume())), timeout=30, pause=0.05)
+    wait_until(lambda: in_time(lambda: loop.run_until_complete(async_bucket.consume())), timeout=30, pause=0.05)
     assert bucket.tokens == pytest.approx(46, abs=0.01)  # the replica has the tokens spent before
-    loop.run_until_complete(twin.close())
+    loop.run_until_complete(async_bucket.close())
     loop.close()
 
 
