@@ -13,16 +13,9 @@ from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket, crea
 SLOW = 0.001  # tokens per second: no refill during a test
 
 
-@pytest.fixture
-async def aclient(redis_server, redis_client):
-    assert redis_client.dbsize() == 0
-    async with redis.asyncio.Redis(port=redis_server.port) as client:
-        yield client
-
-
-async def test_coroutines_and_threads_share_a_bucket(aclient, redis_client):
-    root = AsyncRedisTokenBucket(aclient, "shop", 10, SLOW)
-    leaf = AsyncRedisTokenBucket(aclient, "acme", 4, SLOW, parent=root)
+async def test_coroutines_and_threads_share_a_bucket(async_client, redis_client):
+    root = AsyncRedisTokenBucket(async_client, "shop", 10, SLOW)
+    leaf = AsyncRedisTokenBucket(async_client, "acme", 4, SLOW, parent=root)
     assert await leaf.consume(3)
     assert not await leaf.consume(2)
     assert (await leaf.try_consume(2)).binding == 1
@@ -32,8 +25,8 @@ async def test_coroutines_and_threads_share_a_bucket(aclient, redis_client):
     assert await leaf.wait_time(4) == 0
 
 
-async def test_waiting_coroutines_are_granted_in_order(aclient):
-    bucket = AsyncRedisTokenBucket(aclient, "shop", 1, 50, initial_tokens=0)
+async def test_waiting_coroutines_are_granted_in_order(async_client):
+    bucket = AsyncRedisTokenBucket(async_client, "shop", 1, 50, initial_tokens=0)
     granted = []
 
     async def wait(number):
@@ -50,8 +43,8 @@ async def test_waiting_coroutines_are_granted_in_order(aclient):
     assert not await bucket.consume(block=True, timeout=0)
 
 
-async def test_a_coroutine_cancelled_while_waiting_spends_nothing(aclient):
-    bucket = AsyncRedisTokenBucket(aclient, "shop", 1, 10, initial_tokens=0)
+async def test_a_coroutine_cancelled_while_waiting_spends_nothing(async_client):
+    bucket = AsyncRedisTokenBucket(async_client, "shop", 1, 10, initial_tokens=0)
     await bucket.wait_time()
     waiters = [asyncio.create_task(bucket.consume(block=True)) for _ in range(2)]
     await asyncio.sleep(0.03)
@@ -61,8 +54,8 @@ async def test_a_coroutine_cancelled_while_waiting_spends_nothing(aclient):
         await waiters[0]
 
 
-async def test_the_reply_of_a_call_cancelled_in_flight_does_not_reach_the_next_call(aclient):
-    bucket = AsyncRedisTokenBucket(aclient, "shop", 1000, SLOW)
+async def test_the_reply_of_a_call_cancelled_in_flight_does_not_reach_the_next_call(async_client):
+    bucket = AsyncRedisTokenBucket(async_client, "shop", 1000, SLOW)
     for number in range(20):
         call = asyncio.create_task(bucket.try_consume())
         for _ in range(number % 7):
@@ -73,10 +66,10 @@ async def test_the_reply_of_a_call_cancelled_in_flight_does_not_reach_the_next_c
         assert 1000 - number - 1.01 <= await bucket.get_tokens() <= 1000
 
 
-async def test_an_async_hierarchy_enforces_every_level(aclient):
+async def test_an_async_hierarchy_enforces_every_level(async_client):
     config = {"name": "all", "capacity": 3, "fill_rate": SLOW}
     config["children"] = [{"name": "acme", "capacity": 9, "fill_rate": 1}]
-    tree = create_async_redis_bucket_hierarchy(aclient, config)
+    tree = create_async_redis_bucket_hierarchy(async_client, config)
     with pytest.raises(CostExceedsCapacity, match=r"^all"):
         await tree["acme"].consume(4)
     assert await tree["acme"].consume(3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import signal
@@ -22,7 +21,6 @@ from bucketflow.distributed import (
     RedisTokenBucket,
     create_async_redis_bucket_hierarchy,
     create_redis_bucket_hierarchy,
-    lease_monitor,
 )
 from bucketflow.testing import FakeClock, worst_excess
 
@@ -166,49 +164,7 @@ def test_the_buckets_of_a_hierarchy_lease(redis_client):
     create_async_redis_bucket_hierarchy(redis.asyncio.Redis(port=1), config, lease=20)
 
 
-# Unused leases -------------------------------------------------------------------------------------------------------
-
-
-def test_an_unused_lease_is_returned_without_a_call(redis_client, monkeypatch):
-    monkeypatch.setattr(lease_monitor, "CHECK_INTERVAL", 0.05)
-    holder = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
-    other = RedisTokenBucket(redis_client, "shop", 100, SLOW)
-    for spent in (1, 2):  # the monitor starts again for the second lease
-        assert holder.consume()
-        until(lambda spent=spent: other.tokens == about(100 - spent))
-
-
-def test_the_monitor_thread_ends_with_the_lease(redis_client, monkeypatch):
-    monkeypatch.setattr(lease_monitor, "CHECK_INTERVAL", 0.05)
-    others = set(threading.enumerate())
-    closed = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
-    closed.consume()
-    (monitor,) = set(threading.enumerate()) - others
-    closed.close()
-    monitor.join(30)
-    assert not monitor.is_alive()
-    forgotten = RedisTokenBucket(redis_client, "forgotten", 100, SLOW, lease=60)
-    forgotten.consume()
-    (monitor,) = set(threading.enumerate()) - others
-    del forgotten
-    gc.collect()
-    monitor.join(30)
-    assert not monitor.is_alive()
-    assert RedisTokenBucket(redis_client, "forgotten", 100, SLOW).tokens == about(99)
-
-
-def test_a_lease_works_without_a_monitor_thread(redis_client, monkeypatch):
-    bucket = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
-
-    def cannot_start(_):
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", cannot_start)
-        assert bucket.consume()
-    assert bucket.consume()
-    bucket.close()
-    assert bucket.tokens == about(98)
+# Several processes ---------------------------------------------------------------------------------------------------
 
 
 def test_a_forked_child_does_not_spend_its_parents_lease(redis_client):
@@ -275,15 +231,8 @@ time.sleep(60)
 # Coroutines ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def aclient(redis_server, redis_client):
-    assert redis_client.dbsize() == 0
-    async with redis.asyncio.Redis(port=redis_server.port) as client:
-        yield client
-
-
-async def test_coroutines_spend_a_lease_without_calls_and_close_returns_the_rest(aclient, redis_client):
-    bucket = AsyncRedisTokenBucket(aclient, "shop", 100, SLOW, lease=60)
+async def test_coroutines_spend_a_lease_without_calls_and_close_returns_the_rest(async_client, redis_client):
+    bucket = AsyncRedisTokenBucket(async_client, "shop", 100, SLOW, lease=60)
     assert await bucket.consume()
     before = calls(redis_client)
     assert all(await asyncio.gather(*(bucket.consume() for _ in range(60))))
@@ -293,26 +242,12 @@ async def test_coroutines_spend_a_lease_without_calls_and_close_returns_the_rest
     assert RedisTokenBucket(redis_client, "shop", 100, SLOW).tokens == about(38)
 
 
-async def test_requests_pending_while_a_lease_arrives_are_granted_from_it(aclient, redis_client):
-    bucket = AsyncRedisTokenBucket(aclient, "shop", 100, SLOW, lease=60)
+async def test_requests_pending_while_a_lease_arrives_are_granted_from_it(async_client, redis_client):
+    bucket = AsyncRedisTokenBucket(async_client, "shop", 100, SLOW, lease=60)
     await bucket.get_tokens()
     before = calls(redis_client)
     assert all(await asyncio.gather(*(bucket.consume() for _ in range(50))))
     assert calls(redis_client) == before + 1
-    await bucket.close()
-
-
-async def test_a_lease_unused_by_coroutines_is_returned_without_a_call(aclient, redis_client, monkeypatch):
-    monkeypatch.setattr(lease_monitor, "CHECK_INTERVAL", 0.05)
-    bucket = AsyncRedisTokenBucket(aclient, "shop", 100, SLOW, lease=60)
-    other = RedisTokenBucket(redis_client, "shop", 100, SLOW)
-    assert await bucket.consume()
-    assert other.tokens == about(39)
-    for _ in range(500):
-        await asyncio.sleep(0.01)
-        if other.tokens == about(99):
-            break
-    assert other.tokens == about(99)
     await bucket.close()
 
 
