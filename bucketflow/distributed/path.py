@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 
 from bucketflow.algorithm.gcra import Decision, tokens_at
+from bucketflow.algorithm.mirror import CONSTANTS, GCRA
 from bucketflow.algorithm.token_lease import TokenLease
 from bucketflow.limit import SECOND, Limit
 from bucketflow.redis_client.batching import Answer
@@ -58,7 +59,7 @@ class RedisPath:
         self.levels = levels
         self.limits = [level.limit for level in levels]
         self.keys = [level.key for level in levels]
-        self.script = load_script("bucketflow", "consume")
+        self.script = load_script("bucketflow", "consume", constants=CONSTANTS)
         self._answer = struct.Struct(f"<{2 + len(levels)}d")
         self._is_new = True
         self._packed: dict[tuple[float, ...], ScriptCall] = {}
@@ -102,7 +103,7 @@ class RedisPath:
         args = [exact(cost)]
         for limit in self.limits:
             args += (exact(limit.capacity), exact(limit.fill_rate))
-        return [ScriptCall.of(load_script("bucketflow", "refund"), self.keys, args)]
+        return [ScriptCall.of(load_script("bucketflow", "refund", (GCRA,), CONSTANTS), self.keys, args)]
 
     def _pack(self, costs: tuple[float, ...]) -> ScriptCall:
         return ScriptCall.of(self.script, self.keys, (self.packed_limits(), pack_numbers(costs)))

@@ -10,9 +10,8 @@ from typing import Any, Generic, TypeVar
 from bucketflow.limit import SECOND
 from bucketflow.redis_client.encoding import exact
 from bucketflow.redis_client.runner import ScriptRunner, Subscription
-from bucketflow.redis_client.scripts import Script, load_script
+from bucketflow.redis_client.scripts import Script
 from bucketflow_celery.config.levels import Level, quoted
-from bucketflow_celery.scheduling.backlog import DEDUP_TTL
 from bucketflow_celery.scheduling.model import (
     DispatchedTask,
     DispatchReply,
@@ -25,12 +24,12 @@ from bucketflow_celery.scheduling.model import (
     TenantSummary,
 )
 from bucketflow_celery.store.interfaces import LOST, BacklogView, LaneView, LeasedTaskView, Listener
+from bucketflow_celery.store.scripts import backlog_script, level_script
 
 __all__ = ["RedisBacklogs", "RedisCall"]
 
 T = TypeVar("T")
 
-_PACKAGE = "bucketflow_celery.store"
 _PARTS = ("messages", "tenants", "ready", "delayed", "idle", "polls", "dedup", "meta")
 _LOST = -2
 #: Lanes asked for or purged in one call, and tasks purged.
@@ -102,7 +101,7 @@ class RedisBacklogs:
     def park(self, queue: str, parcels: Sequence[ParkedMessage], limit: int, *, busy: bool) -> RedisCall[list[int]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
         keys = self._keys(queue)
-        args: list[str | bytes] = [queue, self.channel, str(limit), str(int(busy)), str(DEDUP_TTL)]
+        args: list[str | bytes] = [queue, self.channel, str(limit), str(int(busy))]
         for parcel in parcels:
             lane = parcel.lane
             args += (parcel.uid, keys.index(self._lane(queue, lane)), lane.tenant, lane.task, str(lane.rank))
@@ -155,7 +154,7 @@ class RedisBacklogs:
 
     def renew(self, worker: str, seconds: float) -> RedisCall[tuple[bool, list[str]]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
-        script = load_script(_PACKAGE, "renew_lease")
+        script = level_script("renew_lease")
         args = [worker, str(round(seconds * SECOND))]
         return RedisCall(
             self._runner,
@@ -175,7 +174,7 @@ class RedisBacklogs:
             ]
             return sorted(views, key=lambda view: (view.since, view.uid))
 
-        return RedisCall(self._runner, load_script(_PACKAGE, "leased_tasks"), [self._owned(worker)], [], read)
+        return RedisCall(self._runner, level_script("leased_tasks"), [self._owned(worker)], [], read)
 
     def purge(self, queue: str, lane: Lane) -> int:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
@@ -191,7 +190,7 @@ class RedisBacklogs:
 
     def queues(self) -> list[str]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
-        script = load_script(_PACKAGE, "parked_queues")
+        script = level_script("parked_queues")
         return sorted(_text(name) for name in self._runner.run(script, [self._queues], []))
 
     def view(self, queue: str) -> BacklogView:
@@ -204,7 +203,7 @@ class RedisBacklogs:
         since: list[int] = []
         for at in range(0, len(lanes), _BATCH):
             keys = [self._lane(queue, lane) for lane, _ in lanes[at : at + _BATCH]]
-            since += self._runner.run(load_script(_PACKAGE, "lane_heads"), keys, [])
+            since += self._runner.run(level_script("lane_heads"), keys, [])
         found = [LaneView(lane, count, at or now) for (lane, count), at in zip(lanes, since, strict=True)]
         return BacklogView(now, costs, found)
 
@@ -222,7 +221,7 @@ class RedisBacklogs:
         return _Keys([self._key("limits:version"), *parts, self._owned(worker), self._workers, self._queues])
 
     def _call(self, name: str, keys: _Keys, args: Sequence[str | bytes], read: Callable[[Any], T]) -> RedisCall[T]:
-        return RedisCall(self._runner, load_script(_PACKAGE, name, "backlog"), keys.keys, args, read)
+        return RedisCall(self._runner, backlog_script(name), keys.keys, args, read)
 
     def _level(self, keys: _Keys, level: Level) -> tuple[str, str, str]:
         return keys.index(self._key(level.key)), exact(level.limit.capacity), exact(level.limit.fill_rate)

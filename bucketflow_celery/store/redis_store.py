@@ -9,15 +9,14 @@ from typing import Any
 
 from bucketflow.redis_client.encoding import exact
 from bucketflow.redis_client.runner import ScriptRunner
-from bucketflow.redis_client.scripts import Script, load_script
+from bucketflow.redis_client.scripts import Script
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest, LevelState
 from bucketflow_celery.store.interfaces import FleetLimits
 from bucketflow_celery.store.redis_backlog import RedisBacklogs
+from bucketflow_celery.store.scripts import level_script
 
 __all__ = ["RedisStore"]
-
-_PACKAGE = "bucketflow_celery.store"
 
 
 class RedisStore:
@@ -65,7 +64,7 @@ class RedisStore:
                 tasks += (number, due)
         for name in parked:
             keys += self.backlogs.line_keys(name)
-        return load_script(_PACKAGE, "admit"), keys, [version, _doubles(limits), _doubles(tasks), *tenants]
+        return level_script("admit"), keys, [version, _doubles(limits), _doubles(tasks), *tenants]
 
     def read(
         self, requests: Sequence[AdmissionRequest], version: str, reply: Any
@@ -84,31 +83,31 @@ class RedisStore:
                 keys.append(self._key(level.key))
                 args += (exact(level.limit.capacity), exact(level.limit.fill_rate), str(due))
         if keys:
-            self.runner.run(load_script(_PACKAGE, "cancel_reservation"), keys, args)
+            self.runner.run(level_script("cancel_reservation"), keys, args)
 
     def peek(self, path: Sequence[Level]) -> tuple[int, list[LevelState]]:
         """See :class:`Store`."""
         if not path:
             return 0, []
-        reply = self.runner.run(load_script(_PACKAGE, "peek"), [self._key(level.key) for level in path], [])
+        reply = self.runner.run(level_script("peek"), [self._key(level.key) for level in path], [])
         numbers = [float(number) for number in reply[1:]]
         return int(reply[0]), [LevelState(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)]
 
     def limits(self) -> FleetLimits:
         """See :class:`Store`."""
-        version, raw, *paused = self.runner.run(load_script(_PACKAGE, "limits"), self._table_keys, [])
+        version, raw, *paused = self.runner.run(level_script("limits"), self._table_keys, [])
         table = _table(raw) if raw else None
         return FleetLimits(version.decode(errors="replace"), table, frozenset(name.decode() for name in paused))
 
     def set_limits(self, raw: Mapping[str, Any] | None) -> None:
         """See :class:`Store`."""
         text = "" if raw is None else json.dumps(raw, sort_keys=True)
-        self.runner.run(load_script(_PACKAGE, "set_limits"), self._table_keys, [self.backlogs.channel, text])
+        self.runner.run(level_script("set_limits"), self._table_keys, [self.backlogs.channel, text])
 
     def pause(self, name: str, *, paused: bool) -> None:
         """See :class:`Store`."""
         args = [self.backlogs.channel, str(int(paused)), name]
-        self.runner.run(load_script(_PACKAGE, "pause"), self._table_keys, args)
+        self.runner.run(level_script("pause"), self._table_keys, args)
 
     def after_fork(self) -> None:
         """See :class:`Store`."""

@@ -11,8 +11,9 @@ from itertools import combinations
 
 from redis_shape import shape_of
 
+from bucketflow.algorithm.mirror import GCRA
 from bucketflow.redis_client.runner import ScriptRunner
-from bucketflow.redis_client.scripts import Script
+from bucketflow.redis_client.scripts import Script, load_script
 from bucketflow.testing import FakeClock, worst_excess
 from bucketflow_celery.config.table import LimitTable
 from bucketflow_celery.parking.worker_lease import reclaim
@@ -29,12 +30,13 @@ from bucketflow_celery.scheduling.model import (
 )
 from bucketflow_celery.store.interfaces import ALL_QUEUES, LOST
 from bucketflow_celery.store.redis_store import RedisStore
+from bucketflow_celery.store.scripts import CONSTANTS
 from bucketflow_celery.testing import MemoryStore
 
 SECOND = 1_000_000
 NOW = 50_000_000 * SECOND  # some day of 2025, on the clock that counts from 2024
 LEASE = 20.0
-CORE = Script.compose("core", "").text
+CORE = load_script(*GCRA, constants=CONSTANTS).text
 
 #: In front of every operation: the time is what we say, no key expires, calls are taken down, and an operation that
 #: touches a key it has not declared fails: a cluster would not allow it.
@@ -68,8 +70,7 @@ end}, {__index = server})
 @cache
 def at_our_time(script: Script) -> Script:
     """Return *script* behind ``PRELUDE``."""
-    text = CORE + PRELUDE + script.text.removeprefix(CORE)
-    return Script(script.name, text, hashlib.sha1(text.encode()).hexdigest())
+    return Script.of(script.name, CORE + PRELUDE + script.text.removeprefix(CORE))
 
 
 class OurTime(ScriptRunner):
@@ -412,7 +413,7 @@ class Twins:
             assert sorted(waiting) == there, "nothing is lost"
             assert sorted(backlog.messages) == sorted(waiting + owned)
         workers = {name.decode(): at for name, at in self.client.zrange("{twin}:park:workers", 0, -1, withscores=True)}
-        assert workers == self.memory.backlogs._workers
+        assert workers == self.memory.backlogs._leases.workers
         for key, state in self.memory._states.items():
             stored = self.client.get("{twin}:" + key)
             assert stored == struct.pack(

@@ -6,14 +6,14 @@ import struct
 
 from bucketflow.redis_client.scripts import Script, load_script
 from bucketflow_celery.scheduling.model import Lane, ParkedTask
+from bucketflow_celery.store.scripts import CONSTANTS, LEVEL
 
-_VIEW = load_script("bucketflow_celery.store", "backlog_view", "backlog").text
-_CORE = Script.compose("core", "").text
+_PRELUDE = load_script("bucketflow_celery.store", "backlog", LEVEL, CONSTANTS).text
 
 #: The records of all tenants: name, tag, turn, cost, and of each type: task, turn, ranks and lengths of its lanes.
-RECORDS = Script.compose(
+RECORDS = Script.of(
     "records",
-    _VIEW[len(_CORE) : _VIEW.index("-- backlog_view:")]
+    _PRELUDE
     + """
     local reply, entries = {}, redis.call('HGETALL', TENANTS)
     for at = 1, #entries, 2 do

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bucketflow.algorithm.mirror import GCRA
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow.redis_client.scripts import Script, load_script
 from bucketflow_celery.config.levels import Level
@@ -25,21 +26,23 @@ from bucketflow_celery.scheduling.admit import (
     cancel_reservation,
 )
 from bucketflow_celery.store.redis_store import RedisStore
+from bucketflow_celery.store.scripts import CONSTANTS, level_script
 
 NOW = 50_000_000_000_000  # some day of 2025, on the clock that counts from 2024
 YEAR = 365 * 86_400 * 1_000_000
-CORE = Script.compose("core", "").text
+CORE = load_script(*GCRA, constants=CONSTANTS).text
 
 #: Runs whole stories in one call: inside a script no key expires, whatever the real time.
-STORY = Script.compose(
+STORY = Script.of(
     "story",
-    f"""
+    CORE
+    + f"""
     local time_now = 0
     now = function() return time_now end
     local operations = {{
-      admit = function(KEYS, ARGV) {load_script("bucketflow_celery.store", "admit").text[len(CORE) :]} end,
+      admit = function(KEYS, ARGV) {level_script("admit").text[len(CORE) :]} end,
       cancel_reservation = function(KEYS, ARGV)
-        {load_script("bucketflow_celery.store", "cancel_reservation").text[len(CORE) :]}
+        {level_script("cancel_reservation").text[len(CORE) :]}
       end,
     }}
     -- ARGV: of each step: operation, now, how many keys and arguments, keys, arguments.
@@ -260,9 +263,7 @@ def test_with_another_version_of_the_limits_it_answers_the_version_and_writes_no
     before = {key: redis_client.get(key) for key in redis_client.scan_iter()}
     version = store.limits().version
     assert store.admit([AdmissionRequest((LEVEL,), 1, (0,))], "") == (version, None)
-    assert redis_client.eval(
-        load_script("bucketflow_celery.store", "admit").text, 1, "{twin}:limits:version", "old"
-    ) == [version.encode()]
+    assert redis_client.eval(level_script("admit").text, 1, "{twin}:limits:version", "old") == [version.encode()]
     assert {key: redis_client.get(key) for key in redis_client.scan_iter()} == before
     assert store.admit([AdmissionRequest((LEVEL,), 1, (0,))], version)[1][0].admitted
 

@@ -14,8 +14,8 @@ from bucketflow.testing import worst_excess
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.scheduling.admit import EMPTY, AdmissionRequest, admit
-from bucketflow_celery.scheduling.backlog import NOTIFY_INTERVAL, POLL_GRACE, TOLERANCE, Backlog, give_back
-from bucketflow_celery.scheduling.dispatch import MOST, PAUSE, SPARE, dispatch
+from bucketflow_celery.scheduling.backlog import NOTIFY_INTERVAL, POLL_GRACE, POLL_TOLERANCE, Backlog, refund_path
+from bucketflow_celery.scheduling.dispatch import MAX_TENANTS, PAUSED_DELAY, SPARE_TENANTS, dispatch
 from bucketflow_celery.scheduling.model import (
     FULL,
     KNOWN,
@@ -217,10 +217,10 @@ def test_tasks_that_are_put_back_come_first_each_in_its_line():
     play.park("a a a a:1")
     assert play.come(free=2) == "a1 a2"
     for uid in (b"a2", b"a1"):
-        play.backlog.put_back(play.owned.pop(uid))
+        play.backlog.return_to_front(play.owned.pop(uid))
     assert play.come(free=4) == "a1 a2 a3 a4"
-    play.backlog.put_back(play.owned.pop(b"a4"))
-    play.backlog.put_back(play.owned.pop(b"a3"))
+    play.backlog.return_to_front(play.owned.pop(b"a4"))
+    play.backlog.return_to_front(play.owned.pop(b"a3"))
     assert play.come(free=4) == "a3 a4"
 
 
@@ -379,7 +379,7 @@ def test_a_woken_tenant_has_no_credit_for_the_time_it_slept():
     first = play.owned.pop(b"a1")
     play.park(" ".join("a" * 30))
     assert tenants_of(play.come(free=50)) == "b" * 50
-    play.backlog.put_back(first)
+    play.backlog.return_to_front(first)
     play.tenants, play.version = {}, "no limits"
     assert abs(tenants_of(play.come(free=20)).count("a") - 10) <= 1
 
@@ -468,12 +468,12 @@ def test_a_refund_goes_back_under_the_limit_that_holds_now():
     level, states = Level("queue", "q:q", wide), {}
     admit([AdmissionRequest((level,), 9, (0,))], states, NOW)
     assert states["q:q"].full_at == NOW + 9 * SECOND
-    give_back((Level("queue", "q:q", narrow),), 2, states, NOW)
+    refund_path((Level("queue", "q:q", narrow),), 2, states, NOW)
     assert states["q:q"].full_at == NOW + 7 * SECOND, "seven of nine are still missing"
-    give_back((level,), 100, states, NOW)
+    refund_path((level,), 100, states, NOW)
     assert states["q:q"].full_at == NOW
     states.clear()
-    give_back((level,), 1, states, NOW)
+    refund_path((level,), 1, states, NOW)
     assert states.get("q:q", EMPTY).full_at <= NOW
 
 
@@ -493,8 +493,8 @@ def test_who_is_paused_sleeps_and_is_woken_by_its_end():
     play = Play(paused={"a"})
     play.park("a a b")
     assert play.come(free=5) == "b1"
-    assert play.wait == PAUSE
-    play.now += PAUSE
+    assert play.wait == PAUSED_DELAY
+    play.now += PAUSED_DELAY
     assert play.come(free=5) == ""
     play.paused, play.version = set(), "resumed"
     assert play.come(free=5) == "a1 a2"
@@ -525,7 +525,7 @@ def test_a_worker_that_does_not_know_all_types_puts_nobody_to_sleep_for_the_othe
     assert play.come("old", free=5) == "a2"
 
 
-@pytest.mark.parametrize("count", [SPARE + 1, SPARE + 2, 30, MOST - 2])
+@pytest.mark.parametrize("count", [SPARE_TENANTS + 1, SPARE_TENANTS + 2, 30, MAX_TENANTS - 2])
 def test_tenants_of_whom_a_worker_knows_no_type_do_not_stop_it(count):
     play = Play(unknown={"old": {"new"}})
     play.park(" ".join(f"a{'x' * number}/new" for number in range(count)))
@@ -537,10 +537,10 @@ def test_tenants_of_whom_a_worker_knows_no_type_do_not_stop_it(count):
 
 def test_a_worker_that_knows_nothing_of_too_many_waits_instead_of_asking_for_ever():
     play = Play(unknown={"old": {"new"}})
-    play.park(" ".join(f"a{'x' * number}/new" for number in range(MOST + 20)))
+    play.park(" ".join(f"a{'x' * number}/new" for number in range(MAX_TENANTS + 20)))
     assert play.come("old", free=1) == ""
     assert play.wait is None
-    assert len(play.come("w", free=500).split()) == MOST + 20
+    assert len(play.come("w", free=500).split()) == MAX_TENANTS + 20
 
 
 def test_it_names_those_who_may_be_next():
@@ -548,7 +548,7 @@ def test_it_names_those_who_may_be_next():
     play.park(" ".join(name for name in "abcdefghijkl") + " a/g:3 a/g:1")
     play.ask(free=2)
     assert play.known["w"][0] == ("a", (("f", (0,)), ("g", (1, 3))))
-    assert "".join(known.tenant for known in play.known["w"]) == "abcdefghijkl"[: 2 + SPARE]
+    assert "".join(known.tenant for known in play.known["w"]) == "abcdefghijkl"[: 2 + SPARE_TENANTS]
 
 
 # Turns and calls
@@ -609,7 +609,7 @@ def test_nothing_is_called_for_a_message_that_was_known_or_did_not_fit():
 
 @pytest.mark.parametrize(
     ("sooner", "called"),
-    [(TOLERANCE, 0), (TOLERANCE + 1, 1)],
+    [(POLL_TOLERANCE, 0), (POLL_TOLERANCE + 1, 1)],
 )
 def test_nobody_is_called_while_somebody_comes_in_time(sooner, called):
     play = Play(Limit(1, 10))
