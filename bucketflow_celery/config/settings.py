@@ -105,7 +105,7 @@ class Settings:
         namespace: Prefix of every key, and their hash tag.
         timeout: Maximum seconds to wait for a reply of Redis.
         backlog_limit: Maximum number of parked tasks in one queue. Further tasks stay with the broker.
-        lease: Seconds within which the dispatched tasks of a dead worker go to another one.
+        lease: Seconds within which the dispatched tasks of a worker that has died go to another one.
         parked_state: Whether the result of a parked task has the state ``PARKED``, with its position and its estimated
             start time.
     """
