@@ -56,6 +56,13 @@ class Leases:
         expired = sorted((at, name.encode()) for name, at in self.workers.items() if at <= now)
         return expires_at > 0, [name.decode() for _, name in expired[:MAX_EXPIRED]]
 
+    def start_reclaim(self, worker: str, now: int) -> bool:
+        """End the lease of *worker* for good if it has expired; return whether it has."""
+        if self.workers.get(worker, RECLAIMED) > now:
+            return False
+        self.workers[worker] = RECLAIMED
+        return True
+
 
 def settle(
     backlog: Backlog, settlement: Settlement, leases: Leases, states: MutableMapping[str, LevelState], now: int
@@ -75,10 +82,9 @@ def settle(
     """
     worker = settlement.worker
     if settlement.dead:
-        if leases.workers.get(worker, RECLAIMED) > now:
+        if not leases.start_reclaim(worker, now):
             return 0, False
         backlog.polls.pop(worker, None)
-        leases.workers[worker] = RECLAIMED
     owned = leases.owned[worker]
     for uid in settlement.ended:
         if owned.pop(uid, None) is not None:  # else it was reclaimed, and belongs to another worker
