@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 
 from bucketflow.algorithm.gcra import Decision, tokens_at
+from bucketflow.algorithm.mirror import CONSTANTS, GCRA
 from bucketflow.limit import SECOND, Limit
 from bucketflow.redis_client.batching import PathReply, ReadReply
 from bucketflow.redis_client.encoding import exact
@@ -54,7 +55,7 @@ class RedisPath:
         self.levels = levels
         self.limits = [level.limit for level in levels]
         self.keys = [level.key for level in levels]
-        self.script = load_script("bucketflow", "consume")
+        self.script = load_script("bucketflow", "consume", constants=CONSTANTS)
         self._reply_format = struct.Struct(f"<{2 + len(levels)}d")
         self._sends_initial_state = True  # until Redis has replied once
         self._cached_calls: dict[tuple[float, ...], ScriptCall] = {}
@@ -90,7 +91,7 @@ class RedisPath:
         args = [exact(cost)]
         for limit in self.limits:
             args += (exact(limit.capacity), exact(limit.fill_rate))
-        return [ScriptCall.of(load_script("bucketflow", "refund"), self.keys, args)]
+        return [ScriptCall.of(load_script("bucketflow", "refund", (GCRA,), CONSTANTS), self.keys, args)]
 
     def packed_limits(self) -> bytes:
         """Encode the limits and initial deficits for ``consume.lua``."""

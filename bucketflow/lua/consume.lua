@@ -1,45 +1,44 @@
--- consume: answer several costs at once, in order, each as if it had come alone: all buckets of the path pay it, or none.
+-- consume: decide several costs in order, each as if it were alone: every bucket of the path pays it, or none does.
 -- KEYS[i]  one bucket a level, root first, one hash tag
--- ARGV     limits (packed doubles, of each level: µs to fill, fill rate, µs behind if its key is missing), costs (packed doubles; a negative one only looks)
--- returns  for each cost {wait in µs, binding level from 0 or -1, then µs behind full at each level} (one string of packed doubles)
+-- ARGV     limits (packed doubles, of each level: µs to fill, fill rate, deficit in µs if its key is missing), costs (packed doubles; a negative cost only peeks)
+-- returns  for each cost {wait in µs, binding level from 0 or -1, then deficit in µs at each level} (one string of packed doubles)
 -- errors   none after the first write
--- lease    settles what the caller leased before, then answers, then takes more for the caller to spend by itself
---   ARGV     also most tokens to lease, settled leases (packed doubles, of each: tokens, and of each level: µs at which it began to fade, tokens unspent)
---   returns  before the rest {tokens leased, µs now, then µs at which they begin to fade at each level}
+-- mirrors  bucketflow/algorithm/gcra.py: consume_path; bucketflow/algorithm/token_lease.py: settle, available_to_lease, lease
+-- lease    settles the caller's earlier leases, then decides the costs, then leases more tokens to the caller
+--   ARGV     also most tokens to lease, settled leases (packed doubles, of each: tokens, and of each level: µs at which it begins to decay, tokens unspent)
+--   returns  before the rest {tokens leased, µs now, then µs at which they begin to decay at each level}
 
--- core.consume_path and lease.py, operation for operation, but in one loop and with every number packed: calls and
--- texts would be half of the server's time. So this file does without gcra.lua, and repeats its constants.
-local SECOND, HALF_TICK, FULL, EPOCH, GRACE = 1000000, 0.5, 0, 1704067200, 100000
+-- One loop over packed numbers, without gcra.lua: function calls and numbers as text would take half of the server's time.
 local call, pack, parse, text, ceil = redis.call, struct.pack, struct.unpack, string.format, math.ceil
 
 local depth, time, stored = #KEYS, call('TIME'), call('MGET', unpack(KEYS))
 local now = (time[1] - EPOCH) * SECOND + time[2]
 local limits = {parse('<' .. ('d'):rep(3 * depth), ARGV[1])}
 local most, settled = ARGV[3] and tonumber(ARGV[3]), ARGV[4]
--- Made with room for three levels: tables that grow would cost as much as a command.
+-- Allocated for three levels: growing a table costs as much as a command.
 local states, taken, changed, reply, length = {0, 0, 0}, {0, 0, 0}, false, {0, 0, 0, 0, 0}, 0
--- Of what is out on lease, where anything is: behind the bucket in its value stand two more doubles.
-local floors, outs
+-- Outstanding leases, where there are any. The value of such a bucket has two more doubles: floor and tokens outstanding.
+local floors, outstanding
 
 for level = 1, depth do
-  local value, start = stored[level], limits[3 * level]
+  local value, initial = stored[level], limits[3 * level]
   states[level] = FULL
   if value then
     states[level] = parse('<d', value)
     if #value > 8 then
-      floors, outs = floors or {}, outs or {}
-      floors[level], outs[level] = parse('<dd', value, 9)
+      floors, outstanding = floors or {}, outstanding or {}
+      floors[level], outstanding[level] = parse('<dd', value, 9)
     end
-  elseif start > 0 then
-    states[level], changed = now + start, true
+  elseif initial > 0 then
+    states[level], changed = now + initial, true
   end
 end
 
 if most then
-  floors, outs = floors or {}, outs or {}
+  floors, outstanding = floors or {}, outstanding or {}
   local size = 8 + 16 * depth
   for level = 1, depth do
-    local fill_rate, floor, out = limits[3 * level - 1], floors[level] or FULL, outs[level] or 0
+    local fill_rate, floor, out = limits[3 * level - 1], floors[level] or FULL, outstanding[level] or 0
     if floor <= now then
       floor, out = FULL, 0
     end
@@ -56,7 +55,7 @@ if most then
         states[level] = math.max(now, floor, states[level] - unspent * SECOND / fill_rate)
       end
     end
-    floors[level], outs[level] = floor, out
+    floors[level], outstanding[level] = floor, out
   end
   length = 2 + depth
 end
@@ -66,15 +65,15 @@ for at = 1, #ARGV[2], 8 do
   local amount, wait, binding = cost < 0 and -cost or cost, 0, -1
   for level = 1, depth do
     local full_at = states[level]
-    local behind = (full_at > now and full_at - now or 0) + amount * SECOND / limits[3 * level - 1]
-    local late = behind - limits[3 * level - 2] - HALF_TICK
-    if late > wait then
-      wait, binding = ceil(late), level - 1
+    local deficit = (full_at > now and full_at - now or 0) + amount * SECOND / limits[3 * level - 1]
+    local excess = deficit - limits[3 * level - 2] - HALF_TICK
+    if excess > wait then
+      wait, binding = ceil(excess), level - 1
     end
-    taken[level] = now + behind
+    taken[level] = now + deficit
   end
   if wait > 0 then
-    most = most and 0 -- whoever was refused waits for what is left
+    most = most and 0 -- the refused caller waits for the tokens that are left
   elseif cost > 0 then
     states, taken, changed = taken, states, true
   end
@@ -88,38 +87,38 @@ end
 if most then
   local tokens = most
   for level = 1, depth do
-    local behind = states[level] > now and states[level] - now or 0
-    local there = (limits[3 * level - 2] + HALF_TICK - behind) * limits[3 * level - 1] / SECOND
-    tokens = math.max(0, math.min(tokens, there - there % 1))
+    local deficit = states[level] > now and states[level] - now or 0
+    local available = (limits[3 * level - 2] + HALF_TICK - deficit) * limits[3 * level - 1] / SECOND
+    tokens = math.max(0, math.min(tokens, available - available % 1))
   end
   reply[1], reply[2] = tokens, now
   for level = 1, depth do
     local decays_from = math.max(now, states[level])
     if tokens > 0 then
       states[level] = decays_from + tokens * SECOND / limits[3 * level - 1]
-      floors[level], outs[level] = states[level], outs[level] + tokens
+      floors[level], outstanding[level] = states[level], outstanding[level] + tokens
     end
     reply[2 + level] = decays_from
   end
   changed = true
 end
 
-local packed = pack('<' .. ('d'):rep(length), unpack(reply, 1, length)) -- here, because it fails where there are thousands
+local packed = pack('<' .. ('d'):rep(length), unpack(reply, 1, length)) -- before the writes: thousands of numbers fail
 if changed then
   for level = 1, depth do
     local full_at = states[level]
     if full_at > now then
       local value = pack('<d', full_at)
-      if outs and (outs[level] or 0) > 0 then
-        value = value .. pack('<dd', floors[level], outs[level])
+      if outstanding and (outstanding[level] or 0) > 0 then
+        value = value .. pack('<dd', floors[level], outstanding[level])
       end
-      -- See gcra.lua: to set the expiry costs more than to set the value, and where ten tokens a second come most calls need not.
-      local before, tenth = stored[level], full_at - full_at % GRACE
-      local was = before and #before == #value and parse('<d', before)
-      if was and was - was % GRACE == tenth then
+      -- Setting the expiry costs more than setting the value. At ten tokens a second most calls may keep it: see gcra.lua.
+      local before, step = stored[level], full_at - full_at % EXPIRY_STEP
+      local previous = before and #before == #value and parse('<d', before)
+      if previous and previous - previous % EXPIRY_STEP == step then
         call('SETRANGE', KEYS[level], '0', value)
       else
-        call('PSETEX', KEYS[level], text('%d', ceil((tenth + GRACE - now) / 1000)), value)
+        call('PSETEX', KEYS[level], text('%d', ceil((step + EXPIRY_STEP - now) / 1000)), value)
       end
     elseif stored[level] then
       call('DEL', KEYS[level])

@@ -1,15 +1,9 @@
--- gcra: bucketflow/algorithm/gcra.py, line by line, and where Redis keeps what it computes. Put in front of every operation.
--- A bucket is the string of one little-endian double, full_at in µs; a missing key is a full bucket.
--- A key expires on the first full GRACE after its bucket is full. Whoever writes a bucket sees to that; only where the value before
--- was full in the same GRACE, as consume.lua finds it mostly, may the expiry stay as it is.
-
-local SECOND = 1000000
-local HALF_TICK = 0.5
-local FULL = 0
-local GRACE = 100000
-
--- Instants count from 2024-01-01 UTC: a double of today then keeps 1/64 µs or finer; from 1970 it keeps 1/4 µs.
-local EPOCH = 1704067200
+-- gcra: the arithmetic of a token bucket (generic cell rate algorithm) and its form in Redis. Prelude of refund.lua and
+-- of all scripts of bucketflow_celery. EPOCH, EXPIRY_STEP, FULL, HALF_TICK and SECOND come from algorithm/mirror.py.
+-- A bucket is a string of one little-endian double, full_at in µs. A missing key is a full bucket.
+-- A key expires at the first multiple of EXPIRY_STEP after its bucket is full. Every write of a bucket sets the expiry,
+-- except where the previous value expires at the same instant: consume.lua then keeps it.
+-- mirrors  bucketflow/algorithm/gcra.py: wait_for, take, refund, tokens_at
 
 local function now()
   local time = redis.call('TIME')
@@ -25,13 +19,13 @@ local function span(limit)
 end
 
 local function wait_for(limit, full_at, now, cost)
-  local behind = full_at > now and full_at - now or 0
-  return math.max(0, math.ceil(behind + cost * SECOND / limit.fill_rate - span(limit) - HALF_TICK))
+  local deficit = full_at > now and full_at - now or 0
+  return math.max(0, math.ceil(deficit + cost * SECOND / limit.fill_rate - span(limit) - HALF_TICK))
 end
 
 local function take(limit, full_at, now, cost)
-  local behind = full_at > now and full_at - now or 0
-  return now + (behind + cost * SECOND / limit.fill_rate)
+  local deficit = full_at > now and full_at - now or 0
+  return now + (deficit + cost * SECOND / limit.fill_rate)
 end
 
 local function refund(limit, full_at, now, cost)
@@ -39,11 +33,11 @@ local function refund(limit, full_at, now, cost)
 end
 
 local function tokens_at(limit, full_at, now)
-  local behind = full_at > now and full_at - now or 0
-  return math.max(0, limit.capacity - behind * limit.fill_rate / SECOND)
+  local deficit = full_at > now and full_at - now or 0
+  return math.max(0, limit.capacity - deficit * limit.fill_rate / SECOND)
 end
 
--- A reply's numbers keep their fraction only as strings, and all their bits only with 17 digits.
+-- Redis truncates the numbers of a reply to integers, so a fraction travels as a string. A double needs 17 digits.
 local function exact(number)
   return string.format('%.17g', number)
 end

@@ -1,4 +1,4 @@
-"""Lua operations: package data, with ``gcra.lua`` in front, so that all of them share one arithmetic."""
+"""Lua scripts: how a script is assembled from the ``.lua`` files of a package and from Python constants."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ import hashlib
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from typing import TypeAlias
 
-__all__ = ["Script", "load_script"]
+__all__ = ["Constants", "LuaFile", "Script", "load_script"]
+
+#: A file ``lua/<name>.lua``, as its package and its name.
+LuaFile: TypeAlias = "tuple[str, str]"
+
+#: Names and values of constants. Hashable, because a script is cached by what it is made of.
+Constants: TypeAlias = "frozenset[tuple[str, float]]"
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
     """
-    One operation, as the server gets it.
+    A Lua script as the server runs it.
 
     Attributes:
-        name: What the operation is called.
-        text: ``gcra.lua`` and the operation.
-        sha: The SHA1 of *text*, by which the server knows it.
+        name: Name of the operation.
+        text: Source of the whole script.
+        sha: SHA1 of *text*, the name under which the server caches the script.
     """
 
     name: str
@@ -26,32 +33,31 @@ class Script:
     sha: str
 
     @classmethod
-    def compose(cls, name: str, operation: str) -> Script:
-        """Return the script of *operation*, which may use every function of ``gcra.lua``."""
-        return cls.of(name, f"{_source('bucketflow', 'gcra')}\n{operation}")
-
-    @classmethod
     def of(cls, name: str, text: str) -> Script:
-        """Return the script whose whole text is *text*."""
+        """Return the script whose source is *text*."""
         return cls(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
 @cache
-def load_script(package: str, name: str, *preludes: str) -> Script:
+def load_script(
+    package: str, name: str, preludes: tuple[LuaFile, ...] = (), constants: Constants = frozenset()
+) -> Script:
     """
-    Return the operation that *package* keeps in ``lua/<name>.lua``, behind its own ``lua/level.lua``; read once.
+    Return the script of one operation. Its files are read once per process.
 
-    ``consume.lua`` stands alone: it is called so often that the functions it would not use are worth leaving out.
+    The source is a line ``local NAME = value`` for each constant, then the preludes, then the operation.
 
     Args:
-        package: The package that holds the file, such as ``"bucketflow"``.
-        name: The operation.
-        preludes: Other files of *package* that go between the two.
+        package: Package that holds the operation, such as ``"bucketflow"``.
+        name: Name of the operation, whose file is ``lua/<name>.lua``.
+        preludes: Files whose functions the operation uses, in order. Length >= 0.
+        constants: Constants that the script shares with Python.
+
+    Raises:
+        FileNotFoundError: *package* has no such file.
     """
-    if (package, name) == ("bucketflow", "consume"):
-        return Script.of(name, _source(package, name))
-    own = () if package == "bucketflow" else ("level",)
-    return Script.compose(name, "\n".join(_source(package, part) for part in (*own, *preludes, name)))
+    shared = "".join(f"local {constant} = {value!r}\n" for constant, value in sorted(constants))
+    return Script.of(name, shared + "\n".join(_source(*file) for file in (*preludes, (package, name))))
 
 
 def _source(package: str, name: str) -> str:

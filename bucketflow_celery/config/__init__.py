@@ -1,1 +1,1 @@
-"""What the user configured, checked, and the path of limits that one task passes. Pure."""
+"""Configuration: the options, limits and rules of the user, and the policy that follows for one task. Pure: no I/O."""

@@ -1,4 +1,4 @@
-"""A level on the path of a task: its name, its bucket and its limit."""
+"""A level: one token bucket on the path of a task."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LevelName: TypeAlias = Literal["all", "queue", "tenant", "task"]
 @dataclass(frozen=True, slots=True)
 class Level:
     """
-    One bucket on a task's path.
+    One bucket on the path of a task.
 
     Attributes:
-        name: Which of the four levels it is.
-        key: The bucket's name in the store.
-        limit: What it holds, and how fast it fills.
+        name: Name of the level, one of four.
+        key: Key of the bucket in the store.
+        limit: Limit of the bucket.
     """
 
     name: LevelName
@@ -31,12 +31,12 @@ class Level:
 
     @property
     def blocks_queue(self) -> bool:
-        """Whether a refusal here blocks the whole queue: no other task of it could start (head-of-line blocking)."""
+        """Whether a refusal at this level blocks the whole queue (head-of-line blocking): no task of it can start."""
         return self.name in ("all", "queue")
 
 
 def quoted(name: str) -> str:
-    """Return *name* as a part of a key: it cannot spell another key, nor a hash tag."""
+    """Return *name* quoted as a part of a key, so that it cannot form another key or a hash tag."""
     return quote(name, safe="@ ")
 
 
@@ -45,7 +45,7 @@ def check_cost(path: tuple[Level, ...], cost: float) -> None:
     Raise if a level of *path* can never grant *cost* tokens.
 
     Raises:
-        CostExceedsCapacity: It names the bucket and its capacity.
+        CostExceedsCapacity: The error names the bucket and its capacity.
     """
     for level in path:
         if cost > level.limit.capacity:

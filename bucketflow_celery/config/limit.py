@@ -1,4 +1,4 @@
-"""A limit of a level, as the user writes it."""
+"""The limit of a level, and the forms in which the user may write it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from bucketflow import limit as core
 from bucketflow.errors import ConfigError
+from bucketflow.limit import Limit as BaseLimit
 
 __all__ = ["Limit", "LimitSpec", "parse_limit"]
 _SPEC = 'a rate such as "100/s", a Limit(capacity, fill_rate), None, or {"rate": ..., "capacity": ..., "shared": ...}'
@@ -15,46 +15,50 @@ _FIELDS = {"rate", "capacity", "fill_rate", "shared"}
 
 
 @dataclass(frozen=True, slots=True)
-class Limit(core.Limit):
+class Limit(BaseLimit):
     """
-    A limit that can say whose it is.
+    A limit, and the scope of its bucket.
 
     Args:
-        capacity: Most tokens the bucket holds: the burst. Above 0.
-        fill_rate: Tokens per second. Above 0.
-        shared: One bucket for the whole fleet, whatever the levels above it: an API key that several queues use.
-            Otherwise a bucket belongs to its parent, and each queue (each tenant, for a task) has one of its own.
+        capacity: Capacity in tokens: the largest burst. Above 0.
+        fill_rate: Fill rate in tokens per second. Above 0.
+        shared: Whether the whole fleet shares one bucket, such as that of an API key that several queues use. Otherwise
+            buckets are scoped to their parent: one for each queue, and for a task one for each tenant.
     """
 
     shared: bool = False
 
     def __post_init__(self) -> None:
-        # Without arguments super() cannot see through a slotted dataclass.
-        core.Limit.__post_init__(self)
+        # Not super(): without arguments it fails in a slotted dataclass.
+        BaseLimit.__post_init__(self)
         if not isinstance(self.shared, bool):
             raise ConfigError("shared", self.shared, "True or False")
 
     @classmethod
     def parse(cls, text: str, capacity: float | None = None, *, shared: bool = False) -> Limit:
-        """Read ``"100/s"`` and its like: see :meth:`bucketflow.Limit.parse`."""
-        plain = core.Limit.parse(text, capacity)
+        """Return the limit that *text* writes, such as ``"100/s"``: see :meth:`bucketflow.Limit.parse`."""
+        plain = BaseLimit.parse(text, capacity)
         return cls(plain.capacity, plain.fill_rate, shared)
 
 
-LimitSpec: TypeAlias = "str | core.Limit | Mapping[str, Any] | None"
+LimitSpec: TypeAlias = "str | BaseLimit | Mapping[str, Any] | None"
 
 
 def parse_limit(entry: str, spec: LimitSpec) -> Limit | None:
     """
-    Turn what the user wrote at *entry* into a limit; ``None`` means "no limit here".
+    Return the limit that *spec* writes; ``None`` for no limit.
+
+    Args:
+        entry: Where *spec* stands in the configuration, for the error.
+        spec: What the user wrote.
 
     Raises:
-        ConfigError: It names *entry*, what stands there and what would be right.
+        ConfigError: *spec* has no valid form. The error names *entry*, the value and the forms that are valid.
     """
     try:
         if spec is None or isinstance(spec, Limit):
             return spec
-        if isinstance(spec, core.Limit):
+        if isinstance(spec, BaseLimit):
             return Limit(spec.capacity, spec.fill_rate)
         if isinstance(spec, str):
             return Limit.parse(spec)

@@ -1,4 +1,4 @@
-"""What a task needs in order to start."""
+"""The throttling policy of one task, resolved from limits, options and rules."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["ThrottlePolicy"]
 @dataclass(frozen=True, slots=True)
 class ThrottlePolicy:
     """
-    What a task needs in order to start.
+    The limits and options that apply to one task.
 
     Attributes:
-        path: The levels it passes, root first; length 0 where nothing limits it.
-        cost: Tokens it takes from each of them.
-        max_wait: Seconds it may wait in all; ``None``: as long as it takes.
+        path: Levels that the task passes, root first; length 0 if nothing limits it.
+        cost: Tokens that it takes from each level.
+        max_wait: Maximum total wait in seconds; ``None`` for unlimited.
         on_limit: ``"retry"``, ``"hold"`` or ``"park"``.
-        tenant: Whom it is for, if anybody.
-        paused: The level at which it is paused, if it is.
+        tenant: Tenant of the task, if any.
+        paused: Level at which the task is paused, if it is.
     """
 
     path: tuple[Level, ...]
@@ -32,10 +32,10 @@ class ThrottlePolicy:
 
     @property
     def parks(self) -> bool:
-        """Whether it is parked when it is refused."""
+        """Whether the task is parked on refusal."""
         return self.on_limit == "park"
 
     @property
     def is_worth_parking(self) -> bool:
-        """Whether it may be parked, and there is something that could keep it from starting."""
+        """Whether the task is parked on refusal, and a limit or a pause can refuse it."""
         return self.parks and (bool(self.path) or self.paused is not None)

@@ -1,4 +1,4 @@
-"""What one task says about itself: its limit, its tenant, its cost. Pure."""
+"""The throttling rules of a task: tenant and cost of a call, worked out from its arguments."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = [
     "tenant_of",
 ]
 
-#: An argument's name, a callable that is given the task's arguments, or ``None`` for the header ``tenant`` alone.
+#: The name of an argument, a callable that takes the arguments of the call, or ``None`` for the header alone.
 TenantRule: TypeAlias = "str | Callable[..., object] | None"
 
-#: The message header that names the tenant. Whoever publishes may set it; what is set is never overwritten.
+#: The message header that names the tenant. The publisher may set it, and the throttle never overwrites it.
 HEADER = "tenant"
 
-#: A number of tokens, an argument's name, or a callable that is given the task's arguments.
+#: A number of tokens, the name of an argument, or a callable that takes the arguments of the call.
 CostRule: TypeAlias = "float | str | Callable[..., float]"
 
 _COST = "a number of tokens, 0 or more"
@@ -39,14 +39,14 @@ _COST = "a number of tokens, 0 or more"
 @dataclass(frozen=True, slots=True)
 class TaskRules:
     """
-    What ``throttled_task`` attaches to a task.
+    The options of ``throttled_task``, attached to the task.
 
     Attributes:
-        limit: The task's own limit, if any.
-        tenant: Whom it is for; ``None`` leaves it to the throttle's ``tenant`` and to the header.
-        cost: Tokens it takes at every level.
-        max_wait: Seconds it may wait in all; ``None`` leaves it to the throttle.
-        on_limit: ``"retry"``, ``"hold"`` or ``"park"``; ``None`` leaves it to the throttle.
+        limit: Limit of the task type, if any.
+        tenant: Rule for the tenant; ``None`` for the option ``tenant`` of the throttle.
+        cost: Rule for the tokens that a call takes at every level.
+        max_wait: Maximum total wait in seconds; ``None`` for the option of the throttle.
+        on_limit: ``"retry"``, ``"hold"`` or ``"park"``; ``None`` for the option of the throttle.
     """
 
     limit: Limit | None = None
@@ -57,10 +57,14 @@ class TaskRules:
 
     def check_names(self, entry: str, function: Callable[..., Any]) -> None:
         """
-        Check that the arguments named by ``tenant`` and ``cost`` exist.
+        Check that *function* accepts the arguments that ``tenant`` and ``cost`` name.
+
+        Args:
+            entry: Name of the task, for the error.
+            function: Function of the task.
 
         Raises:
-            ConfigError: It names *entry*, the option and the arguments there are.
+            ConfigError: An argument does not exist. The error names *entry*, the option and the arguments.
         """
         for option, name in (("tenant", self.tenant), ("cost", self.cost)):
             if isinstance(name, str) and not _accepts(function, name):
@@ -75,11 +79,11 @@ def tenant_from(
     rule: TenantRule, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> str | None:
     """
-    Return whom a call is for; ``None`` if it is for nobody in particular.
+    Return the tenant of a call; ``None`` if it has none.
 
     Args:
-        rule: The task's or the throttle's ``tenant``.
-        function: The task's function, for the names of its arguments.
+        rule: Rule of the task or of the throttle.
+        function: Function of the task, for the names of its arguments.
         args: Positional arguments as sent.
         kwargs: Keyword arguments as sent.
 
@@ -94,10 +98,10 @@ def tenant_from(
 
 def cost_of(rule: CostRule, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
     """
-    Return the tokens a call takes; arguments as in :func:`tenant_from`.
+    Return the tokens that a call takes; arguments as in :func:`tenant_from`.
 
     Raises:
-        ConfigError: The rule cannot be applied to these arguments, or gives no number of at least 0.
+        ConfigError: The rule cannot be applied to these arguments, or does not return a number >= 0.
     """
     if isinstance(rule, (int, float)):
         return rule
@@ -122,7 +126,7 @@ def _apply(
         call = _signature(function).bind_partial(*args, **kwargs)
         call.apply_defaults()
         return call.arguments[rule]
-    except Exception as error:  # the user's callable may raise anything, and no task may be lost for it
+    except Exception as error:  # the user's callable may raise anything, and no task may be lost by that
         shown = f"{rule if isinstance(rule, str) else getattr(rule, '__name__', rule)}: {error!r}"
         raise ConfigError(entry, shown, "applicable to the arguments of the call") from error
 
@@ -134,7 +138,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 @lru_cache(maxsize=1024)
 def _position(function: Callable[..., Any], name: str) -> int | None:
-    """Return where *name* stands among the positional arguments: binding a whole call costs ten times as much."""
+    """Return the index of the positional argument *name*. Binding the whole call costs ten times as much."""
     for position, parameter in enumerate(_signature(function).parameters.values()):
         if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             return None
@@ -149,7 +153,7 @@ def _accepts(function: Callable[..., Any], name: str) -> bool:
 
 
 def rules_of(task: Any) -> TaskRules:
-    """Return what the decorator attached to *task*."""
+    """Return the rules that the decorator attached to *task*, or ``NO_RULES``."""
     rules = getattr(task, "bucketflow", None)
     return rules if isinstance(rules, TaskRules) else NO_RULES
 
@@ -162,14 +166,15 @@ def tenant_of(
     kwargs: Any,
 ) -> str | None:
     """
-    Return whom a message is for, from its header or its arguments; ``None``: for nobody in particular.
+    Return the tenant of a message, from its header or else its arguments; ``None`` if it has none.
 
     Args:
-        task: The task it calls.
-        default: The throttle's ``tenant``, where the task says nothing; an argument's name holds for tasks with one.
-        headers: Of the message.
-        args: Positional arguments.
-        kwargs: Keyword arguments.
+        task: Task that the message calls.
+        default: Rule of the throttle, for a task without a rule. The name of an argument applies only to tasks that
+            have that argument.
+        headers: Headers of the message.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
 
     Raises:
         ConfigError: The rule cannot be applied to these arguments.

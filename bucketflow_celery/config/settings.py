@@ -1,9 +1,9 @@
-"""What can be configured, where it may stand, and what is right. Pure."""
+"""The options of a throttle: their defaults, their checks, and where they are read from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
 from bucketflow.errors import ConfigError
@@ -14,104 +14,22 @@ from bucketflow_celery.errors import ConfigErrors
 
 __all__ = ["PREFIX", "Settings", "one_of"]
 
-#: In ``app.conf`` every option stands behind this prefix; Django adds ``CELERY_`` in front of it.
+#: Prefix of every option in ``app.conf``. Django's ``CELERY_`` comes before it.
 PREFIX = "bucketflow_"
+
+#: Takes the name and value of an option and a list for errors; returns the checked value, or raises ``ConfigError``.
+_Check: TypeAlias = Callable[[str, Any, "list[ConfigError]"], Any]
 
 
 def one_of(entry: str, value: object, *choices: str) -> None:
     """
-    Check a word.
+    Check that *value* is one of *choices*.
 
     Raises:
-        ConfigError: *value* is none of *choices*.
+        ConfigError: It is not. The error names *entry* and the choices.
     """
     if value not in choices:
         raise ConfigError(entry, value, "one of " + ", ".join(map(repr, choices)))
-
-
-@dataclass(frozen=True)
-class Settings:
-    """
-    The options of a throttle, checked.
-
-    Attributes:
-        url: Where the buckets live: any URL that ``redis.Redis.from_url`` takes.
-        limits: The table of limits: ``all``, ``queues``, ``tenants``, ``tasks``, and ``weights``.
-        on_limit: ``"retry"``: a task refused by its tenant's or its own limit goes back to the broker until its
-            turn comes. ``"hold"``: it stays in the worker, as it does when ``all`` or its queue refuses. ``"park"``:
-            whatever refuses it, it waits in Redis, and is dispatched to a worker when its turn has come.
-        on_store_error: While Redis is away: ``"hold"`` keeps tasks back, ``"admit"`` lets them start unlimited,
-            ``"refuse"`` sends them back to the broker for a while.
-        max_wait: Seconds a task may wait in all before it fails with ``ThrottleTimeout``; ``None``: for ever.
-        max_hold: Seconds a message is held in a worker before it goes back to the broker; never more than a quarter of
-            the broker's visibility timeout.
-        max_countdown: Longest countdown in seconds; never more than half the visibility timeout. A task whose turn is
-            further away returns early and is sent on with the place it has.
-        tenant: Whom a task is for, where its decorator does not say.
-        namespace: Prefix and hash tag of every key.
-        timeout: Seconds to wait for an answer of Redis.
-        backlog_limit: Most tasks parked of one queue; the others stay with the broker.
-        lease: Seconds within which the tasks that were dispatched to a worker go to another when it dies.
-        parked_state: Whether the result of a parked task says ``PARKED``, with its position and when it may start.
-    """
-
-    url: str | None = None
-    limits: LimitTable = LimitTable()  # noqa: RUF009 - frozen
-    on_limit: str = "retry"
-    on_store_error: str = "hold"
-    max_wait: float | None = None
-    max_hold: float = 600.0
-    max_countdown: float = 900.0
-    tenant: TenantRule = None
-    namespace: str = "bucketflow"
-    timeout: float = 1.0
-    backlog_limit: int = 1_000_000
-    lease: float = 30.0
-    parked_state: bool = False
-
-    @classmethod
-    def read(cls, given: Mapping[str, Any], conf: Mapping[str, Any]) -> Settings:
-        """
-        Check *given*, completed by what stands in *conf*.
-
-        Args:
-            given: Options by name.
-            conf: ``app.conf`` or any mapping with ``bucketflow_...`` keys.
-
-        Raises:
-            ConfigErrors: It holds every mistake, each naming its entry.
-        """
-        values: dict[str, Any] = {}
-        mistakes: list[ConfigError] = []
-        for field in fields(cls):
-            value = given.get(field.name)
-            if value is None:
-                value = conf.get(PREFIX + field.name)
-            if value is None:
-                continue
-            try:
-                values[field.name] = _CHECKS[field.name](field.name, value, mistakes)
-            except ConfigError as mistake:
-                mistakes.append(mistake)
-        mistakes += _unknown(conf, {field.name for field in fields(cls)})  # at last: only now Celery has read its own
-        if mistakes:
-            raise ConfigErrors(mistakes)
-        return cls(**values)
-
-
-def _unknown(conf: Mapping[str, Any], known: set[str]) -> list[ConfigError]:
-    """Return a mistake for every key of *conf* that looks like an option and is none."""
-    # With a namespace, as Django's, Celery shows its keys as they stand there.
-    prefix = (getattr(conf, "prefix", None) or "").lower() + PREFIX
-    expected = "one of " + ", ".join(PREFIX + name for name in sorted(known))
-    return [
-        ConfigError(key, conf.get(key), expected)
-        for key in map(str, conf)
-        if key.lower().startswith(prefix) and key.lower().removeprefix(prefix) not in known
-    ]
-
-
-_Check: TypeAlias = Callable[[str, Any, "list[ConfigError]"], Any]
 
 
 def _limits(_entry: str, value: Any, mistakes: list[ConfigError]) -> LimitTable:
@@ -120,20 +38,20 @@ def _limits(_entry: str, value: Any, mistakes: list[ConfigError]) -> LimitTable:
 
 def _text(entry: str, value: object, _mistakes: list[ConfigError]) -> str:
     if not isinstance(value, str) or not value:
-        raise ConfigError(entry, value, "a text of at least one character")
+        raise ConfigError(entry, value, "a non-empty string")
     return value
 
 
 def _namespace(entry: str, value: object, mistakes: list[ConfigError]) -> str:
     text = _text(entry, value, mistakes)
     if set(text) & set("{}"):
-        raise ConfigError(entry, value, "a text without braces: they mark the hash tag")
+        raise ConfigError(entry, value, "a string without braces, which mark the hash tag")
     return text
 
 
 def _tenant(entry: str, value: object, _mistakes: list[ConfigError]) -> object:
     if not (callable(value) or (isinstance(value, str) and value)):
-        raise ConfigError(entry, value, "an argument's name or a callable")
+        raise ConfigError(entry, value, "the name of an argument, or a callable")
     return value
 
 
@@ -157,7 +75,7 @@ def _flag(entry: str, value: object, _mistakes: list[ConfigError]) -> bool:
     return value
 
 
-def _words(*choices: str) -> _Check:
+def _choice(*choices: str) -> _Check:
     def check(entry: str, value: object, _mistakes: list[ConfigError]) -> object:
         one_of(entry, value, *choices)
         return value
@@ -165,18 +83,85 @@ def _words(*choices: str) -> _Check:
     return check
 
 
-_CHECKS: dict[str, _Check] = {
-    "url": _text,
-    "limits": _limits,
-    "on_limit": _words("retry", "hold", "park"),
-    "on_store_error": _words("hold", "admit", "refuse"),
-    "max_wait": _seconds,
-    "max_hold": _seconds,
-    "max_countdown": _seconds,
-    "tenant": _tenant,
-    "namespace": _namespace,
-    "timeout": _seconds,
-    "backlog_limit": _count,
-    "lease": _lease,
-    "parked_state": _flag,
-}
+@dataclass(frozen=True)
+class Settings:
+    """
+    The checked options of a throttle.
+
+    Attributes:
+        url: URL of the server that keeps the buckets, as ``redis.Redis.from_url`` takes it.
+        limits: Table of limits: ``all``, ``queues``, ``tenants``, ``tasks``, and ``weights``.
+        on_limit: What happens to a refused task. ``"retry"``: a task refused by its tenant's or its own limit is
+            republished with a countdown, and one refused by ``all`` or its queue is held. ``"hold"``: it is held in the
+            worker. ``"park"``: it is parked in Redis, and dispatched to a worker when it may start.
+        on_store_error: What happens to tasks while Redis is unavailable. ``"hold"``: they are held. ``"admit"``: they
+            start without limits. ``"refuse"``: they are republished with a countdown.
+        max_wait: Maximum total wait in seconds before a task fails with ``ThrottleTimeout``; ``None`` for unlimited.
+        max_hold: Maximum seconds for which a worker holds a message before it returns to the broker. Capped at a
+            quarter of the broker's visibility timeout.
+        max_countdown: Longest countdown in seconds. Capped at half of the visibility timeout. A task that may start
+            later is delivered early, and republished with the reservation that it has.
+        tenant: Rule for the tenant of a task whose decorator has none.
+        namespace: Prefix of every key, and their hash tag.
+        timeout: Maximum seconds to wait for a reply of Redis.
+        backlog_limit: Maximum number of parked tasks in one queue. Further tasks stay with the broker.
+        lease: Seconds within which the dispatched tasks of a worker that has died go to another one.
+        parked_state: Whether the result of a parked task has the state ``PARKED``, with its position and its estimated
+            start time.
+    """
+
+    url: str | None = field(default=None, metadata={"check": _text})
+    limits: LimitTable = field(default=LimitTable(), metadata={"check": _limits})
+    on_limit: str = field(default="retry", metadata={"check": _choice("retry", "hold", "park")})
+    on_store_error: str = field(default="hold", metadata={"check": _choice("hold", "admit", "refuse")})
+    max_wait: float | None = field(default=None, metadata={"check": _seconds})
+    max_hold: float = field(default=600.0, metadata={"check": _seconds})
+    max_countdown: float = field(default=900.0, metadata={"check": _seconds})
+    tenant: TenantRule = field(default=None, metadata={"check": _tenant})
+    namespace: str = field(default="bucketflow", metadata={"check": _namespace})
+    timeout: float = field(default=1.0, metadata={"check": _seconds})
+    backlog_limit: int = field(default=1_000_000, metadata={"check": _count})
+    lease: float = field(default=30.0, metadata={"check": _lease})
+    parked_state: bool = field(default=False, metadata={"check": _flag})
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any], conf: Mapping[str, Any]) -> Settings:
+        """
+        Return the settings in *given*, completed from *conf*.
+
+        Args:
+            given: Options by name; ``None`` for an option that is not given.
+            conf: ``app.conf``, or any mapping with ``bucketflow_...`` keys.
+
+        Raises:
+            ConfigErrors: An option is invalid or unknown. It holds every error, each of which names its entry.
+        """
+        values: dict[str, Any] = {}
+        mistakes: list[ConfigError] = []
+        for option in fields(cls):
+            value = given.get(option.name)
+            if value is None:
+                value = conf.get(PREFIX + option.name)
+            if value is None:
+                continue
+            try:
+                values[option.name] = option.metadata["check"](option.name, value, mistakes)
+            except ConfigError as mistake:
+                mistakes.append(mistake)
+        # Not earlier: Celery loads the configuration at the first read of an option.
+        mistakes += _unknown(conf, {option.name for option in fields(cls)})
+        if mistakes:
+            raise ConfigErrors(mistakes)
+        return cls(**values)
+
+
+def _unknown(conf: Mapping[str, Any], known: set[str]) -> list[ConfigError]:
+    """Return an error for every key of *conf* that has the prefix of an option and is none."""
+    # With a namespace, such as Django's, Celery keeps the keys as the user wrote them.
+    prefix = (getattr(conf, "prefix", None) or "").lower() + PREFIX
+    expected = "one of " + ", ".join(PREFIX + name for name in sorted(known))
+    return [
+        ConfigError(key, conf.get(key), expected)
+        for key in map(str, conf)
+        if key.lower().startswith(prefix) and key.lower().removeprefix(prefix) not in known
+    ]

@@ -1,4 +1,4 @@
-"""The limits as the user writes them, checked; and the path of limits that one task passes. Pure."""
+"""The table of limits: parsed from the configuration, and resolved to the path of one task."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bucketflow_celery.config.limit import Limit, LimitSpec, parse_limit
 
 __all__ = ["LimitTable", "pause_name", "pause_of"]
 
-#: The entry of the table that holds each level below ``all``.
+#: Section of the table that holds each level below ``all``.
 _SECTIONS = {"queue": "queues", "tenant": "tenants", "task": "tasks"}
-#: Of weights: beyond it the tags of the others would not move any more.
-_HEAVIEST = 1000.0
+#: Largest weight. Beyond it the tags of other tenants would hardly move, and those tenants would starve.
+_MAX_WEIGHT = 1000.0
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class LimitTable:
     The limits of a fleet.
 
     Attributes:
-        top: The limit of everything, if any.
-        levels: Limits by level name and entry name, ``"*"`` being the default of a level; ``None`` lifts the default.
-        weights: Of tenants whose tasks are parked, by name, ``"*"`` being the default: their shares relative to others.
-        paused: Of what nothing may start: see :func:`pause_name`.
+        top: Limit of the level ``all``, if any.
+        levels: Limits by level and by name. The name ``"*"`` is the default of its level; ``None`` lifts the default.
+        weights: Shares of the tenants in dispatch, by name. The name ``"*"`` is the default.
+        paused: Names of what is paused: see :func:`pause_name`.
     """
 
     top: Limit | None = None
@@ -39,7 +39,7 @@ class LimitTable:
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], mistakes: list[ConfigError]) -> LimitTable:
-        """Read the table the user wrote; what cannot be read is left out and added to *mistakes*."""
+        """Return the table that the user wrote. An invalid entry is left out, and its error is added to *mistakes*."""
         known = {"all", *_SECTIONS.values(), "weights"}
         if not isinstance(raw, Mapping):
             mistakes.append(ConfigError("limits", raw, f"a mapping with the keys {', '.join(sorted(known))}"))
@@ -60,7 +60,7 @@ class LimitTable:
         return cls(top, levels, _parse_weights(raw.get("weights", {}), mistakes))
 
     def dump(self) -> dict[str, Any]:
-        """Return the table in a form that JSON can carry and :meth:`parse` reads."""
+        """Return the table in a form that JSON can carry and :meth:`parse` accepts."""
         raw: dict[str, Any] = {"all": _dump(self.top)}
         for level, section in _SECTIONS.items():
             raw[section] = {name: _dump(limit) for name, limit in self.levels.get(level, {}).items()}
@@ -68,11 +68,11 @@ class LimitTable:
         return raw
 
     def weight(self, tenant: str) -> float:
-        """Return the share of a tenant relative to others; 1 unless it is set."""
+        """Return the share of *tenant* relative to other tenants; 1 by default."""
         return self.weights.get(tenant, self.weights.get("*", 1.0))
 
     def pause(self, queue: str, tenant: str | None, task: str) -> LevelName | None:
-        """Return the first level, from the root, at which such a task is paused; ``None`` if it is not."""
+        """Return the first level, from the root, at which a task is paused; ``None`` if it is not paused."""
         if not self.paused:
             return None
         names: list[tuple[LevelName, str | None]] = [("all", ""), ("queue", queue), ("tenant", tenant), ("task", task)]
@@ -81,26 +81,26 @@ class LimitTable:
         )
 
     def find(self, level: LevelName, name: str) -> Limit | None:
-        """Return the limit of one entry of *level*, or the level's default."""
+        """Return the limit of *name* at *level*, or the default of the level."""
         entries = self.levels.get(level, {})
         return entries[name] if name in entries else entries.get("*")
 
     def path(self, queue: str, tenant: str | None, task: str, task_limit: Limit | None = None) -> tuple[Level, ...]:
         """
-        Return the buckets one task passes: all, queue, tenant, task; those without a limit are left out.
+        Return the levels that a task passes: all, queue, tenant, task, without those that have no limit.
 
         Args:
-            queue: The queue it was delivered from.
-            tenant: Whom it is for; ``None`` skips the tenant's level.
-            task: The task's name.
-            task_limit: The decorator's limit; an entry of the table for this very task comes before it.
+            queue: Queue that delivered the task.
+            tenant: Tenant of the task; ``None`` omits the level ``tenant``.
+            task: Name of the task type.
+            task_limit: Limit of the decorator. An entry of the table with the name of the task type takes precedence.
 
         Returns:
             The levels, root first; length 0 to 4.
         """
         return _path(self, queue, tenant, task, task_limit)
 
-    # Compared by identity, so that it can key the cache of paths.
+    # Compared by identity, because the fields cannot be hashed and a table is a key in the cache of paths.
     __hash__ = object.__hash__
     __eq__ = object.__eq__
 
@@ -148,7 +148,7 @@ def _parse_weights(raw: Any, mistakes: list[ConfigError]) -> dict[str, float]:
             _check_name("limits['weights']", name)
             entry, expected = f"limits['weights'][{name!r}]", "a number from 0.001 to 1000"
             weights[name] = check_number(entry, weight, expected, minimum=0.001)
-            if weights[name] > _HEAVIEST:
+            if weights[name] > _MAX_WEIGHT:
                 raise ConfigError(entry, weight, expected)
         except ConfigError as mistake:
             mistakes.append(mistake)
@@ -157,17 +157,17 @@ def _parse_weights(raw: Any, mistakes: list[ConfigError]) -> dict[str, float]:
 
 def _check_name(entry: str, name: object) -> None:
     if not isinstance(name, str) or not name:
-        raise ConfigError(f"{entry}: name", name, "a text of at least one character")
+        raise ConfigError(f"{entry}: name", name, "a non-empty string")
 
 
 def pause_name(level: LevelName, name: str = "") -> str:
-    """Return what a pause at *level* is called: ``"queue:emails"``, or ``"all:"``."""
+    """Return the name of a pause at *level*: ``"queue:emails"``, or ``"all:"``."""
     return f"{level}:{name}"
 
 
 def pause_of(queue: str | None, tenant: str | None, task: str | None) -> str:
     """
-    Return what a pause of one of them is called, of everything if none is given.
+    Return the name of a pause of one queue, tenant or task type; of everything if none is given.
 
     Raises:
         ConfigError: More than one is given.

@@ -1,12 +1,18 @@
 """
-Who may start now, who waits, and until when. Pure: no clock, no store, no Celery.
+Admission control: which tasks may start now, and at which time each refused task may try again.
 
-Beside its bucket every level keeps the end of its line: the last place that was promised. Whoever is refused is
-promised the next: so much later as the bucket needs to earn what this task costs, so that all who wait come back one by
-one, find their tokens, and nobody overtakes. A place orders; it holds no tokens and never pays: whoever comes back must
-find real tokens, so a fleet that was away for an hour cannot turn its old promises into a burst.
+A level is a token bucket (GCRA) with a queue of reservations. A reservation is a start time, as in
+``golang.org/x/time/rate``. A refused task reserves the time at which the bucket will have earned its cost, counted from
+the latest reservation. So refused tasks come back one by one, find their tokens, and start in order.
 
-``lua/admit.lua`` mirrors this file line by line; a property test feeds both the same questions.
+Unlike a reservation of golang's, this one takes no tokens. It orders the tasks, and a task that comes back must still
+acquire tokens. A fleet that was away for an hour cannot turn its old reservations into a burst.
+
+A redelivered task carries its reservations in its ticket: see ``ticket.py``. A reservation is valid until
+``RESERVATION_GRACE`` after its start time. A level whose bucket has been full for ``RESERVATION_TTL`` drops its
+reservations, because no task came to use them.
+
+``store/lua/admit.lua`` and ``cancel_reservation.lua`` mirror this file.
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ __all__ = [
     "NO_DEADLINE",
     "RESERVATION_GRACE",
     "RESERVATION_TTL",
+    "WAIVER",
     "AdmissionDecision",
     "AdmissionRequest",
     "LevelState",
@@ -32,29 +39,29 @@ __all__ = [
     "current_state",
 ]
 
-#: µs after which a promised place is lost: who comes later than that joins the line again.
+#: µs after its start time at which a reservation lapses. A task that comes later gets a new one.
 RESERVATION_GRACE = 60 * SECOND
 
-#: µs by which the place of one who is excused from a line comes before the one it waits for: so they can be told apart.
+#: µs by which a waiver precedes the reservation on which it depends: :func:`cancel_reservation` tells them apart by it.
 WAIVER = 1
 
-#: µs a bucket may stay full while its line is not empty. Longer than that, nobody is coming: the line is dissolved.
+#: µs for which a bucket may be full while reservations are open. After that no task is expected, and they are dropped.
 RESERVATION_TTL = 2 * SECOND
 
-#: µs a task waits at most that never gives up: the largest whole number that a double counts to.
+#: Longest wait, in µs, of a task without a deadline: the largest integer up to which a double is exact.
 NO_DEADLINE = 1 << 53
 
 
 @dataclass(frozen=True, slots=True)
 class LevelState:
     """
-    What the store keeps of a level.
+    The state of a level, as the store keeps it.
 
     Attributes:
         full_at: The bucket: the instant in µs at which it is full again.
-        reserved_until: The end of its line: the instant in µs of the last place that was promised; 0 if none was.
-        capacity: Of the limit that both were reckoned under.
-        fill_rate: Likewise.
+        reserved_until: The latest reservation: a start time in µs; 0 if there is none.
+        capacity: Capacity of the limit under which both were computed.
+        fill_rate: Fill rate of that limit.
     """
 
     full_at: float
@@ -64,10 +71,10 @@ class LevelState:
 
     def rebased_on(self, limit: Limit, now: int) -> LevelState:
         """
-        Return the state under *limit*, which may have changed since.
+        Return the state under *limit*, which may differ from the limit under which it was computed.
 
-        What was taken stays taken, up to an empty bucket, and as many tokens as were promised stay promised: both take
-        as long as they take at the new rate.
+        The tokens that were taken stay taken, but a bucket is never below empty. The tokens ahead of the latest
+        reservation stay the same number. Both durations are scaled to the new fill rate.
         """
         if self.capacity == limit.capacity and self.fill_rate == limit.fill_rate:
             return self
@@ -79,23 +86,23 @@ class LevelState:
         return LevelState(full_at, reserved_until, limit.capacity, limit.fill_rate)
 
 
-#: A level nobody has used: a full bucket, no line.
+#: The state of an unused level: a full bucket without reservations.
 EMPTY = LevelState(FULL, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRequest:
     """
-    The question of one task: whether it may start.
+    One task that asks to start.
 
     Attributes:
-        path: The levels it passes, root first; length >= 1.
-        cost: Tokens it takes from each of them; above 0, at most the smallest capacity.
-        reservations: The place it was promised at each level, in µs of the store's clock; 0 where it has none.
-            Same length and order as *path*.
-        max_wait_us: Most µs it would still wait. One that would give up is promised no place.
-        backlog: The queue whose parked tasks it must not overtake; ``None``: it is not parked when it is refused.
-        tenant: Whom it is for; ``""``: for nobody in particular.
+        path: The levels that the task passes, root first; length >= 1.
+        cost: Tokens that it takes from each level; above 0, at most the smallest capacity.
+        reservations: Its start time at each level, in µs of the store's clock; 0 where it has none. Same length and
+            order as *path*.
+        max_wait_us: Longest remaining wait in µs. A task that would have to wait longer reserves nothing.
+        backlog: Queue whose parked tasks it must not overtake; ``None`` if the task is not parked on refusal.
+        tenant: Tenant of the task; ``""`` for none.
     """
 
     path: tuple[Level, ...]
@@ -109,14 +116,16 @@ class AdmissionRequest:
 @dataclass(frozen=True, slots=True)
 class AdmissionDecision:
     """
-    The decision to one :class:`AdmissionRequest`.
+    The decision on one :class:`AdmissionRequest`: admitted, refused or skipped.
+
+    A request is skipped, that is not evaluated, if one of its levels refused an earlier request of the same call and
+    blocks the queue, or if it would overtake a parked task.
 
     Attributes:
         admitted: Whether the tokens were taken, at every level.
-        binding: Index of the level with the longest wait; ``None`` if admitted, or if the question was not put
-            because a bucket it needs had just refused another of the same call, or others are parked before it.
-        wait: µs until asking again is worth while; 0 if admitted or not put.
-        reservations: The places it now has, as in :class:`AdmissionRequest`.
+        binding: Index of the level with the longest wait; ``None`` if admitted or skipped.
+        wait: µs until a retry may succeed; 0 if admitted or skipped.
+        reservations: The reservations that the task has now, as in :class:`AdmissionRequest`.
     """
 
     admitted: bool
@@ -132,18 +141,19 @@ def admit(
     blocks: Callable[[str, str], bool] = lambda _queue, _tenant: False,
 ) -> list[AdmissionDecision]:
     """
-    AdmissionDecision *requests* in their order, each as if it had come alone, and update *states*.
+    Decide *requests* in order, each as if it were alone, and update *states*.
 
-    Once ``all`` or a queue has refused a task, the rest of that line is not asked: only its head needs a place.
+    Once a level that blocks the queue has refused a task, later tasks of that level are skipped. Only the first of them
+    needs a reservation.
 
     Args:
         requests: Length >= 0.
-        states: By key; a missing key is a level nobody has used.
+        states: State of each level by key; a missing key is an unused level.
         now: µs on the clock that stamped *states*.
-        blocks: Whether a fresh task of this queue and tenant would overtake one that is parked.
+        blocks: Whether a fresh task of this queue and tenant would overtake a parked one.
 
     Returns:
-        One decision an request, same length and order.
+        One decision a request, same length and order.
     """
     exhausted: set[str] = set()
     decisions = []
@@ -161,22 +171,21 @@ def admit(
 
 
 def _admit_one(request: AdmissionRequest, states: MutableMapping[str, LevelState], now: int) -> AdmissionDecision:
-    reservations = [0 if due < now - RESERVATION_GRACE else due for due in request.reservations]
+    reservations = [0 if reservation < now - RESERVATION_GRACE else reservation for reservation in request.reservations]
     waits, current = [], []
     for index, level in enumerate(request.path):
         state = current_state(level, states, now)
-        if reservations[index] > max(
-            now, state.reserved_until
-        ):  # behind the end of the line is no place: it was promised elsewhere
+        if reservations[index] > max(now, state.reserved_until):
+            # This level did not grant it: it was lost, or the limit or the clock has changed since.
             reservations[index] = 0
-        turn = _next_place(level, state, request.cost)
-        is_over = turn > now or (state.reserved_until and state.reserved_until + RESERVATION_TTL <= now)
-        if is_over and state.full_at + RESERVATION_TTL <= now:
-            state, turn = replace(state, reserved_until=0.0), 0.0
+        next_start = _next_start(level, state, request.cost)
+        is_expired = next_start > now or (state.reserved_until and state.reserved_until + RESERVATION_TTL <= now)
+        if is_expired and state.full_at + RESERVATION_TTL <= now:
+            state, next_start = replace(state, reserved_until=0.0), 0.0
             states[level.key] = state
         current.append(state)
-        place = (reservations[index] or turn) - now
-        waits.append(max(wait_for(level.limit, state.full_at, now, request.cost), math.ceil(place)))
+        until_start = (reservations[index] or next_start) - now
+        waits.append(max(wait_for(level.limit, state.full_at, now, request.cost), math.ceil(until_start)))
     wait = max(waits)
     if wait <= 0:
         for level, state in zip(request.path, current, strict=True):
@@ -184,53 +193,54 @@ def _admit_one(request: AdmissionRequest, states: MutableMapping[str, LevelState
         return AdmissionDecision(admitted=True, binding=None, wait=0, reservations=tuple(reservations))
     binding = waits.index(wait)
     if wait <= request.max_wait_us:
-        due = now + wait
-        if _reserve(request.path, binding, waits, reservations, due):
-            states[request.path[binding].key] = replace(current[binding], reserved_until=float(due))
+        start = now + wait
+        if _reserve(request.path, binding, waits, reservations, start):
+            states[request.path[binding].key] = replace(current[binding], reserved_until=float(start))
     return AdmissionDecision(admitted=False, binding=binding, wait=wait, reservations=tuple(reservations))
 
 
 def current_state(level: Level, states: MutableMapping[str, LevelState], now: int) -> LevelState:
     """
-    Return the state of *level* under its limit.
+    Return the state of *level* under its limit, and store it if that limit is a new one.
 
-    If that is another than before it is stored at once: reckoned from what was with each question, it would never fill.
+    It is stored at once because a bucket that every call rescales from the old state would never fill.
     """
-    known = states.get(level.key, EMPTY)
-    state = known.rebased_on(level.limit, now)
-    if state is not known and known is not EMPTY:
+    stored = states.get(level.key, EMPTY)
+    state = stored.rebased_on(level.limit, now)
+    if state is not stored and stored is not EMPTY:
         states[level.key] = state
     return state
 
 
-def _reserve(path: tuple[Level, ...], binding: int, waits: list[int], reservations: list[int], due: int) -> bool:
-    """Write the places of a refused task into *reservations*; return whether the line that binds moves on to *due*."""
-    # Only the line with the longest wait moves on. A place at another level would come while the task still waits, and
-    # pass unused: it is excused from that line instead, for when it comes back all who were there before it have gone.
-    moves = reservations[binding] == 0
-    if moves:
-        reservations[binding] = due
-    for index, level in enumerate(path):
-        if (
-            (not path[binding].blocks_queue)
-            and (not level.blocks_queue)
-            and waits[index] > 0
-            and reservations[index] == 0
-        ):
-            reservations[index] = due - WAIVER
-    return moves
-
-
-def _next_place(level: Level, state: LevelState, cost: float) -> float:
-    # By the cost of who comes next: the one before leaves an empty bucket, and these tokens must come first.
+def _next_start(level: Level, state: LevelState, cost: float) -> float:
+    """Return the start time in µs behind all reservations of *level*; 0 if it has none."""
+    # Later by the cost of this task, not of the one before: that one leaves an empty bucket, which must earn this cost.
     return state.reserved_until + cost * SECOND / level.limit.fill_rate if state.reserved_until else 0.0
 
 
+def _reserve(path: tuple[Level, ...], binding: int, waits: list[int], reservations: list[int], start: int) -> bool:
+    """
+    Add what a refused task reserves to *reservations*; return whether the binding level is reserved until *start*.
+
+    Only the level with the longest wait grants a reservation. The start time at another level would pass unused while
+    the task still waits for the binding one. There the task gets a waiver, ``WAIVER`` before *start*, which moves no
+    other task back. It overtakes none either: by *start* the start times that were reserved at that level have passed.
+    """
+    is_new = reservations[binding] == 0
+    if is_new:
+        reservations[binding] = start
+    if not path[binding].blocks_queue:
+        for index, level in enumerate(path):
+            if not level.blocks_queue and waits[index] > 0 and reservations[index] == 0:
+                reservations[index] = start - WAIVER
+    return is_new
+
+
 def cancel_reservation(request: AdmissionRequest, states: MutableMapping[str, LevelState], now: int) -> None:
-    """Give the place in *request* back: the line that moved on for it ends that much earlier."""
+    """Cancel the reservations in *request*. The level that granted one is reserved for that much less time."""
     latest = max(request.reservations)
-    for level, due in zip(request.path, request.reservations, strict=True):
+    for level, reservation in zip(request.path, request.reservations, strict=True):
         state = states.get(level.key, EMPTY).rebased_on(level.limit, now)
-        if due == latest > now and state.reserved_until > now:
+        if reservation == latest > now and state.reserved_until > now:
             reserved_until = state.reserved_until - request.cost * SECOND / level.limit.fill_rate
             states[level.key] = replace(state, reserved_until=max(0.0, reserved_until))

@@ -1,14 +1,16 @@
 """
-The tasks parked of one queue, in the order of weighted fair queueing. Pure: no clock, no store, no Celery.
+Start-time fair queueing of the parked tasks of one queue.
 
-Every tenant has a tag, the virtual time at which its next task may start. Whoever has the lowest is served, and its tag
-moves on by ``cost / weight``; the virtual time of the queue is the tag of who was served last. A newcomer begins there,
-so it is served soon and gets nothing for the time before. A tenant that its own limit holds up sleeps, and the others
-use its share. Within a tenant task types take turns; within a type the line is first come, first served, by rank.
+Every tenant has a tag, the virtual time at which its next task may start. The tenant with the lowest tag is served, and
+its tag grows by ``cost / weight``. The virtual time of the queue is the tag of the tenant that was served last. A new
+tenant starts there: it is served soon, and earns no credit for the time before.
 
-Source: start-time fair queueing (Goyal, Vin and Cheng, "Start-time Fair Queueing", SIGCOMM 1996).
-``lua/backlog.lua`` and the scripts behind it mirror this file and ``dispatch.py``; a property test plays the same
-stories to both.
+Three things differ from the source. A tenant that its own limit refuses is delayed, and the others use its share. The
+task types of a tenant are served round-robin. Within a type the order is first come, first served, by rank.
+
+``store/lua/backlog.lua``, ``park.lua`` and ``purge.lua`` mirror this file. See ``dispatch.py`` for how tasks leave.
+
+Source: Goyal, Vin and Cheng, "Start-time Fair Queueing", SIGCOMM 1996.
 """
 
 from __future__ import annotations
@@ -23,21 +25,37 @@ from bucketflow_celery.config.levels import Level
 from bucketflow_celery.scheduling.admit import EMPTY, LevelState
 from bucketflow_celery.scheduling.model import FULL, KNOWN, Lane, LeasedTask, ParkedMessage, ParkedTask, TenantSummary
 
-__all__ = ["DEDUP_TTL", "POLL_GRACE", "Backlog", "Tenant", "TypeLanes", "by_score", "give_back"]
+__all__ = [
+    "DEDUP_TTL",
+    "NOTIFY_INTERVAL",
+    "POLL_GRACE",
+    "POLL_TOLERANCE",
+    "Backlog",
+    "Tenant",
+    "TypeLanes",
+    "by_score",
+    "refund_path",
+]
 
-#: µs by which a worker may miss its turn before it is taken for one that does not come.
+#: µs by which a worker may miss its expected poll before the poll is no longer expected.
 POLL_GRACE = 50_000
-#: µs by which the next worker to come may be too late without another being called.
-TOLERANCE = 10_000
-#: µs between two calls at least: those who are called need a moment to answer.
+#: µs by which the next expected poll may come after a task may start, without a notification of other workers.
+POLL_TOLERANCE = 10_000
+#: Least µs between two notifications: a notified worker needs a moment to poll.
 NOTIFY_INTERVAL = 20_000
-#: µs after which nobody remembers a message any more that its broker may still deliver again.
+#: µs after which the uid of a parked message is forgotten, even if its broker may still deliver the message again.
 DEDUP_TTL = 86_400 * SECOND
 
 
 @dataclass(slots=True)
 class TypeLanes:
-    """The lanes of one task type, by rank, and the turn in which it was last served."""
+    """
+    One task type of a tenant.
+
+    Attributes:
+        turn: Number of its latest service, among those of its tenant.
+        lanes: Its parked tasks by rank.
+    """
 
     turn: int
     lanes: dict[int, deque[ParkedTask]] = field(default_factory=dict)
@@ -45,24 +63,46 @@ class TypeLanes:
 
 @dataclass(slots=True)
 class Tenant:
-    """One tenant that has tasks parked: its tag, what they cost, and its task types."""
+    """
+    One tenant with parked tasks.
+
+    Attributes:
+        tag: Virtual time at which its next task may start.
+        turn: Number of its latest service, from 1.
+        cost: Tokens that all its tasks take together.
+        types: Its task types by name.
+    """
 
     tag: float
     turn: int = 0
     cost: float = 0.0
     types: dict[str, TypeLanes] = field(default_factory=dict)
 
-    def turns(self) -> list[str]:
-        """Return the task types, whose turn it is first."""
+    def service_order(self) -> list[str]:
+        """Return the task types, the one that was served longest ago first."""
         return sorted(self.types, key=lambda name: (self.types[name].turn, name))
 
 
 class Backlog:
     """
-    What is parked of one queue.
+    The parked tasks of one queue.
 
     Args:
-        queue: Its name.
+        queue: Name of the queue.
+
+    Attributes:
+        queue: As given.
+        messages: Messages of parked and leased tasks, by uid.
+        tenants: Tenants with parked tasks.
+        ready: Tags of the tenants whose next task may start, as far as their own limits go.
+        delayed: The µs at which each delayed tenant becomes ready.
+        idle: Tags of tenants without tasks, until the virtual time passes them.
+        polls: The µs at which each worker is expected to poll.
+        dedup: The µs at which each uid was parked, until the broker has acknowledged the message.
+        virtual: The virtual time.
+        count: Number of parked tasks.
+        notified_at: The µs of the latest notification; 0 once a worker has polled and left nothing that may start.
+        version: Version of the limits under which *delayed* was computed.
     """
 
     def __init__(self, queue: str) -> None:
@@ -80,43 +120,44 @@ class Backlog:
         self.version = ""
 
     def blocks(self, tenant: str, now: int) -> bool:
-        """Return whether a fresh task of *tenant* would overtake somebody."""
-        return tenant in self.tenants or bool(self.ready) or any(wake <= now for wake in self.delayed.values())
+        """Return whether a fresh task of *tenant* would overtake a parked one."""
+        return tenant in self.tenants or bool(self.ready) or any(ready_at <= now for ready_at in self.delayed.values())
 
-    def park(self, parcels: Sequence[ParkedMessage], limit: int, now: int, *, busy: bool) -> tuple[list[int], bool]:
+    def park(self, messages: Sequence[ParkedMessage], limit: int, now: int, *, busy: bool) -> tuple[list[int], bool]:
         """
-        Store tasks that may not start.
+        Park refused tasks, each at the end of its lane.
 
         Args:
-            parcels: Length >= 0.
-            limit: Most tasks the backlog holds.
+            messages: Length >= 0.
+            limit: Most tasks that the backlog holds.
             now: µs of the store's clock.
-            busy: Whether the worker that parks has no free slot, so that another should be called.
+            busy: Whether the worker that parks has no free slot, so that another one should poll.
 
         Returns:
-            One position a parcel in its lane, from 1, or ``KNOWN`` or ``FULL``, same order; and whether to call others.
+            For each message its position in its lane, from 1, or ``KNOWN`` or ``FULL``, same order; and whether to
+            notify the workers.
         """
         positions, stored = [], 0
-        for parcel in parcels:
-            if parcel.uid in self.messages or parcel.uid in self.dedup:
+        for one in messages:
+            if one.uid in self.messages or one.uid in self.dedup:
                 positions.append(KNOWN)
             elif self.count >= limit:
                 positions.append(FULL)
             else:
-                self.messages[parcel.uid] = parcel.message
-                self.dedup[parcel.uid] = now
-                deadline = now + parcel.max_wait_us if parcel.max_wait_us else 0
-                item = ParkedTask(parcel.uid, now + stored, parcel.cost, deadline, parcel.redelivered)
-                positions.append(self._enter(parcel.lane, item))
+                self.messages[one.uid] = one.message
+                self.dedup[one.uid] = now
+                deadline = now + one.max_wait_us if one.max_wait_us else 0
+                item = ParkedTask(one.uid, now + stored, one.cost, deadline, one.redelivered)
+                positions.append(self._enter(one.lane, item))
                 stored += 1
-        for uid, at in list(self.dedup.items()) if stored else ():
-            if at > now - DEDUP_TTL:
+        for uid, parked_at in list(self.dedup.items()) if stored else ():
+            if parked_at > now - DEDUP_TTL:
                 break
             del self.dedup[uid]
         return positions, stored > 0 and busy and self.should_notify(now, now)
 
     def purge(self, lane: Lane) -> int:
-        """Forget what is parked in *lane*; return how many tasks that were."""
+        """Delete the tasks of *lane*; return how many there were."""
         tenant = self.tenants.get(lane.tenant)
         kind = tenant.types.get(lane.task) if tenant is not None else None
         if tenant is None or kind is None or lane.rank not in kind.lanes:
@@ -128,20 +169,16 @@ class Backlog:
         self.reset_if_empty()
         return len(items)
 
-    def put_back(self, owned: LeasedTask) -> None:
-        """Let a task stand in front of its lane again."""
+    def return_to_front(self, owned: LeasedTask) -> None:
+        """Put a leased task at the front of its lane."""
         self._enter(owned.lane, owned.item, front=True)
 
     def lanes(self) -> Iterator[tuple[Lane, deque[ParkedTask]]]:
-        """Yield every lane with its items, the tenants in any order, their task types in that of their turns."""
+        """Yield every lane with its tasks: tenants in any order, task types in service order, ranks ascending."""
         for name, tenant in self.tenants.items():
-            for task in tenant.turns():
-                for rank, line in sorted(tenant.types[task].lanes.items()):
-                    yield Lane(name, task, rank), line
-
-    def should_notify_now(self, now: int) -> bool:
-        """Return whether to call a worker, because something can be dispatched out now."""
-        return self.should_notify(now, now)
+            for task in tenant.service_order():
+                for rank, items in sorted(tenant.types[task].lanes.items()):
+                    yield Lane(name, task, rank), items
 
     def _enter(self, lane: Lane, item: ParkedTask, *, front: bool = False) -> int:
         tenant = self.tenants.get(lane.tenant)
@@ -150,23 +187,23 @@ class Backlog:
             tenant = self.tenants[lane.tenant] = Tenant(tag)
             self.ready[lane.tenant] = tag
         kind = tenant.types.get(lane.task)
-        first = front or kind is None or lane.rank < min(kind.lanes)
-        if first and lane.tenant in self.delayed:  # it sleeps because of others than this one
+        is_head = front or kind is None or lane.rank < min(kind.lanes)
+        if is_head and lane.tenant in self.delayed:  # the delay was computed for other heads
             self.wake(lane.tenant)
         if kind is None:
             tenant.turn += 1
             kind = tenant.types[lane.task] = TypeLanes(tenant.turn)
-        line = kind.lanes.setdefault(lane.rank, deque())
+        items = kind.lanes.setdefault(lane.rank, deque())
         if front:
-            line.appendleft(item)
+            items.appendleft(item)
         else:
-            line.append(item)
+            items.append(item)
         tenant.cost += item.cost
         self.count += 1
-        return len(line)
+        return len(items)
 
     def pop_head(self, lane: Lane, tenant: Tenant) -> ParkedTask:
-        """Take the first task out of *lane*, and forget what is empty then."""
+        """Remove the first task of *lane*, and what is empty without it; return the task."""
         lanes = tenant.types[lane.task].lanes
         item = lanes[lane.rank].popleft()
         tenant.cost -= item.cost
@@ -183,46 +220,51 @@ class Backlog:
         return item
 
     def wake(self, name: str) -> None:
-        """Wake a tenant. Who slept catches up nothing."""
+        """Make a delayed tenant ready. Its tag moves up to the virtual time: a delay earns no credit."""
         del self.delayed[name]
         tenant = self.tenants[name]
         tenant.tag = max(self.virtual, tenant.tag)
         self.ready[name] = tenant.tag
 
     def reset_if_empty(self) -> None:
-        """Forget everything once there is nothing."""
+        """Reset the virtual time, tags and polls of a backlog without tasks."""
         if not self.count:
             self.virtual, self.notified_at, self.version = 0.0, 0, ""
             self.idle.clear()
             self.polls.clear()
 
     def should_notify(self, ready_at: float, now: int) -> bool:
-        """Return whether to call a worker because none comes in time for *ready_at*, and take note of the call."""
+        """
+        Return whether to notify the workers of a task that may start at *ready_at*, and record the notification.
+
+        There is none while a worker is expected to poll in time, nor within ``NOTIFY_INTERVAL`` of the previous one.
+        """
         if 0 <= now - self.notified_at < NOTIFY_INTERVAL or self.expected_polls(ready_at, now):
             return False
         self.notified_at = now
         return True
 
     def expected_polls(self, ready_at: float, now: int) -> int:
-        """Return how many workers come in time for what can be dispatched out at *ready_at*."""
-        return sum(now - POLL_GRACE <= turn <= max(ready_at, now) + TOLERANCE for turn in self.polls.values())
+        """Return how many workers are expected to poll in time for a task that may start at *ready_at*."""
+        return sum(now - POLL_GRACE <= at <= max(ready_at, now) + POLL_TOLERANCE for at in self.polls.values())
 
-    def known(self, name: str) -> TenantSummary:
-        """Return the task types of the tenant *name*, in the order of their turns, and the ranks of their lanes."""
+    def summary(self, name: str) -> TenantSummary:
+        """Return the task types of the tenant *name*, in service order, and the ranks of their lanes."""
         tenant = self.tenants[name]
-        return TenantSummary(name, tuple((kind, tuple(sorted(tenant.types[kind].lanes))) for kind in tenant.turns()))
+        types = ((task, tuple(sorted(tenant.types[task].lanes))) for task in tenant.service_order())
+        return TenantSummary(name, tuple(types))
 
 
-def give_back(path: Sequence[Level], cost: float, states: MutableMapping[str, LevelState], now: int) -> None:
-    """Put *cost* tokens back into every level of *path*: its task was dispatched out and has not started."""
+def refund_path(path: Sequence[Level], cost: float, states: MutableMapping[str, LevelState], now: int) -> None:
+    """Refund *cost* tokens to every level of *path*, for a task that was dispatched and has not started."""
     for level in path:
         state = states.get(level.key, EMPTY)
         if state.full_at > now:
-            # Under the limit they were last reckoned under, whatever that of *path*: it may have changed meanwhile.
+            # Under the stored limit, not that of *path*: the limit may have changed since the tokens were taken.
             limit = Limit(state.capacity, state.fill_rate)
             states[level.key] = replace(state, full_at=refund(limit, state.full_at, now, cost))
 
 
 def by_score(scores: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Return names and scores as a sorted set keeps them: by score, then by the bytes of the name."""
+    """Return names and scores in the order of a Redis sorted set: by score, then by the bytes of the name."""
     return sorted(scores.items(), key=lambda item: (item[1], item[0].encode()))

@@ -1,7 +1,13 @@
 """
-Whose turn it is among the parked tasks of one queue, and who comes for the next. Pure.
+Fair dispatch of the parked tasks of one queue, and the schedule of the workers' polls.
 
-``lua/dispatch.lua`` mirrors this file; see ``backlog.py``.
+A worker polls for as many tasks as it has free slots. A dispatch serves the ready tenants in the order of their tags:
+start-time fair queueing, see ``backlog.py``. Each task takes its tokens when it is dispatched.
+
+The reply tells the worker when to poll again. Several workers are spread over the start times ahead,
+``WORKERS_PER_POLL`` for each. If a task may start and no worker is expected to poll, the workers are notified.
+
+``store/lua/dispatch.lua`` mirrors this file.
 """
 
 from __future__ import annotations
@@ -21,24 +27,25 @@ from bucketflow_celery.scheduling.model import (
     DispatchRequest,
     Lane,
     LeasedTask,
+    ParkedTask,
     TaskSpec,
     TenantSpec,
     TenantSummary,
 )
 
-__all__ = ["PAUSE", "dispatch"]
+__all__ = ["MAX_TENANTS", "PAUSED_DELAY", "SPARE_TENANTS", "WORKERS_PER_POLL", "dispatch"]
 
-#: µs after which a tenant is looked at again all of whose tasks are paused. Whoever resumes them wakes it.
-PAUSE = 60 * SECOND
-#: Workers that are told the same turn: one may be busy by then.
+#: µs for which a tenant is delayed if all its task types are paused. A resume makes it ready at once.
+PAUSED_DELAY = 60 * SECOND
+#: Workers that poll for the same start time, because one of them may be busy by then.
 WORKERS_PER_POLL = 2
-#: Most tenants woken, and most heads looked at, by one call.
-MOST = 128
-#: Candidates named beyond those that were asked for.
-SPARE = 4
+#: Most tenants that one dispatch makes ready, and most that it examines.
+MAX_TENANTS = 128
+#: Tenants that a reply names beyond the number of free slots, and delayed tenants that it names.
+SPARE_TENANTS = 4
 
 
-def dispatch(  # noqa: PLR0913 - what a script has as its keys
+def dispatch(  # noqa: PLR0913 - the keys of the script
     backlog: Backlog,
     request: DispatchRequest,
     owned: MutableMapping[bytes, LeasedTask],
@@ -48,82 +55,104 @@ def dispatch(  # noqa: PLR0913 - what a script has as its keys
     version: str = "",
 ) -> tuple[DispatchReply, bool]:
     """
-    Hand out the tasks whose turn it is, as many as the worker has free slots, and take their tokens.
+    Dispatch the tasks that are next, as many as the worker has free slots, and take their tokens.
 
     Args:
-        backlog: Of the queue.
-        request: Of the worker.
-        owned: What it was dispatched before; what it is dispatched now is added.
-        states: Of the levels, by key.
+        backlog: Backlog of the queue.
+        request: Request of the worker.
+        owned: Tasks that the worker holds, by uid; the dispatched tasks are added.
+        states: State of each level by key.
         now: µs of the store's clock.
-        version: Of the limits. Under others than before nobody knows any more how long to sleep: all wake.
+        version: Version of the limits. A new one invalidates all delays, so all delayed tenants become ready.
 
     Returns:
-        The answer; and whether to call other workers.
+        The reply; and whether to notify the workers.
     """
     backlog.polls.pop(request.worker, None)
     if version != backlog.version:
         backlog.delayed = dict.fromkeys(backlog.delayed, 0.0)
         backlog.version = version
-    _wake(backlog, now)
-    round_ = _Round(backlog, request, states, now)
-    round_.serve()
-    for one in round_.dispatched:
+    _wake_due(backlog, now)
+    current = _DispatchPass(backlog, request, states, now)
+    current.serve()
+    for one in current.dispatched:
         owned[one.owned.item.uid] = one.owned
     for tenant, tag in list(backlog.idle.items()):
         if tag <= backlog.virtual:
             del backlog.idle[tenant]
     backlog.reset_if_empty()
-    wait, call = _arrange(backlog, request, round_, now)
-    return DispatchReply(tuple(round_.dispatched), wait, _next(backlog, request.free + round_.skipped)), call
+    wait, notify = _schedule_poll(backlog, request, current, now)
+    tenants = _next_tenants(backlog, request.free + current.skipped)
+    return DispatchReply(tuple(current.dispatched), wait, tenants), notify
 
 
-def _wake(backlog: Backlog, now: int) -> None:
-    due = [name for name, wake in by_score(backlog.delayed) if wake <= now]
-    for name in due[:MOST]:
+def _wake_due(backlog: Backlog, now: int) -> None:
+    due = [name for name, ready_at in by_score(backlog.delayed) if ready_at <= now]
+    for name in due[:MAX_TENANTS]:
         backlog.wake(name)
 
 
-def _arrange(backlog: Backlog, request: DispatchRequest, round_: _Round, now: int) -> tuple[int | None, bool]:
-    """Decide when the worker comes again, and whether another must be called in its place."""
-    for worker, turn in list(backlog.polls.items()):
-        if turn < now - POLL_GRACE:
+def _schedule_poll(
+    backlog: Backlog, request: DispatchRequest, current: _DispatchPass, now: int
+) -> tuple[int | None, bool]:
+    """Return the µs until the worker polls again, if it does; and whether to notify the workers instead."""
+    for worker, poll_at in list(backlog.polls.items()):
+        if poll_at < now - POLL_GRACE:
             del backlog.polls[worker]
-    ready_at: float | None = round_.ready_at
+    ready_at: float | None = current.ready_at
     if ready_at is None:
-        ready_at = min((*backlog.delayed.values(), *round_.later), default=None)
-    if round_.admitted >= request.free:
+        ready_at = min((*backlog.delayed.values(), *current.retry_at), default=None)
+    if current.admitted >= request.free:
         return None, ready_at is not None and backlog.should_notify(ready_at, now)
-    if round_.unknown:
+    if current.incomplete:
         return 0, False
-    # Whoever was called has come, and has left nothing: for what is parked next it is called again.
+    # The notified worker has polled and left nothing that may start: the next parked task needs a notification again.
     backlog.notified_at = 0
     if ready_at is None:
         return None, False
-    comes_at = _turn(backlog, ready_at, round_.gap, now)
-    backlog.polls[request.worker] = comes_at
-    return max(0, math.ceil(comes_at - now)), False
+    poll_at = _poll_time(backlog, ready_at, current.interval, now)
+    backlog.polls[request.worker] = poll_at
+    return max(0, math.ceil(poll_at - now)), False
 
 
-def _turn(backlog: Backlog, ready_at: float, gap: float, now: int) -> float:
-    """Return when a worker comes again that has free slots: after those who come before it, as many at a time."""
+def _poll_time(backlog: Backlog, ready_at: float, interval: float, now: int) -> float:
+    """
+    Return when a worker with free slots polls again, in µs: behind the polls that are expected already.
+
+    Args:
+        backlog: Backlog of the queue.
+        ready_at: When the next task may start, in µs.
+        interval: µs between two start times, if a level of the whole queue refused; 0 if tenants are delayed.
+        now: µs of the store's clock.
+    """
     if backlog.expected_polls(ready_at, now) < WORKERS_PER_POLL:
         return ready_at
     ahead = len(backlog.polls) // WORKERS_PER_POLL
-    if gap == 0 and ahead:
-        later = by_score(backlog.delayed)
-        return max(ready_at, later[ahead][1] if ahead < len(later) else now + SECOND)
-    return ready_at + ahead * gap
+    if interval == 0 and ahead:
+        delayed = by_score(backlog.delayed)
+        return max(ready_at, delayed[ahead][1] if ahead < len(delayed) else now + SECOND)
+    return ready_at + ahead * interval
 
 
-def _next(backlog: Backlog, count: int) -> tuple[TenantSummary, ...]:
-    names = [name for name, _ in by_score(backlog.ready)[: count + SPARE]]
-    names += [name for name, _ in by_score(backlog.delayed)[:SPARE]]
-    return tuple(backlog.known(name) for name in names)
+def _next_tenants(backlog: Backlog, count: int) -> tuple[TenantSummary, ...]:
+    names = [name for name, _ in by_score(backlog.ready)[: count + SPARE_TENANTS]]
+    names += [name for name, _ in by_score(backlog.delayed)[:SPARE_TENANTS]]
+    return tuple(backlog.summary(name) for name in names)
 
 
-class _Round:
-    """The work of one dispatch."""
+class _DispatchPass:
+    """
+    One pass over the ready tenants, from the lowest tag on.
+
+    Attributes:
+        dispatched: Tasks that were dispatched, in order.
+        admitted: How many of them took their tokens.
+        skipped: Ready tenants that were passed over, because only other workers can run their next tasks.
+        incomplete: Whether the pass stopped at a tenant or lane that the request does not name.
+        ready_at: When the next task may start, in µs, if a level of the whole queue refused or slots ran out.
+        retry_at: When the delayed types of skipped tenants may start, in µs.
+        interval: µs in which the refusing level of the whole queue earns the cost of the next task.
+    """
 
     def __init__(
         self, backlog: Backlog, request: DispatchRequest, states: MutableMapping[str, LevelState], now: int
@@ -137,99 +166,106 @@ class _Round:
         self.dispatched: list[DispatchedTask] = []
         self.admitted = 0
         self.skipped = 0
-        self.unknown = False
+        self.incomplete = False
         self.ready_at: int | None = None
-        self.later: list[int] = []
-        self.gap = 0.0
+        self.retry_at: list[int] = []
+        self.interval = 0.0
 
     def serve(self) -> None:
-        looked = 0
-        while self.admitted < self._free and looked < MOST:
-            looked += 1
+        """Serve tenants until the slots are used, a level of the whole queue refuses, or the request is incomplete."""
+        examined = 0
+        while self.admitted < self._free and examined < MAX_TENANTS:
+            examined += 1
             heads = by_score(self._backlog.ready)
             if len(heads) <= self.skipped:
                 break
             name = heads[self.skipped][0]
             candidate = self._candidates.get(name)
             if candidate is None:
-                self._stop_unknown()
+                self._stop_incomplete()
                 break
-            wait = self._serve_tenant(name, self._backlog.tenants[name], candidate)
+            delay = self._serve_tenant(name, self._backlog.tenants[name], candidate)
             if self.ready_at is not None:
                 break
-            if wait is None:
+            if delay is None:
                 self.skipped += 1
-            elif wait > 0:
+            elif delay > 0:
                 del self._backlog.ready[name]
-                self._backlog.delayed[name] = self._now + wait
-        has_more = self.admitted >= self._free or (looked >= MOST and self.skipped < MOST)
+                self._backlog.delayed[name] = self._now + delay
+        has_more = self.admitted >= self._free or (examined >= MAX_TENANTS and self.skipped < MAX_TENANTS)
         if self.ready_at is None and self._backlog.ready and has_more:
-            self.ready_at = self._now + max((self._wait(level, 1.0) for level in self._common), default=0)
+            self.ready_at = self._now + self._longest_wait(self._common, 1.0)
 
     def _serve_tenant(self, name: str, tenant: Tenant, candidate: TenantSpec) -> int | None:
-        """Serve one task; return 0, or the µs the tenant must sleep; ``None`` if the rest is for other workers."""
+        """Serve one task. Return 0, the µs to delay the tenant, or ``None`` if its other types need other workers."""
         types = {kind.task: kind for kind in candidate.types}
-        sleep: int | None = None
+        delay: int | None = None
         is_for_others = False
-        for task in tenant.turns():
+        for task in tenant.service_order():
             kind = types.get(task)
             rank = min(tenant.types[task].lanes)
             if kind is None or rank not in kind.ranks:
-                self._stop_unknown()
+                self._stop_incomplete()
                 return 0
             if not kind.known:
                 is_for_others = True
                 continue
-            wait = PAUSE if kind.paused else self._serve_type(name, tenant, candidate, kind, rank)
+            wait = PAUSED_DELAY if kind.paused else self._serve_type(name, tenant, candidate, kind, rank)
             if wait == 0 or self.ready_at is not None:
                 return 0
-            sleep = wait if sleep is None else min(sleep, wait)
-        if is_for_others and sleep is not None:  # whoever knows the rest need not wait so long
-            self.later.append(self._now + sleep)
+            delay = wait if delay is None else min(delay, wait)
+        if is_for_others and delay is not None:  # it stays ready: a worker that runs the other types need not wait
+            self.retry_at.append(self._now + delay)
             return None
-        return sleep
+        return delay
 
     def _serve_type(self, name: str, tenant: Tenant, candidate: TenantSpec, kind: TaskSpec, rank: int) -> int:
-        item = tenant.types[kind.task].lanes[rank][0]
-        own = [level for level in (candidate.level, kind.level) if level is not None]
+        """Serve the first task of one type. Return 0, or the µs until the limits of tenant and type allow it."""
+        lane, item = Lane(name, kind.task, rank), tenant.types[kind.task].lanes[rank][0]
+        own = tuple(level for level in (candidate.level, kind.level) if level is not None)
         path = (*self._common, *own)
         if 0 < item.deadline <= self._now or any(item.cost > level.limit.capacity for level in path):
-            self._hand(tenant, Lane(name, kind.task, rank), admitted=False)
+            self._dispatch_head(tenant, lane, admitted=False)
             return 0
-        wait = max((self._wait(level, item.cost) for level in own), default=0)
+        wait = self._longest_wait(own, item.cost)
         if wait > 0:
             return wait
         for level in self._common:
-            dry = self._wait(level, item.cost)
-            if self._now + dry > (self.ready_at or self._now):
-                self.ready_at = self._now + dry
-                self.gap = item.cost * SECOND / level.limit.fill_rate
+            common_wait = self._wait_at(level, item.cost)
+            if self._now + common_wait > (self.ready_at or self._now):
+                self.ready_at = self._now + common_wait
+                self.interval = item.cost * SECOND / level.limit.fill_rate
         if self.ready_at is not None:
             return 0
+        self._charge(lane, item, tenant, path, candidate.weight)
+        self._dispatch_head(tenant, lane, admitted=True)
+        return 0
+
+    def _charge(self, lane: Lane, item: ParkedTask, tenant: Tenant, path: tuple[Level, ...], weight: float) -> None:
+        """Take the tokens of every level of *path*, and move the tenant behind the others by cost / weight."""
         for level in path:
-            state = self._state(level)
+            state = current_state(level, self._states, self._now)
             full_at = take(level.limit, state.full_at, self._now, item.cost)
             self._states[level.key] = replace(state, full_at=full_at)
         self._backlog.virtual = tenant.tag
-        tenant.tag += item.cost / candidate.weight
-        self._backlog.ready[name] = tenant.tag
+        tenant.tag += item.cost / weight
+        self._backlog.ready[lane.tenant] = tenant.tag
         tenant.turn += 1
-        tenant.types[kind.task].turn = tenant.turn
+        tenant.types[lane.task].turn = tenant.turn
         self.admitted += 1
-        self._hand(tenant, Lane(name, kind.task, rank), admitted=True)
-        return 0
 
-    def _hand(self, tenant: Tenant, lane: Lane, *, admitted: bool) -> None:
+    def _dispatch_head(self, tenant: Tenant, lane: Lane, *, admitted: bool) -> None:
         item = self._backlog.pop_head(lane, tenant)
         message = self._backlog.messages[item.uid]
         self.dispatched.append(DispatchedTask(LeasedTask(self._backlog.queue, lane, item), message, admitted))
 
-    def _stop_unknown(self) -> None:
-        self.unknown = True
+    def _stop_incomplete(self) -> None:
+        self.incomplete = True
         self.ready_at = self._now
 
-    def _wait(self, level: Level, cost: float) -> int:
-        return wait_for(level.limit, self._state(level).full_at, self._now, cost)
+    def _longest_wait(self, path: tuple[Level, ...], cost: float) -> int:
+        return max((self._wait_at(level, cost) for level in path), default=0)
 
-    def _state(self, level: Level) -> LevelState:
-        return current_state(level, self._states, self._now)
+    def _wait_at(self, level: Level, cost: float) -> int:
+        state = current_state(level, self._states, self._now)
+        return wait_for(level.limit, state.full_at, self._now, cost)

@@ -1,4 +1,4 @@
-"""What is parked, and what workers and the backlogs say to each other about it: plain values."""
+"""Value types of the backlog: parked, dispatched and leased tasks, and the messages between worker and store."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = [
     "TenantSummary",
 ]
 
-#: Refused: the backlog is full. TenantSummary: it is parked already. Both in place of a position.
+#: In place of a position in a lane: the backlog is full, or the message is parked already.
 FULL, KNOWN = -1, 0
 
 
 class Lane(NamedTuple):
-    """One line of parked tasks: of a tenant (``""`` for none), a task type, and a rank, the lowest first."""
+    """A FIFO of parked tasks of one tenant (``""`` for none), task type and rank. The lowest rank comes first."""
 
     tenant: str
     task: str
@@ -41,11 +41,11 @@ class ParkedTask:
     One parked task, without its message.
 
     Attributes:
-        uid: What identifies the message.
-        since: When it was parked, in µs of the store's clock; 1 µs more than the one before it in the same call.
-        cost: Tokens it takes at every level.
-        deadline: When it is given up, in µs of the store's clock; 0: never.
-        redelivered: Whether a worker had it before.
+        uid: Identifier of the message.
+        since: When it was parked, in µs of the store's clock. Tasks parked in one call are 1 µs apart.
+        cost: Tokens that it takes at every level.
+        deadline: When it expires, in µs of the store's clock; 0 for never.
+        redelivered: Whether it was delivered to a worker before, which may have started it.
     """
 
     uid: bytes
@@ -57,7 +57,7 @@ class ParkedTask:
 
 @dataclass(frozen=True, slots=True)
 class LeasedTask:
-    """A task that was dispatched to a worker: where it came from, and goes back to if the worker dies."""
+    """A task that was dispatched to a worker, and the lane to which it returns if the worker's lease expires."""
 
     queue: str
     lane: Lane
@@ -67,14 +67,14 @@ class LeasedTask:
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
     """
-    What a worker says about one task type of a tenant.
+    What a worker knows about one task type of a tenant.
 
     Attributes:
-        task: Its name.
-        ranks: The ranks that have lanes, as far as the worker knows.
-        level: Its limit, if any.
+        task: Name of the task type.
+        ranks: Ranks of its lanes, as far as the worker knows them.
+        level: Level of its limit, if any.
         known: Whether this worker can run it.
-        paused: Whether it may not start, it or its tenant.
+        paused: Whether the task type or its tenant is paused.
     """
 
     task: str
@@ -87,13 +87,13 @@ class TaskSpec:
 @dataclass(frozen=True, slots=True)
 class TenantSpec:
     """
-    What a worker says about one tenant that may be next.
+    What a worker knows about one tenant that may be next.
 
     Attributes:
-        tenant: Its name; ``""``: the tasks without one.
-        types: Its task types, as far as the worker knows.
-        weight: Its share relative to others. Above 0.
-        level: Its limit, if any.
+        tenant: Its name; ``""`` for the tasks without a tenant.
+        types: Its task types, as far as the worker knows them.
+        weight: Its share relative to other tenants. Above 0.
+        level: Level of its limit, if any.
     """
 
     tenant: str
@@ -105,15 +105,15 @@ class TenantSpec:
 @dataclass(frozen=True, slots=True)
 class ParkedMessage:
     """
-    One message that is to be parked.
+    One message to be parked.
 
     Attributes:
-        uid: What identifies it, also when the broker delivers it a second time.
-        lane: Where it waits.
+        uid: Its identifier, the same at every delivery.
+        lane: The lane that it joins.
         message: Body, headers, properties and delivery info, as bytes.
-        cost: Tokens its task takes at every level. Above 0.
-        max_wait_us: µs from now until it is given up; 0: never.
-        redelivered: Whether a worker had it before.
+        cost: Tokens that its task takes at every level. Above 0.
+        max_wait_us: µs from now until it expires; 0 for never.
+        redelivered: Whether it was delivered to a worker before, which may have started its task.
     """
 
     uid: bytes
@@ -130,13 +130,13 @@ class Settlement:
     What became of tasks of one queue that were dispatched to a worker.
 
     Attributes:
-        worker: Whose they are.
-        ended: Uids of those that need no longer be kept.
-        confirmed: Uids of messages that the broker has forgotten, so that it delivers none of them again.
-        returned: Those that go back in front of their lane, the first to be the first: uid, lane, and whether it may
+        worker: Name of the worker that holds their leases.
+        ended: Uids of tasks that have ended.
+        confirmed: Uids of messages that the broker has acknowledged, so that it delivers none of them again.
+        returned: Tasks that return to the front of their lane, first task first: uid, lane, and whether the task may
             have started.
-        refunds: What goes back to the levels for tasks that have not started: path and cost.
-        dead: Whether they are taken from the worker, which has not renewed its lease.
+        refunds: Tokens to refund for tasks that have not started: path and cost.
+        dead: Whether the tasks are reclaimed from *worker* because its lease has expired.
     """
 
     worker: str
@@ -148,7 +148,7 @@ class Settlement:
 
 
 class TenantSummary(NamedTuple):
-    """What the store says about one tenant that may be next: its task types, each with the ranks that have lanes."""
+    """What the store reports about a tenant that may be next: its task types, each with the ranks of its lanes."""
 
     tenant: str
     types: tuple[tuple[str, tuple[int, ...]], ...]
@@ -157,13 +157,13 @@ class TenantSummary(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class DispatchRequest:
     """
-    A worker asks for tasks.
+    A worker's request for tasks.
 
     Attributes:
-        worker: Its name.
-        free: How many slots it has free.
-        common: The levels that all tasks of the queue pass; length 0 to 2, root first.
-        candidates: The tenants it knows of. Another that is next ends the dispatch, and is named in the answer.
+        worker: Name of the worker.
+        free: Number of its free slots.
+        common: Levels that all tasks of the queue pass, root first; length 0 to 2.
+        candidates: Tenants that the worker knows. If another one is next, the dispatch stops, and the reply names it.
     """
 
     worker: str
@@ -181,12 +181,12 @@ class DispatchRequest:
 @dataclass(frozen=True, slots=True)
 class DispatchedTask:
     """
-    One task that now belongs to the worker.
+    One task that was dispatched by this reply.
 
     Attributes:
-        owned: The task.
-        message: As it was parked.
-        admitted: Whether tokens were taken. If not it must not start: its deadline has passed, or its cost is above
+        owned: The task, which the worker now holds.
+        message: Its message, as it was parked.
+        admitted: Whether its tokens were taken. If not it must not start: its deadline has passed, or its cost exceeds
             a capacity.
     """
 
@@ -198,12 +198,12 @@ class DispatchedTask:
 @dataclass(frozen=True, slots=True)
 class DispatchReply:
     """
-    The answer to a :class:`DispatchRequest`.
+    The reply to a :class:`DispatchRequest`.
 
     Attributes:
         dispatched: The tasks, in the order in which they are to start.
-        wait: µs until asking again is worth while; ``None``: not before this worker is called, or has a free slot.
-        next: Who may be next.
+        wait: µs until the next poll; ``None`` if the worker is to wait for a notification or a free slot.
+        next: Tenants that may be next.
     """
 
     dispatched: tuple[DispatchedTask, ...]

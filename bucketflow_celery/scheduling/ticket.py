@@ -1,4 +1,4 @@
-"""The ticket a refused task carries in its headers: the places it was promised, and since when it waits. Pure."""
+"""The ticket of a refused task: the message header that carries its reservations, and when it was first refused."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ HEADER = "bucketflow"
 @dataclass(frozen=True, slots=True)
 class Ticket:
     """
-    What a task that comes back shows at the door.
+    The reservations that a refused task takes along when it is republished.
+
+    A ticket reserves a position, not tokens. A redelivered task must still acquire tokens.
 
     Attributes:
-        reservations: By key of the bucket: the instant, in µs of the store's clock, at which its place comes.
-        waiting_since: When it was first refused, in seconds since the Unix epoch; ``None`` if it never was.
+        reservations: Start time at each level, in µs of the store's clock, by key of the level.
+        waiting_since: Since when the task waits, in seconds since the Unix epoch; ``None``: it does not wait yet.
     """
 
     reservations: Mapping[str, int] = field(default_factory=dict)
@@ -30,7 +32,7 @@ class Ticket:
 
     @classmethod
     def read(cls, header: object) -> Ticket:
-        """Read a header. One that cannot be read is no ticket: its task joins the line again."""
+        """Read *header*. A malformed header is no ticket: its task is treated as a fresh one."""
         if not isinstance(header, Mapping):
             return NO_TICKET
         dues, since = header.get("dues"), header.get("since")
@@ -40,11 +42,11 @@ class Ticket:
         return cls(valid, since)
 
     def write(self) -> dict[str, Any]:
-        """Return the header: plain JSON."""
+        """Return the header, which JSON can carry."""
         return {"dues": dict(self.reservations), "since": self.waiting_since}
 
     def at(self, path: tuple[Level, ...]) -> tuple[int, ...]:
-        """Return the place it has at each level of *path*, 0 for none; same length and order."""
+        """Return the reservation at each level of *path*, 0 for none; same length and order."""
         return tuple(self.reservations.get(level.key, 0) for level in path)
 
 
@@ -52,5 +54,5 @@ NO_TICKET = Ticket()
 
 
 def _is_instant(value: object) -> bool:
-    # Anything else would fail the script, for all tasks that ask in the same call.
+    # Any other value would fail the script, for all requests of the same call.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < NO_DEADLINE

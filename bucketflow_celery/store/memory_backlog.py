@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 from bucketflow.clock import Clock
 from bucketflow.limit import SECOND
 from bucketflow_celery.scheduling.admit import LevelState
-from bucketflow_celery.scheduling.backlog import Backlog, give_back
+from bucketflow_celery.scheduling.backlog import Backlog
 from bucketflow_celery.scheduling.dispatch import dispatch
+from bucketflow_celery.scheduling.leases import Leases, settle
 from bucketflow_celery.scheduling.model import (
     DispatchReply,
     DispatchRequest,
     Lane,
-    LeasedTask,
     ParkedMessage,
     Settlement,
 )
@@ -36,10 +34,6 @@ from bucketflow_celery.store.interfaces import (
 __all__ = ["MemoryBacklogs", "MemoryStoreCall"]
 
 T = TypeVar("T")
-
-
-#: Most workers with an expired lease that one renewal names.
-_MAX_EXPIRED = 16
 
 
 class MemoryStoreCall(Generic[T]):
@@ -77,8 +71,9 @@ class MemoryBacklogs:
         self._states = states
         self._version = version
         self._backlogs: dict[str, Backlog] = {}
-        self._owned: defaultdict[str, dict[bytes, LeasedTask]] = defaultdict(dict)
-        self._workers: dict[str, int] = {}
+        self._leases = Leases()
+        self._owned = self._leases.owned
+        self._workers = self._leases.workers
         self._listeners: list[SimpleQueue[str]] = []
 
     def blocks(self, queue: str, tenant: str) -> bool:
@@ -122,31 +117,9 @@ class MemoryBacklogs:
         return MemoryStoreCall(lambda: self._settle(queue, settlement))
 
     def _settle(self, queue: str, settlement: Settlement) -> int:
-        worker, now = settlement.worker, self._clock.now()
         with self._lock:
-            if settlement.dead:
-                if self._workers.get(worker, -1) > now:
-                    return 0
-                self._workers[worker] = -1
-                self._of(queue).polls.pop(worker, None)
-            owned, backlog = self._owned[worker], self._of(queue)
-            for uid in settlement.ended:
-                if owned.pop(uid, None) is not None:
-                    del backlog.messages[uid]
-            for uid in settlement.confirmed:
-                backlog.dedup.pop(uid, None)
-            returned = 0
-            for uid, _, may_have_started in reversed(settlement.returned):  # each goes in front of the one before
-                one = owned.pop(uid, None)
-                if one is not None:
-                    item = replace(one.item, redelivered=one.item.redelivered or may_have_started)
-                    backlog.put_back(replace(one, item=item))
-                    returned += 1
-            self._notify(queue, returned > 0 and backlog.should_notify_now(now))
-            for path, cost in settlement.refunds:
-                give_back(path, cost, self._states, now)
-            if settlement.dead and not owned:
-                del self._workers[worker], self._owned[worker]
+            returned, should_notify = settle(self._of(queue), settlement, self._leases, self._states, self._clock.now())
+            self._notify(queue, should_notify)
             return returned
 
     def renew(self, worker: str, seconds: float) -> MemoryStoreCall[tuple[bool, list[str]]]:
@@ -154,12 +127,7 @@ class MemoryBacklogs:
 
         def renew() -> tuple[bool, list[str]]:
             with self._lock:
-                now = self._clock.now()
-                alive_until = self._workers.get(worker, 0)
-                if alive_until >= 0:
-                    self._workers[worker] = now + round(seconds * SECOND)
-                dead = sorted((until, name.encode()) for name, until in self._workers.items() if until <= now)
-                return alive_until > 0, [name.decode() for _, name in dead[:_MAX_EXPIRED]]
+                return self._leases.renew(worker, round(seconds * SECOND), self._clock.now())
 
         return MemoryStoreCall(renew)
 

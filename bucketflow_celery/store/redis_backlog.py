@@ -10,9 +10,8 @@ from typing import Any, Generic, TypeVar
 from bucketflow.limit import SECOND
 from bucketflow.redis_client.encoding import exact
 from bucketflow.redis_client.runner import ScriptRunner, Subscription
-from bucketflow.redis_client.scripts import Script, load_script
+from bucketflow.redis_client.scripts import Script
 from bucketflow_celery.config.levels import Level, quoted
-from bucketflow_celery.scheduling.backlog import DEDUP_TTL
 from bucketflow_celery.scheduling.model import (
     DispatchedTask,
     DispatchReply,
@@ -32,12 +31,12 @@ from bucketflow_celery.store.interfaces import (
     Listener,
     StaleLimits,
 )
+from bucketflow_celery.store.scripts import backlog_script, level_script
 
 __all__ = ["RedisBacklogs", "RedisStoreCall"]
 
 T = TypeVar("T")
 
-_PACKAGE = "bucketflow_celery.store"
 _PARTS = ("messages", "tenants", "ready", "delayed", "idle", "polls", "dedup", "meta")
 _LEASE_LOST = -2
 #: Most lanes that one call reads, and most tasks that one call purges.
@@ -112,7 +111,7 @@ class RedisBacklogs:
     ) -> RedisStoreCall[list[int]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
         keys = self._keys(queue)
-        args: list[str | bytes] = [queue, self.channel, str(limit), str(int(busy)), str(DEDUP_TTL)]
+        args: list[str | bytes] = [queue, self.channel, str(limit), str(int(busy))]
         for message in messages:
             lane = message.lane
             args += (message.uid, keys.index(self._lane(queue, lane)), lane.tenant, lane.task, str(lane.rank))
@@ -164,7 +163,7 @@ class RedisBacklogs:
 
     def renew(self, worker: str, seconds: float) -> RedisStoreCall[tuple[bool, list[str]]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
-        script = load_script(_PACKAGE, "renew_lease")
+        script = level_script("renew_lease")
         args = [worker, str(round(seconds * SECOND))]
         return RedisStoreCall(
             self._runner,
@@ -184,7 +183,7 @@ class RedisBacklogs:
             ]
             return sorted(views, key=lambda view: (view.since, view.uid))
 
-        return RedisStoreCall(self._runner, load_script(_PACKAGE, "leased_tasks"), [self._owned(worker)], [], read)
+        return RedisStoreCall(self._runner, level_script("leased_tasks"), [self._owned(worker)], [], read)
 
     def purge(self, queue: str, lane: Lane) -> int:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
@@ -200,7 +199,7 @@ class RedisBacklogs:
 
     def queues(self) -> list[str]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
-        script = load_script(_PACKAGE, "parked_queues")
+        script = level_script("parked_queues")
         return sorted(_text(name) for name in self._runner.run(script, [self._queues], []))
 
     def view(self, queue: str) -> BacklogView:
@@ -213,7 +212,7 @@ class RedisBacklogs:
         since: list[int] = []
         for at in range(0, len(lanes), _PAGE_SIZE):
             keys = [self._lane(queue, lane) for lane, _ in lanes[at : at + _PAGE_SIZE]]
-            since += self._runner.run(load_script(_PACKAGE, "lane_heads"), keys, [])
+            since += self._runner.run(level_script("lane_heads"), keys, [])
         found = [LaneView(lane, count, at or now) for (lane, count), at in zip(lanes, since, strict=True)]
         return BacklogView(now, costs, found)
 
@@ -236,7 +235,7 @@ class RedisBacklogs:
         return keys
 
     def _call(self, name: str, keys: _Keys, args: Sequence[str | bytes], read: Callable[[Any], T]) -> RedisStoreCall[T]:
-        return RedisStoreCall(self._runner, load_script(_PACKAGE, name, "backlog"), keys.keys, args, read)
+        return RedisStoreCall(self._runner, backlog_script(name), keys.keys, args, read)
 
     def _level(self, keys: _Keys, level: Level) -> tuple[str, str, str]:
         return keys.index(self._key(level.key)), exact(level.limit.capacity), exact(level.limit.fill_rate)

@@ -9,15 +9,13 @@ from typing import Any
 
 from bucketflow.redis_client.encoding import exact
 from bucketflow.redis_client.runner import ScriptRunner
-from bucketflow.redis_client.scripts import load_script
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest, LevelState
 from bucketflow_celery.store.interfaces import FleetLimits, StaleLimits
 from bucketflow_celery.store.redis_backlog import RedisBacklogs, RedisStoreCall
+from bucketflow_celery.store.scripts import level_script
 
 __all__ = ["RedisStore"]
-
-_PACKAGE = "bucketflow_celery.store"
 
 
 class RedisStore:
@@ -68,7 +66,7 @@ class RedisStore:
             return _decisions(requests, struct.unpack(f"<{len(reply) // 8}d", reply))
 
         args: list[str | bytes] = [version, _doubles(limits), _doubles(tasks), *tenants]
-        return RedisStoreCall(self.runner, load_script(_PACKAGE, "admit"), keys, args, read)
+        return RedisStoreCall(self.runner, level_script("admit"), keys, args, read)
 
     def cancel_reservation(self, request: AdmissionRequest) -> None:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""
@@ -79,31 +77,31 @@ class RedisStore:
                 keys.append(self._key(level.key))
                 args += (exact(level.limit.capacity), exact(level.limit.fill_rate), str(due))
         if keys:
-            self.runner.run(load_script(_PACKAGE, "cancel_reservation"), keys, args)
+            self.runner.run(level_script("cancel_reservation"), keys, args)
 
     def peek(self, path: Sequence[Level]) -> tuple[int, list[LevelState]]:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""
         if not path:
             return 0, []
-        reply = self.runner.run(load_script(_PACKAGE, "peek"), [self._key(level.key) for level in path], [])
+        reply = self.runner.run(level_script("peek"), [self._key(level.key) for level in path], [])
         numbers = [float(number) for number in reply[1:]]
         return int(reply[0]), [LevelState(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)]
 
     def limits(self) -> FleetLimits:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""
-        version, raw, *paused = self.runner.run(load_script(_PACKAGE, "limits"), self._table_keys, [])
+        version, raw, *paused = self.runner.run(level_script("limits"), self._table_keys, [])
         table = _table(raw) if raw else None
         return FleetLimits(version.decode(errors="replace"), table, frozenset(name.decode() for name in paused))
 
     def set_limits(self, raw: Mapping[str, Any] | None) -> None:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""
         text = "" if raw is None else json.dumps(raw, sort_keys=True)
-        self.runner.run(load_script(_PACKAGE, "set_limits"), self._table_keys, [self.backlogs.channel, text])
+        self.runner.run(level_script("set_limits"), self._table_keys, [self.backlogs.channel, text])
 
     def pause(self, name: str, *, paused: bool) -> None:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""
         args = [self.backlogs.channel, str(int(paused)), name]
-        self.runner.run(load_script(_PACKAGE, "pause"), self._table_keys, args)
+        self.runner.run(level_script("pause"), self._table_keys, args)
 
     def after_fork(self) -> None:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""

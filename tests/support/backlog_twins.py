@@ -1,4 +1,4 @@
-"""Two stores that are told the same: one in memory, one on a real server at times we choose. And what both promise."""
+"""Two stores that get the same calls: one in memory, one on a real server whose time the test sets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from itertools import combinations
 
 from redis_shape import shape_of
 
+from bucketflow.algorithm.mirror import GCRA
 from bucketflow.redis_client.runner import ScriptRunner
-from bucketflow.redis_client.scripts import Script
+from bucketflow.redis_client.scripts import Script, load_script
 from bucketflow.testing import FakeClock, worst_excess
 from bucketflow_celery.config.table import LimitTable
 from bucketflow_celery.parking.worker_lease import reclaim
@@ -29,15 +30,16 @@ from bucketflow_celery.scheduling.model import (
 )
 from bucketflow_celery.store.interfaces import ALL_QUEUES, LeaseLost, StaleLimits
 from bucketflow_celery.store.redis_store import RedisStore
+from bucketflow_celery.store.scripts import CONSTANTS
 from bucketflow_celery.testing import MemoryStore
 
 SECOND = 1_000_000
-NOW = 50_000_000 * SECOND  # some day of 2025, on the clock that counts from 2024
+NOW = 50_000_000 * SECOND  # a day in 2025, counted from 2024
 LEASE = 20.0
-CORE = Script.compose("core", "").text
+CORE = load_script(*GCRA, constants=CONSTANTS).text
 
-#: In front of every operation: the time is what we say, no key expires, calls are taken down, and an operation that
-#: touches a key it has not declared fails: a cluster would not allow it.
+#: Added to every operation: the test sets the time, no key expires, and notifications are recorded. An operation that
+#: touches a key that it has not declared fails, as it would in a cluster.
 PRELUDE = """
 local server, declared = redis, {}
 for _, key in ipairs(KEYS) do declared[key] = true end
@@ -68,8 +70,7 @@ end}, {__index = server})
 @cache
 def at_our_time(script: Script) -> Script:
     """Return *script* behind ``PRELUDE``."""
-    text = CORE + PRELUDE + script.text.removeprefix(CORE)
-    return Script(script.name, text, hashlib.sha1(text.encode()).hexdigest())
+    return Script.of(script.name, CORE + PRELUDE + script.text.removeprefix(CORE))
 
 
 class OurTime(ScriptRunner):
@@ -81,7 +82,7 @@ class OurTime(ScriptRunner):
 
 @dataclass
 class Worker:
-    """What one worker knows."""
+    """One worker, and what it knows."""
 
     name: str
     knows: frozenset[str]
@@ -91,7 +92,7 @@ class Worker:
     has: dict = field(default_factory=dict)
 
     def tenant_spec(self, queue, known):
-        """Return what ``bucketflow_celery.store.active_limits.ActiveLimits`` says about a tenant."""
+        """Return the spec of a tenant, as ``bucketflow_celery.store.active_limits.ActiveLimits`` does."""
         tenant, types, own = known.tenant or None, [], None
         for task, ranks in known.types:
             levels = {level.name: level for level in self.table.path(queue, tenant, task)}
@@ -108,11 +109,11 @@ class Worker:
 
 class Twins:
     """
-    A store in memory and one on a server, that must agree on everything, and a ledger of what they promise.
+    A store in memory and one on a server, which must agree on everything, and a record of what they promise.
 
     Args:
-        client: Of a server of our own, for the time being.
-        tasks: The task types there are; a worker may not know the last of them.
+        client: Client of a server that no other test uses meanwhile.
+        tasks: The task types. A worker may not know the last of them.
     """
 
     def __init__(self, client, tasks=("mail", "report", "odd")):
@@ -128,7 +129,7 @@ class Twins:
         self.versions = [("", "")]
         self.raw, self.paused = {}, set()
         self.counted = Counter()
-        self.lines = defaultdict(deque)  # (queue, lane) -> uids, as they must be dispatched out
+        self.lanes = defaultdict(deque)  # (queue, lane) -> uids, in the order of dispatch
         self.where = {}  # uid -> (queue, lane, "waiting" | worker | "ended" | "purged")
         self.dedup = deque()
         self.starts = {}  # key -> limit, and seconds and cost of each start
@@ -143,19 +144,19 @@ class Twins:
         self.listening.__exit__(None, None, None)
         self.redis.close()
 
-    def both(self, ask):
-        """AdmissionRequest both; return what they agree on."""
-        ours, theirs = ask(self.memory), ask(self.redis)
+    def both(self, call):
+        """Call both stores; return the result on which they agree."""
+        ours, theirs = call(self.memory), call(self.redis)
         assert ours == theirs
         return ours
 
-    # What happens
+    # Steps
 
     def move(self, by):
         self.clock.advance(by / SECOND)
         self.client.set("clock", str(self.now))
         if by < 0:
-            self.starts.clear()  # no window contains a clock that was set back
+            self.starts.clear()  # no window contains a clock that steps back
 
     def join(self, name, knows):
         """Return a new worker with a lease."""
@@ -165,15 +166,15 @@ class Twins:
         return worker
 
     def renew(self, worker):
-        """Renew a lease, and take from the dead what they have; return whether there was one."""
-        was_known, dead = self.both(lambda store: store.backlogs.renew(worker.name, LEASE).run())
-        for name in dead:
+        """Renew a lease, and reclaim the tasks of expired ones; return whether the worker had a lease."""
+        had_lease, expired = self.both(lambda store: store.backlogs.renew(worker.name, LEASE).run())
+        for name in expired:
             if name != worker.name:
                 self._reclaim(name)
-        return was_known
+        return had_lease
 
     def leave(self, worker):
-        """Give back all that a worker has, as one does that ends."""
+        """Return all tasks of a worker, as a worker does that stops."""
         self.both(lambda store: store.backlogs.renew(worker.name, 0).run())
         self._reclaim(worker.name)
 
@@ -187,74 +188,74 @@ class Twins:
             by_queue[one.queue].append(one.uid)
         for uids in by_queue.values():
             for uid in reversed(uids):
-                self._back(uid)
+                self._on_returned(uid)
         assert not self.both(lambda store: store.backlogs.leased_tasks(name).run())
 
-    def park(self, queue, parcels, limit=1000, *, busy=False):
+    def park(self, queue, messages, limit=1000, *, busy=False):
         waiting = self.count(queue)
-        positions = self.both(lambda store: store.backlogs.park(queue, parcels, limit, busy=busy).run())
-        for parcel, position in zip(parcels, positions, strict=True):
+        positions = self.both(lambda store: store.backlogs.park(queue, messages, limit, busy=busy).run())
+        for one, position in zip(messages, positions, strict=True):
             if position == KNOWN:
-                assert parcel.uid in self.where
-                self.counted["known"] += 1
+                assert one.uid in self.where
+                self.counted["parked already"] += 1
             elif position == FULL:
                 assert waiting >= limit
                 self.counted["full"] += 1
             else:
                 waiting += 1
                 assert waiting <= limit
-                line = self.lines[queue, parcel.lane]
-                line.append(parcel.uid)
-                assert position == len(line)
-                assert parcel.uid not in self.dedup
-                self.where[parcel.uid] = (queue, parcel.lane, "waiting")
-                self.dedup.append(parcel.uid)
+                uids = self.lanes[queue, one.lane]
+                uids.append(one.uid)
+                assert position == len(uids)
+                assert one.uid not in self.dedup
+                self.where[one.uid] = (queue, one.lane, "waiting")
+                self.dedup.append(one.uid)
                 self.counted["parked"] += 1
-        self._note()
+        self._record()
         return positions
 
     def dispatch(self, worker, queue, free):
         """Return the reply; ``None`` if the limits had changed."""
         request = worker.request(queue, free)
-        answers = []
+        replies = []
         for index, store in enumerate((self.memory, self.redis)):
-            answer = store.backlogs.dispatch(queue, request, self.versions[worker.version][index]).run()
-            if isinstance(answer, StaleLimits):
-                answer = StaleLimits([pair[index] for pair in self.versions].index(answer.version))
-            answers.append(answer)
-        assert answers[0] == answers[1]
-        answer = answers[0]
-        if isinstance(answer, StaleLimits):
-            assert answer.version != worker.version
+            reply = store.backlogs.dispatch(queue, request, self.versions[worker.version][index]).run()
+            if isinstance(reply, StaleLimits):
+                reply = StaleLimits([pair[index] for pair in self.versions].index(reply.version))
+            replies.append(reply)
+        assert replies[0] == replies[1]
+        reply = replies[0]
+        if isinstance(reply, StaleLimits):
+            assert reply.version != worker.version
             self.counted["another version"] += 1
             self._read_limits(worker)
             return None
-        if isinstance(answer, LeaseLost):
+        if isinstance(reply, LeaseLost):
             self.counted["no lease"] += 1
-            return answer
-        worker.known[queue] = answer.next
-        assert sum(dispatched.admitted for dispatched in answer.dispatched) <= free
-        for dispatched in answer.dispatched:
-            self._handed(worker, request, dispatched)
-        if answer.wait:
-            self.counted["told to wait"] += 1
-        self._note()
-        return answer
+            return reply
+        worker.known[queue] = reply.next
+        assert sum(dispatched.admitted for dispatched in reply.dispatched) <= free
+        for dispatched in reply.dispatched:
+            self._on_dispatched(worker, request, dispatched)
+        if reply.wait:
+            self.counted["waits"] += 1
+        self._record()
+        return reply
 
-    def _handed(self, worker, request, dispatched):
+    def _on_dispatched(self, worker, request, dispatched):
         item, lane, queue = dispatched.owned.item, dispatched.owned.lane, dispatched.owned.queue
-        assert self.where[item.uid] == (queue, lane, "waiting"), "nothing is dispatched out twice"
-        assert self.lines[queue, lane].popleft() == item.uid, "first come, first served"
+        assert self.where[item.uid] == (queue, lane, "waiting"), "no task is dispatched twice"
+        assert self.lanes[queue, lane].popleft() == item.uid, "first come, first served"
         assert lane.rank <= min(
-            (other.rank for (of, other), line in self.lines.items()
-             if line and of == queue and other[:2] == lane[:2]), default=lane.rank)  # fmt: skip
+            (other.rank for (of, other), uids in self.lanes.items()
+             if uids and of == queue and other[:2] == lane[:2]), default=lane.rank)  # fmt: skip
         assert dispatched.message == message_of(item.uid)
         self.where[item.uid] = (queue, lane, worker.name)
         path = request.path_of(lane)
         worker.has[item.uid] = dispatched, path
         if dispatched.admitted:
             self.counted["admitted"] += 1
-            self._took(path, item.cost)
+            self._on_charged(path, item.cost)
             weight = next(one.weight for one in request.candidates if one.tenant == lane.tenant)
             self.shares.served(queue, lane.tenant, item.cost, weight)
         else:
@@ -262,7 +263,7 @@ class Twins:
             self.counted["not admitted"] += 1
 
     def settle(self, worker, queue, *, ended=(), returned=(), confirm=0):
-        """*returned*: uid, and whether it may have started; what has not gets its tokens back."""
+        """Settle tasks. *returned*: uid, and whether it may have started; if not, its tokens are refunded."""
         ended = [uid for uid in ended if self.where[uid][0] == queue]
         returned = [(uid, started) for uid, started in returned if self.where[uid][0] == queue]
         refunds = [
@@ -291,36 +292,36 @@ class Twins:
                 self.counted["ended"] += 1
         back = [uid for uid, _ in reversed(returned) if self.where[uid][2] == worker.name]
         for uid in back:
-            self._back(uid)
+            self._on_returned(uid)
         assert count == len(back)
         self.counted["returned"] += count
         for uid in (*ended, *(uid for uid, _ in returned)):
             del worker.has[uid]
-        self._note()
+        self._record()
 
     def purge(self, queue, lane):
         count = self.both(lambda store: store.backlogs.purge(queue, lane))
-        line = self.lines.pop((queue, lane), ())
-        assert count == len(line)
-        for uid in line:
+        uids = self.lanes.pop((queue, lane), ())
+        assert count == len(uids)
+        for uid in uids:
             self.where[uid] = (queue, lane, "purged")
         self.counted["purged"] += count
-        self._note()
+        self._record()
 
     def set_limits(self, raw):
         self.raw = raw or {}
-        self._tell(lambda store: store.set_limits(raw))
+        self._set(lambda store: store.set_limits(raw))
 
     def pause(self, name, *, paused):
         (self.paused.add if paused else self.paused.discard)(name)
-        self._tell(lambda store: store.pause(name, paused=paused))
+        self._set(lambda store: store.pause(name, paused=paused))
 
-    def _tell(self, tell):
-        tell(self.memory)
-        tell(self.redis)
-        told = [store.limits() for store in (self.memory, self.redis)]
-        assert told[0][1:] == told[1][1:]
-        pair = (told[0].version, told[1].version)
+    def _set(self, call):
+        call(self.memory)
+        call(self.redis)
+        limits = [store.limits() for store in (self.memory, self.redis)]
+        assert limits[0][1:] == limits[1][1:]
+        pair = (limits[0].version, limits[1].version)
         if pair not in self.versions:
             assert not [one for one in self.versions if one[0] == pair[0] or one[1] == pair[1]]
             self.versions.append(pair)
@@ -329,67 +330,67 @@ class Twins:
         self.counted["limits"] += 1
 
     def _read_limits(self, worker):
-        told = self.memory.limits()
-        worker.version = [pair[0] for pair in self.versions].index(told.version)
-        worker.table = replace(LimitTable.parse(told.table or {}, []), paused=told.paused)
+        limits = self.memory.limits()
+        worker.version = [pair[0] for pair in self.versions].index(limits.version)
+        worker.table = replace(LimitTable.parse(limits.table or {}, []), paused=limits.paused)
 
-    def admit(self, worker, queue, asks):
-        """AdmissionRequest for fresh tasks, each with its tenant, task and cost; return the answers, or ``None``."""
-        questions = []
-        for tenant, task, cost, parks in asks:
+    def admit(self, worker, queue, tasks):
+        """Request admission of fresh tasks, each with tenant, task and cost; return the decisions, or ``None``."""
+        requests = []
+        for tenant, task, cost, parks in tasks:
             path = worker.table.path(queue, tenant or None, task)
             if path and all(cost <= level.limit.capacity for level in path):
-                questions.append(
+                requests.append(
                     AdmissionRequest(path, cost, (0,) * len(path), backlog=queue if parks else None, tenant=tenant)
                 )
         before = dict(self.memory._states)
         found = [
-            store.admit(questions, self.versions[worker.version][index]).run()
+            store.admit(requests, self.versions[worker.version][index]).run()
             for index, store in enumerate((self.memory, self.redis))
         ]
         found = [None if isinstance(one, StaleLimits) else one for one in found]
         assert found[0] == found[1]
         for key, state in list(self.memory._states.items()):
-            # Where Python keeps what says nothing any more, Redis keeps nothing.
+            # Python keeps a level that has expired in Redis.
             if state is not before.get(key) and max(state.full_at, state.reserved_until) + RESERVATION_TTL <= self.now:
                 del self.memory._states[key]
-        for ask, answer in zip(questions, found[0] or (), strict=False):
-            if answer.admitted:
-                overtaken = ask.backlog and any(
-                    line for (of, lane), line in self.lines.items() if of == queue and lane.tenant == ask.tenant
+        for request, decision in zip(requests, found[0] or (), strict=False):
+            if decision.admitted:
+                overtaken = request.backlog and any(
+                    uids for (of, lane), uids in self.lanes.items() if of == queue and lane.tenant == request.tenant
                 )
                 assert not overtaken
-                self._took(ask.path, ask.cost)
+                self._on_charged(request.path, request.cost)
                 self.counted["fresh"] += 1
             else:
-                self.counted["blocked" if answer.binding is None else "refused"] += 1
+                self.counted["blocked" if decision.binding is None else "refused"] += 1
         return found[0]
 
-    # What is true all the time
+    # Invariants
 
     def count(self, queue):
-        return sum(len(line) for (of, _), line in self.lines.items() if of == queue)
+        return sum(len(uids) for (of, _), uids in self.lanes.items() if of == queue)
 
-    def _back(self, uid):
+    def _on_returned(self, uid):
         queue, lane, _ = self.where[uid]
         self.where[uid] = (queue, lane, "waiting")
-        self.lines[queue, lane].appendleft(uid)
+        self.lanes[queue, lane].appendleft(uid)
 
-    def _took(self, path, cost):
+    def _on_charged(self, path, cost):
         for level in path:
             limit, starts = self.starts.setdefault(level.key, (level.limit, []))
             assert limit == level.limit
             starts.append((self.now / SECOND, cost))
 
-    def _note(self):
-        """Take note of who could have been served all the time, and check what they got."""
+    def _record(self):
+        """Record which tenants are ready, and check their shares."""
         for queue, backlog in self.memory.backlogs._backlogs.items():
             common = {name for name in backlog.ready if self.tasks[-1] not in backlog.tenants[name].types}
-            self.shares.note(queue, common)
+            self.shares.record(queue, common)
             self.counted["share"] += self.shares.check(queue)
 
     def look(self):
-        """See that both show the same to those who look."""
+        """Check that both stores show the same views."""
         for queue in self.both(lambda store: store.backlogs.queues()):
             ours, theirs = (store.backlogs.view(queue) for store in (self.memory, self.redis))
             assert (ours.now, ours.costs) == (theirs.now, theirs.costs)
@@ -401,7 +402,7 @@ class Twins:
             assert sorted(one.uid for one in owned) == mine, worker.name
 
     def check(self):
-        """See that both have stored the same, that nothing was lost, and no limit exceeded."""
+        """Check that both have stored the same, that no task was lost, and no limit exceeded."""
         self.look()
         while (call := self.listener.get(0.0001)) is not None:
             self.calls.append(call)
@@ -409,13 +410,13 @@ class Twins:
         self.counted["calls"] = len([call for call in self.calls if call != ALL_QUEUES])
         for queue, backlog in self.memory.backlogs._backlogs.items():
             assert memory_shape(backlog, self.versions) == shape_of(self.redis, queue, self.versions)
-            waiting = [item.uid for _, line in backlog.lanes() for item in line]
+            waiting = [item.uid for _, items in backlog.lanes() for item in items]
             owned = [uid for uid, (of, _, where) in self.where.items() if of == queue and where in self.workers]
             there = sorted(uid for uid, (of, _, where) in self.where.items() if of == queue and where == "waiting")
-            assert sorted(waiting) == there, "nothing is lost"
+            assert sorted(waiting) == there, "no task is lost"
             assert sorted(backlog.messages) == sorted(waiting + owned)
         workers = {name.decode(): at for name, at in self.client.zrange("{twin}:park:workers", 0, -1, withscores=True)}
-        assert workers == self.memory.backlogs._workers
+        assert workers == self.memory.backlogs._leases.workers
         for key, state in self.memory._states.items():
             stored = self.client.get("{twin}:" + key)
             assert stored == struct.pack(
@@ -426,32 +427,32 @@ class Twins:
 
 
 class Shares:
-    """What tenants got that could have been served all the time: within one task of what each other's weight says."""
+    """The shares of tenants that were ready all the time: in proportion to their weights, within one task of each."""
 
     def __init__(self):
         self.most = defaultdict(float)  # (queue, tenant) -> the largest task over weight
         self.restart()
 
     def restart(self):
-        """Begin again, under other weights; who was served a large task before it still waits for the others."""
-        self.since = defaultdict(dict)  # queue -> tenant -> at which note it could be served at first
+        """Begin again, under other weights. A tenant that was served a large task before still waits for the others."""
+        self.since = defaultdict(dict)  # queue -> tenant -> first record at which it was ready
         self.got = defaultdict(lambda: defaultdict(float))  # queue -> tenant -> service over weight
-        self.notes = defaultdict(list)  # queue -> at each note: tenant -> service over weight
+        self.records = defaultdict(list)  # queue -> at each record: tenant -> service over weight
 
     def served(self, queue, tenant, cost, weight):
         self.got[queue][tenant] += cost / weight
         self.most[queue, tenant] = max(self.most[queue, tenant], cost / weight)
 
-    def note(self, queue, ready):
-        self.notes[queue].append(dict(self.got[queue]))
-        last = len(self.notes[queue]) - 1
+    def record(self, queue, ready):
+        self.records[queue].append(dict(self.got[queue]))
+        last = len(self.records[queue]) - 1
         self.since[queue] = {tenant: self.since[queue].get(tenant, last) for tenant in ready}
 
     def check(self, queue):
-        """Return how many pairs were looked at that both were served."""
-        last, found = self.notes[queue][-1], 0
+        """Check each pair of tenants; return of how many both were served."""
+        last, found = self.records[queue][-1], 0
         for one, other in combinations(self.since[queue], 2):
-            first = self.notes[queue][max(self.since[queue][one], self.since[queue][other])]
+            first = self.records[queue][max(self.since[queue][one], self.since[queue][other])]
             got = [last.get(tenant, 0.0) - first.get(tenant, 0.0) for tenant in (one, other)]
             assert abs(got[0] - got[1]) <= self.most[queue, one] + self.most[queue, other] + 1e-6, (one, other)
             found += min(got) > 0
@@ -476,7 +477,7 @@ def memory_shape(backlog, versions):
     return {
         "tenants": {
             name: (tenant.tag, tenant.turn, tenant.cost, {
-                task: (kind.turn, {rank: list(line) for rank, line in kind.lanes.items()})
+                task: (kind.turn, {rank: list(items) for rank, items in kind.lanes.items()})
                 for task, kind in tenant.types.items()
             })
             for name, tenant in backlog.tenants.items()

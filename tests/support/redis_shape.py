@@ -1,4 +1,4 @@
-"""What a backlog in Redis holds, in plain Python."""
+"""The state of a backlog in Redis, as plain Python values."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import struct
 
 from bucketflow.redis_client.scripts import Script, load_script
 from bucketflow_celery.scheduling.model import Lane, ParkedTask
+from bucketflow_celery.store.scripts import CONSTANTS, LEVEL
 
-_VIEW = load_script("bucketflow_celery.store", "backlog_view", "backlog").text
-_CORE = Script.compose("core", "").text
+_PRELUDE = load_script("bucketflow_celery.store", "backlog", LEVEL, CONSTANTS).text
 
 #: The records of all tenants: name, tag, turn, cost, and of each type: task, turn, ranks and lengths of its lanes.
-RECORDS = Script.compose(
+RECORDS = Script.of(
     "records",
-    _VIEW[len(_CORE) : _VIEW.index("-- backlog_view:")]
+    _PRELUDE
     + """
     local reply, entries = {}, redis.call('HGETALL', TENANTS)
     for at = 1, #entries, 2 do
@@ -33,12 +33,12 @@ RECORDS = Script.compose(
 
 
 def shape_of(store, queue, versions):
-    """Return what the Redis *store* holds of *queue*; *versions* are pairs, the second is its own."""
+    """Return the state of *queue* in the Redis *store*. *versions* are pairs, of which the second is its own."""
     backlogs = store.backlogs
     client = next(iter(store.runner._topology.nodes.values())).client
     keys = backlogs._keys(queue).keys
-    _, messages, _, ready, delayed, idle, turns, dedup, meta = keys[:9]
-    told = {name.decode(): value.decode() for name, value in client.hgetall(meta).items()}
+    _, messages, _, ready, delayed, idle, polls, dedup, meta = keys[:9]
+    fields = {name.decode(): value.decode() for name, value in client.hgetall(meta).items()}
     return {
         "tenants": {
             name.decode(): (float(tag), turn, float(cost), {
@@ -54,14 +54,14 @@ def shape_of(store, queue, versions):
         "ready": _scores(client, ready),
         "delayed": _scores(client, delayed),
         "idle": _scores(client, idle),
-        "polls": _scores(client, turns),
+        "polls": _scores(client, polls),
         "dedup": dict(client.zrange(dedup, 0, -1, withscores=True)),
         "messages": client.hgetall(messages),
         "meta": (
-            float(told.get("virtual", 0)),
-            int(told.get("count", 0)),
-            float(told.get("notified_at", 0)),
-            [pair[1] for pair in versions].index(told.get("version", "")),
+            float(fields.get("virtual", 0)),
+            int(fields.get("count", 0)),
+            float(fields.get("notified_at", 0)),
+            [pair[1] for pair in versions].index(fields.get("version", "")),
         ),
     }  # fmt: skip
 

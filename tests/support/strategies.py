@@ -1,4 +1,4 @@
-"""Any workload under any limits, for the simulated fleets."""
+"""Hypothesis strategies for the simulated fleets: workloads, limits, outages and restarts."""
 
 from __future__ import annotations
 

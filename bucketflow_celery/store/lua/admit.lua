@@ -1,18 +1,18 @@
--- admit: answer several tasks at once, in order, each as if it had come alone; mirrors admission.py.
+-- admit: decide several requests in order, each as if it were alone: a task starts and pays every level, or is refused.
 -- KEYS[1]    version of the limits
--- KEYS[2..]  the levels that the tasks pass, each once, one hash tag: see rebased_on() in level.lua; then of each queue whose tasks
---            are parked its tenants, ready and delayed: see backlog.lua
+-- KEYS[2..]  the levels of all requests, each once, one hash tag; then tenants, ready and delayed of each backlog that a
+--            request must not overtake: see backlog.lua
 -- ARGV       version the caller knows, limits (packed doubles, of each level: capacity, fill_rate, 1 if a refusal there
---            blocks the whole queue), tasks (packed doubles, of each task: cost, patience µs, number of its queue among those
---            whose tasks are parked (0 = it is not parked), depth, and for each level of its path, root first: number of the
---            level, due µs (0 = no place)), then for each task that is parked: tenant
--- returns    {version} if it is another one; else of each task: 1 admitted | 0 refused | -1 not put, binding level (0 = first;
---            -1 = none), wait µs, due µs at each level of its path (one string of packed doubles)
+--            blocks the whole queue), requests (packed doubles, of each request: cost, longest wait in µs, number of its
+--            backlog from 1 (0 = none), depth, and for each level of its path, root first: number of the level,
+--            reservation in µs (0 = none)), then for each request with a backlog: tenant
+-- returns    {version} if it is another one; else of each request: 1 admitted | 0 refused | -1 skipped, binding level (0 =
+--            first; -1 = none), wait in µs, reservation in µs at each level of its path (one string of packed doubles)
 -- errors     none after the first write
+-- mirrors    bucketflow_celery/scheduling/admit.py: admit
 
--- One loop, with every number packed: calls and texts would be most of the server's time.
+-- One loop over packed numbers: function calls and numbers as text would take most of the server's time.
 local parse, ceil = struct.unpack, math.ceil
-local RESERVATION_GRACE, WAIVER = 60 * SECOND, 1
 
 local stored = redis.call('MGET', unpack(KEYS))
 if (stored[1] or '') ~= ARGV[1] then
@@ -22,16 +22,16 @@ end
 local function doubles(packed)
   return {parse('<' .. ('d'):rep(#packed / 8), packed)}
 end
-local limits, tasks, time = doubles(ARGV[2]), doubles(ARGV[3]), now()
-local levels, full_at, reserved_until, reckoned, changed, exhausted = {}, {}, {}, {}, {}, {}
+local limits, requests, time = doubles(ARGV[2]), doubles(ARGV[3]), now()
+local levels, full_at, reserved_until, rebased, changed, exhausted = {}, {}, {}, {}, {}, {}
 for i = 1, #limits / 3 do
   levels[i] = {capacity = limits[3 * i - 2], fill_rate = limits[3 * i - 1], blocks_queue = limits[3 * i] == 1}
-  full_at[i], reserved_until[i], reckoned[i] = rebased_on(levels[i], stored[i + 1], time)
+  full_at[i], reserved_until[i], rebased[i] = rebased_on(levels[i], stored[i + 1], time)
 end
 
--- Whether a fresh task of this tenant would overtake somebody who is parked.
-local function is_blocked(queue, tenant)
-  local at = 2 + #levels + 3 * (queue - 1)
+-- Return whether a fresh task of tenant would overtake a parked one. Mirrors Backlog.blocks.
+local function blocks(backlog, tenant)
+  local at = 2 + #levels + 3 * (backlog - 1)
   if redis.call('HEXISTS', KEYS[at], tenant) == 1 or redis.call('EXISTS', KEYS[at + 1]) == 1 then
     return true
   end
@@ -39,74 +39,75 @@ local function is_blocked(queue, tenant)
   return first[1] and tonumber(first[2]) <= time
 end
 
-local reply, waits, taken, at, parked = {}, {}, {}, 1, 3
-while at < #tasks do
-  local cost, patience, queue = tasks[at], tasks[at + 1], tasks[at + 2]
+local reply, waits, taken, at, tenant = {}, {}, {}, 1, 3
+while at < #requests do
+  local cost, max_wait, backlog = requests[at], requests[at + 1], requests[at + 2]
   local first = at + 4
-  local last = first + 2 * (tasks[at + 3] - 1)
+  local last = first + 2 * (requests[at + 3] - 1)
   at = last + 2
 
-  local is_put = true
+  local is_evaluated = true
   for i = first, last, 2 do
-    is_put = is_put and not exhausted[tasks[i]]
+    is_evaluated = is_evaluated and not exhausted[requests[i]]
   end
-  if queue > 0 then
-    parked = parked + 1
-    is_put = is_put and not is_blocked(queue, ARGV[parked])
+  if backlog > 0 then
+    tenant = tenant + 1
+    is_evaluated = is_evaluated and not blocks(backlog, ARGV[tenant])
   end
 
   local wait, binding = 0, nil
-  for i = first, is_put and last or 0, 2 do
-    local n, due = tasks[i], tasks[i + 1]
-    local level, full, line = levels[n], full_at[n], reserved_until[n]
-    changed[n] = changed[n] or reckoned[n]
-    if due < time - RESERVATION_GRACE or (due > time and due > line) then
-      due, tasks[i + 1] = 0, 0
+  for i = first, is_evaluated and last or 0, 2 do
+    local n, reservation = requests[i], requests[i + 1]
+    local level, full, reserved = levels[n], full_at[n], reserved_until[n]
+    changed[n] = changed[n] or rebased[n]
+    if reservation < time - RESERVATION_GRACE or (reservation > time and reservation > reserved) then
+      reservation, requests[i + 1] = 0, 0
     end
-    local spent = cost * SECOND / level.fill_rate
-    local turn = line > 0 and line + spent or 0
-    if full + RESERVATION_TTL <= time and (turn > time or (line > 0 and line + RESERVATION_TTL <= time)) then
-      reserved_until[n], turn, changed[n] = 0, 0, true
+    local increment = cost * SECOND / level.fill_rate
+    local next_start = reserved > 0 and reserved + increment or 0
+    local is_expired = next_start > time or (reserved > 0 and reserved + RESERVATION_TTL <= time)
+    if is_expired and full + RESERVATION_TTL <= time then
+      reserved_until[n], next_start, changed[n] = 0, 0, true
     end
-    local behind = (full > time and full - time or 0) + spent
-    local level_wait = ceil(behind - span(level) - HALF_TICK)
-    local place = ceil((due > 0 and due or turn) - time)
-    if place > level_wait then
-      level_wait = place
+    local deficit = (full > time and full - time or 0) + increment
+    local level_wait = ceil(deficit - span(level) - HALF_TICK)
+    local until_start = ceil((reservation > 0 and reservation or next_start) - time)
+    if until_start > level_wait then
+      level_wait = until_start
     end
     if level_wait > wait then
       wait, binding = level_wait, i
     end
-    waits[i], taken[i] = level_wait, time + behind
+    waits[i], taken[i] = level_wait, time + deficit
   end
 
   if binding then
-    local bound, due = levels[tasks[binding]], time + wait
-    local books = wait <= patience
-    if books and tasks[binding + 1] == 0 then
-      local n = tasks[binding]
-      tasks[binding + 1], reserved_until[n], changed[n] = due, due, true
+    local bound, start = levels[requests[binding]], time + wait
+    local reserves = wait <= max_wait
+    if reserves and requests[binding + 1] == 0 then
+      local n = requests[binding]
+      requests[binding + 1], reserved_until[n], changed[n] = start, start, true
     end
-    for i = first, books and not bound.blocks_queue and last or 0, 2 do
-      if not levels[tasks[i]].blocks_queue and waits[i] > 0 and tasks[i + 1] == 0 then
-        tasks[i + 1] = due - WAIVER
+    for i = first, reserves and not bound.blocks_queue and last or 0, 2 do
+      if not levels[requests[i]].blocks_queue and waits[i] > 0 and requests[i + 1] == 0 then
+        requests[i + 1] = start - WAIVER
       end
     end
-    exhausted[tasks[binding]] = bound.blocks_queue
-  elseif is_put then
+    exhausted[requests[binding]] = bound.blocks_queue
+  elseif is_evaluated then
     for i = first, last, 2 do
-      full_at[tasks[i]], changed[tasks[i]] = taken[i], true
+      full_at[requests[i]], changed[requests[i]] = taken[i], true
     end
   end
 
   local size = #reply
-  reply[size + 1] = binding and 0 or is_put and 1 or -1
+  reply[size + 1] = binding and 0 or is_evaluated and 1 or -1
   reply[size + 2] = binding and (binding - first) / 2 or -1
   reply[size + 3] = wait
   size = size + 3
   for i = first, last, 2 do
     size = size + 1
-    reply[size] = tasks[i + 1]
+    reply[size] = requests[i + 1]
   end
 end
 

@@ -1,40 +1,51 @@
--- backlog: what the operations on the backlog of one queue share, behind level.lua; mirrors backlog.py.
--- KEYS[1..12] are the same for all of them, one hash tag:
---   version      of the limits
---   messages     hash: uid -> message
---   tenants      hash: tenant -> {tag, turn, cost, types = {task -> {turn, lanes = {rank -> length}}}}, as MessagePack
---   ready        sorted set: tenant -> tag
---   delayed       sorted set: tenant -> µs at which it wakes
---   idle      sorted set: tenant without tasks -> tag, until the virtual time has passed it
---   polls        sorted set: worker -> µs at which it comes again
---   dedup  sorted set: uid -> µs when it was parked, until the broker has forgotten its copy
---   meta         hash: virtual time, count, notified_at, version of the limits under which the tenants fell delayed
---   owned        hash of the worker that calls: uid -> {queue, tenant, task, rank, item}, as MessagePack
---   workers      sorted set: worker -> µs until which it is alive; -1: its tasks are being taken back
---   queues       set: in which queues something is parked
--- A lane is a list of items, an item the packed doubles since, cost and deadline behind one byte, then the uid.
+-- backlog: the state of one queue's backlog. Prelude of the scripts that use it, behind level.lua.
+-- KEYS[1..12] are the same for all of these scripts, one hash tag:
+--   version   of the limits
+--   messages  hash: uid -> message
+--   tenants   hash: tenant -> {tag, turn, cost, types = {task -> {turn, lanes = {rank -> length}}}}, as MessagePack; turn
+--             numbers the tenant's services, and of a type it is the number of the latest one
+--   ready     sorted set: tenant -> tag
+--   delayed   sorted set: tenant -> µs at which it becomes ready again
+--   idle      sorted set: tenant without tasks -> tag, until the virtual time passes the tag
+--   polls     sorted set: worker -> µs at which it is expected to poll
+--   dedup     sorted set: uid -> µs at which it was parked, until the broker's copy is acknowledged
+--   meta      hash: virtual time, count, notified_at, version of the limits under which delayed was computed
+--   owned     hash of the calling worker: uid -> {queue, tenant, task, rank, item}, as MessagePack
+--   workers   sorted set: worker -> µs at which its lease expires; RECLAIMED while its tasks are being reclaimed
+--   queues    set: queues with parked tasks
+-- A lane is a list of items. An item is one byte (redelivered), the packed doubles since, cost and deadline, and the uid.
+-- mirrors  bucketflow_celery/scheduling/backlog.py: Backlog, Tenant, TypeLanes
 local VERSION, MESSAGES, TENANTS, READY, DELAYED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local IDLE, POLLS, DEDUP, META, OWNED, WORKERS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local QUEUES = KEYS[12]
-local PAUSE = 60 * SECOND
-local POLL_GRACE = 50000
-local TOLERANCE = 10000
-local NOTIFY_INTERVAL = 20000
-local WORKERS_PER_POLL = 2
-local MOST = 128
-local SPARE = 4
+
+-- Return three functions over ARGV from start on: read a word, read a number, and tell whether there is more.
+local function reader(start)
+  local at = start - 1
+  local function word()
+    at = at + 1
+    return ARGV[at]
+  end
+  local function number()
+    return tonumber(word())
+  end
+  local function has_more()
+    return at < #ARGV
+  end
+  return word, number, has_more
+end
 
 local function item_of(packed)
   local redelivered, since, cost, deadline, at = struct.unpack('<Bddd', packed)
-  return { redelivered = redelivered, since = since, cost = cost, deadline = deadline, uid = packed:sub(at) }
+  return {redelivered = redelivered, since = since, cost = cost, deadline = deadline, uid = packed:sub(at)}
 end
 
 local function pack_item(item)
   return struct.pack('<Bddd', item.redelivered, item.since, item.cost, item.deadline) .. item.uid
 end
 
--- What is read of tenants and changed: save() writes it, all at once.
-local records, touched, grown = {}, {}, 0
+-- The tenants that were read, those that changed, and how many tasks were added less removed: save() writes all at once.
+local records, changed_tenants, growth = {}, {}, 0
 
 local function read_records(names)
   local unread = {}
@@ -53,12 +64,12 @@ end
 
 local function record_of(name)
   if records[name] == nil then
-    read_records({ name })
+    read_records({name})
   end
   return records[name]
 end
 
-local function turns_of(tenant)
+local function service_order(tenant)
   local names = {}
   for name in pairs(tenant.types) do
     names[#names + 1] = name
@@ -83,10 +94,10 @@ local function virtual_time()
   return tonumber(redis.call('HGET', META, 'virtual') or 0)
 end
 
--- Who slept catches up nothing.
+-- The tag moves up to the virtual time: a tenant earns no credit while it is delayed.
 local function wake(name, tenant, virtual)
   tenant.tag = math.max(virtual, tenant.tag)
-  touched[name] = true
+  changed_tenants[name] = true
   redis.call('ZADD', READY, tenant.tag, name)
 end
 
@@ -95,40 +106,40 @@ local function enter(key, lane, item, front)
   if not tenant then
     local tag = math.max(virtual_time(), tonumber(redis.call('ZSCORE', IDLE, lane.tenant) or 0))
     redis.call('ZREM', IDLE, lane.tenant)
-    tenant = { tag = tag, turn = 0, cost = 0, types = {} }
+    tenant = {tag = tag, turn = 0, cost = 0, types = {}}
     records[lane.tenant] = tenant
     redis.call('ZADD', READY, tag, lane.tenant)
   end
-  touched[lane.tenant] = true
+  changed_tenants[lane.tenant] = true
   local kind = tenant.types[lane.task]
-  local first = front or not kind or lane.rank < ranks_of(kind)[1]
-  if first and redis.call('ZREM', DELAYED, lane.tenant) == 1 then -- it sleeps because of others than this one
+  local is_head = front or not kind or lane.rank < ranks_of(kind)[1]
+  if is_head and redis.call('ZREM', DELAYED, lane.tenant) == 1 then -- the delay was computed for other heads
     wake(lane.tenant, tenant, virtual_time())
   end
   if not kind then
     tenant.turn = tenant.turn + 1
-    kind = { turn = tenant.turn, lanes = {} }
+    kind = {turn = tenant.turn, lanes = {}}
     tenant.types[lane.task] = kind
   end
   local length = redis.call(front and 'LPUSH' or 'RPUSH', key, pack_item(item))
   kind.lanes[lane.rank] = length
   tenant.cost = tenant.cost + item.cost
-  grown = grown + 1
+  growth = growth + 1
   return length
 end
 
--- A lane has lost so many items: forget what is empty now.
-local function pop_head(name, tenant, task, rank, by)
+-- The caller has removed count items from the front of a lane: remove what is empty now.
+local function pop_head(name, tenant, task, rank, count)
   local lanes = tenant.types[task].lanes
-  lanes[rank] = lanes[rank] - by
-  grown = grown - by
+  lanes[rank] = lanes[rank] - count
+  growth = growth - count
   if lanes[rank] <= 0 then
     lanes[rank] = nil
   end
   if next(lanes) == nil then
     tenant.types[task] = nil
   end
-  touched[name] = true
+  changed_tenants[name] = true
   if next(tenant.types) == nil then
     records[name] = false
     redis.call('ZREM', READY, name)
@@ -138,28 +149,28 @@ local function pop_head(name, tenant, task, rank, by)
 end
 
 local function save()
-  local there = {}
-  for name in pairs(touched) do
+  local fields = {}
+  for name in pairs(changed_tenants) do
     if records[name] then
-      there[#there + 1] = name
-      there[#there + 1] = cmsgpack.pack(records[name])
-      if #there == 1000 then -- unpack() fails beyond some thousands
-        redis.call('HSET', TENANTS, unpack(there))
-        there = {}
+      fields[#fields + 1] = name
+      fields[#fields + 1] = cmsgpack.pack(records[name])
+      if #fields == 1000 then -- unpack() fails beyond some thousands
+        redis.call('HSET', TENANTS, unpack(fields))
+        fields = {}
       end
     else
       redis.call('HDEL', TENANTS, name)
     end
   end
-  if #there > 0 then
-    redis.call('HSET', TENANTS, unpack(there))
+  if #fields > 0 then
+    redis.call('HSET', TENANTS, unpack(fields))
   end
-  if grown ~= 0 then
-    redis.call('HINCRBY', META, 'count', grown)
+  if growth ~= 0 then
+    redis.call('HINCRBY', META, 'count', growth)
   end
 end
 
--- Forget everything once there is nothing; returns whether there is something.
+-- Delete the state of a backlog without tasks. Return whether there are tasks.
 local function reset_if_empty(queue)
   if tonumber(redis.call('HGET', META, 'count') or 0) > 0 then
     return true
@@ -169,13 +180,14 @@ local function reset_if_empty(queue)
   return false
 end
 
--- How many workers come in time for what can be dispatched out at ready_at.
+-- Return how many workers are expected to poll in time for a task that may start at ready_at.
 local function expected_polls(ready_at, time)
-  return redis.call('ZCOUNT', POLLS, time - POLL_GRACE, math.max(ready_at, time) + TOLERANCE)
+  return redis.call('ZCOUNT', POLLS, time - POLL_GRACE, math.max(ready_at, time) + POLL_TOLERANCE)
 end
 
--- Call a worker for what can be dispatched out at ready_at, unless one comes in time or has been called a moment ago.
-local function call(ready_at, time, channel, queue)
+-- Notify the workers of a task that may start at ready_at, unless a poll is expected or they were notified just before.
+-- Mirrors Backlog.should_notify.
+local function notify(ready_at, time, channel, queue)
   local notified_at = tonumber(redis.call('HGET', META, 'notified_at') or 0)
   if time - notified_at < NOTIFY_INTERVAL and time >= notified_at then
     return

@@ -1,16 +1,17 @@
--- backlog_view: who has how much parked in one queue.
+-- backlog_view: read the lanes and costs of every tenant with parked tasks in one queue.
 -- KEYS     see backlog.lua
 -- ARGV     none
 -- returns  {now µs, {for each tenant: name, cost of its tasks ("%.17g"), {for each lane: task, rank, length}}}
 -- errors   none: nothing is written
+-- mirrors  nothing: it only reads
 local tenants, entries = {}, redis.call('HGETALL', TENANTS)
 for at = 1, #entries, 2 do
   local tenant, lanes = cmsgpack.unpack(entries[at + 1]), {}
-  for _, task in ipairs(turns_of(tenant)) do
+  for _, task in ipairs(service_order(tenant)) do
     for _, rank in ipairs(ranks_of(tenant.types[task])) do
-      lanes[#lanes + 1] = { task, rank, tenant.types[task].lanes[rank] }
+      lanes[#lanes + 1] = {task, rank, tenant.types[task].lanes[rank]}
     end
   end
-  tenants[#tenants + 1] = { entries[at], exact(tenant.cost), lanes }
+  tenants[#tenants + 1] = {entries[at], exact(tenant.cost), lanes}
 end
-return { now(), tenants }
+return {now(), tenants}

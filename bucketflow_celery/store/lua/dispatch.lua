@@ -1,58 +1,54 @@
--- dispatch: hand out the tasks whose turn it is and take their tokens; mirrors release.py.
+-- dispatch: dispatch the parked tasks that are next, as many as the worker has free slots, and take their tokens.
 -- KEYS     see backlog.lua, then levels and lanes
 -- ARGV     version the caller knows, queue, channel, worker, free slots; then how many levels all tasks pass, and each;
 --          then for each tenant: name, weight, 1 and its level or 0, how many types, and for each:
---          task, 1 if the worker knows it, 1 if paused, 1 and its level or 0, how many lanes, and for each: rank, index in KEYS.
---          A level is: index in KEYS, capacity, fill_rate
--- returns  {version} if it is another one; {version, -2} if the worker has no lease; else {version, µs to wait (-1 = until it is
---          called), {for each task: uid, 1 admitted | 0, tenant, task, rank, 1 if redelivered, since µs, cost, deadline µs,
---          message}, {for each tenant that may be next: name, {for each type: task, {ranks}}}}
+--          task, 1 if the worker can run it, 1 if paused, 1 and its level or 0, how many lanes, and for each: rank, index in
+--          KEYS. A level is: index in KEYS, capacity, fill_rate
+-- returns  {version} if it is another one; {version, -2} if the worker has no lease; else {version, µs to wait (-1 = until a
+--          notification), {for each task: uid, 1 admitted | 0, tenant, task, rank, 1 if redelivered, since µs, cost,
+--          deadline µs, message}, {for each tenant that may be next: name, {for each type: task, {ranks}}}}
 -- errors   none after the first write
+-- mirrors  bucketflow_celery/scheduling/dispatch.py: dispatch
 local time = now()
 local version = redis.call('GET', VERSION) or ''
 if version ~= ARGV[1] then
-  return { version }
+  return {version}
 end
 local queue, channel, worker, free = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
-if tonumber(redis.call('ZSCORE', WORKERS, worker) or -1) < 0 then
-  return { version, -2 }
+if tonumber(redis.call('ZSCORE', WORKERS, worker) or RECLAIMED) < 0 then
+  return {version, -2}
 end
 
--- The first write must not need memory: then a server that has none left still hands out, and so gets some.
+-- The first write must not need memory: then a server that is out of memory still dispatches, which frees some.
 redis.call('ZREM', POLLS, worker)
 
-local at = 6
-local function argument()
-  at = at + 1
-  return ARGV[at - 1]
-end
-local function number()
-  return tonumber(argument())
-end
-local function level()
-  return { key = number(), capacity = number(), fill_rate = number() }
-end
-local function levels(count)
-  local found = {}
-  for i = 1, count do
-    found[i] = level()
+local word, number, has_more = reader(6)
+
+local function read_levels()
+  local levels = {}
+  for i = 1, number() do
+    levels[i] = {key = number(), capacity = number(), fill_rate = number()}
   end
-  return found
+  return levels
 end
 
-local common = levels(number())
-local candidates = {}
-while at <= #ARGV do
-  local name = argument()
-  local candidate = { weight = number(), own = levels(number()), types = {} }
+local function read_type()
+  local kind = {known = word() == '1', paused = word() == '1', own = read_levels(), lanes = {}}
   for _ = 1, number() do
-    local task = argument()
-    local kind = { known = argument() == '1', paused = argument() == '1', own = levels(number()), lanes = {} }
-    for _ = 1, number() do
-      local rank = number()
-      kind.lanes[rank] = KEYS[number()]
-    end
-    candidate.types[task] = kind
+    local rank = number()
+    kind.lanes[rank] = KEYS[number()]
+  end
+  return kind
+end
+
+local common = read_levels()
+local candidates = {}
+while has_more() do
+  local name = word()
+  local candidate = {weight = number(), own = read_levels(), types = {}}
+  for _ = 1, number() do
+    local task = word()
+    candidate.types[task] = read_type()
   end
   candidates[name] = candidate
 end
@@ -66,45 +62,13 @@ local function wait_at(level, cost)
   end
   return wait_for(level, full_at[key], time, cost)
 end
-local function longest(path, cost)
+local function longest_wait(path, cost)
   local wait = 0
   for _, level in ipairs(path) do
     wait = math.max(wait, wait_at(level, cost))
   end
   return wait
 end
-
--- Under other limits than before nobody knows any more how long to sleep: all wake, as do those whose time has come.
-local slept_under = redis.call('HGET', META, 'version') or ''
-if version ~= slept_under then
-  redis.call('ZUNIONSTORE', DELAYED, 1, DELAYED, 'WEIGHTS', 0)
-end
-local virtual = virtual_time()
-for _, name in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', time, 'LIMIT', 0, MOST)) do
-  redis.call('ZREM', DELAYED, name)
-  wake(name, record_of(name), virtual)
-end
-
-local dispatched, uids, owned = {}, {}, {}
-local admitted, skipped, unknown, ready_at, later, gap = 0, 0, false, nil, nil, 0
-
-local function stop_unknown()
-  unknown, ready_at = true, time
-end
-
-local function hand(name, tenant, task, rank, key, is_admitted)
-  local packed = redis.call('LPOP', key)
-  local item = item_of(packed)
-  tenant.cost = tenant.cost - item.cost
-  pop_head(name, tenant, task, rank, 1)
-  uids[#uids + 1] = item.uid
-  owned[#owned + 1] = item.uid
-  owned[#owned + 1] = cmsgpack.pack({ queue, name, task, rank, packed })
-  dispatched[#dispatched + 1] = {
-    item.uid, is_admitted, name, task, rank, item.redelivered, item.since, exact(item.cost), item.deadline,
-  }
-end
-
 local function fits(path, cost)
   for _, level in ipairs(path) do
     if cost > level.capacity then
@@ -113,106 +77,144 @@ local function fits(path, cost)
   end
   return true
 end
+local function take_all(path, cost)
+  for _, level in ipairs(path) do
+    full_at[level.key] = take(level, full_at[level.key], time, cost)
+    changed[level.key] = true
+  end
+end
 
+-- Other limits invalidate every delay: all tenants become ready, like those whose delay is over.
+if version ~= (redis.call('HGET', META, 'version') or '') then
+  redis.call('ZUNIONSTORE', DELAYED, 1, DELAYED, 'WEIGHTS', 0)
+end
+local virtual = virtual_time()
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', time, 'LIMIT', 0, MAX_TENANTS)) do
+  redis.call('ZREM', DELAYED, name)
+  wake(name, record_of(name), virtual)
+end
+
+local dispatched, uids, owned = {}, {}, {}
+local admitted, skipped, incomplete, ready_at, retry_at, interval = 0, 0, false, nil, nil, 0
+
+local function stop_incomplete()
+  incomplete, ready_at = true, time
+end
+
+local function dispatch_head(name, tenant, task, rank, key, is_admitted)
+  local packed = redis.call('LPOP', key)
+  local item = item_of(packed)
+  tenant.cost = tenant.cost - item.cost
+  pop_head(name, tenant, task, rank, 1)
+  uids[#uids + 1] = item.uid
+  owned[#owned + 1] = item.uid
+  owned[#owned + 1] = cmsgpack.pack({queue, name, task, rank, packed})
+  dispatched[#dispatched + 1] = {
+    item.uid, is_admitted, name, task, rank, item.redelivered, item.since, exact(item.cost), item.deadline,
+  }
+end
+
+-- Take the tokens of every level, and move the tenant behind the others by cost / weight.
+local function charge(name, tenant, candidate, task, kind, cost)
+  take_all(common, cost)
+  take_all(candidate.own, cost)
+  take_all(kind.own, cost)
+  virtual = tenant.tag
+  tenant.tag = tenant.tag + cost / candidate.weight
+  redis.call('ZADD', READY, tenant.tag, name)
+  tenant.turn = tenant.turn + 1
+  tenant.types[task].turn = tenant.turn
+  admitted = admitted + 1
+end
+
+-- Serve the first task of one type. Return 0, or the µs until the limits of tenant and type allow it.
 local function serve_type(name, tenant, candidate, task, kind, rank)
   local key = kind.lanes[rank]
   local packed = redis.call('LINDEX', key, 0)
-  if not packed then -- somebody has deleted the lane, or the server has evicted it
+  if not packed then -- the lane was deleted or evicted
     pop_head(name, tenant, task, rank, tenant.types[task].lanes[rank])
     return 0
   end
   local item = item_of(packed)
   local fit = fits(common, item.cost) and fits(candidate.own, item.cost) and fits(kind.own, item.cost)
   if (item.deadline > 0 and item.deadline <= time) or not fit then
-    hand(name, tenant, task, rank, key, 0)
+    dispatch_head(name, tenant, task, rank, key, 0)
     return 0
   end
-  local wait = math.max(longest(candidate.own, item.cost), longest(kind.own, item.cost))
+  local wait = math.max(longest_wait(candidate.own, item.cost), longest_wait(kind.own, item.cost))
   if wait > 0 then
     return wait
   end
   for _, level in ipairs(common) do
-    local dry = wait_at(level, item.cost)
-    if time + dry > (ready_at or time) then
-      ready_at = time + dry
-      gap = item.cost * SECOND / level.fill_rate
+    local common_wait = wait_at(level, item.cost)
+    if time + common_wait > (ready_at or time) then
+      ready_at = time + common_wait
+      interval = item.cost * SECOND / level.fill_rate
     end
   end
   if ready_at then
     return 0
   end
-  for _, path in ipairs({ common, candidate.own, kind.own }) do
-    for _, level in ipairs(path) do
-      full_at[level.key] = take(level, full_at[level.key], time, item.cost)
-      changed[level.key] = true
-    end
-  end
-  virtual = tenant.tag
-  tenant.tag = tenant.tag + item.cost / candidate.weight
-  redis.call('ZADD', READY, tenant.tag, name)
-  tenant.turn = tenant.turn + 1
-  tenant.types[task].turn = tenant.turn
-  admitted = admitted + 1
-  hand(name, tenant, task, rank, key, 1)
+  charge(name, tenant, candidate, task, kind, item.cost)
+  dispatch_head(name, tenant, task, rank, key, 1)
   return 0
 end
 
--- Returns 0, or the µs the tenant must sleep, or nil if nothing of it is for this worker.
+-- Serve one task. Return 0, or the µs to delay the tenant, or nil if its other types are for other workers.
 local function serve_tenant(name, tenant, candidate)
-  local sleep, is_for_others
-  for _, task in ipairs(turns_of(tenant)) do
+  local delay, is_for_others
+  for _, task in ipairs(service_order(tenant)) do
     local kind = candidate.types[task]
     local rank = ranks_of(tenant.types[task])[1]
     if not kind or not kind.lanes[rank] then
-      stop_unknown()
+      stop_incomplete()
       return 0
     end
     if kind.known then
-      local wait = kind.paused and PAUSE or serve_type(name, tenant, candidate, task, kind, rank)
+      local wait = kind.paused and PAUSED_DELAY or serve_type(name, tenant, candidate, task, kind, rank)
       if wait == 0 or ready_at then
         return 0
       end
-      sleep = math.min(sleep or wait, wait)
+      delay = math.min(delay or wait, wait)
     else
       is_for_others = true
     end
   end
-  if is_for_others and sleep then -- whoever knows the rest need not wait so long
-    later = math.min(later or time + sleep, time + sleep)
+  if is_for_others and delay then -- the tenant stays ready: a worker that runs the other types need not wait
+    retry_at = math.min(retry_at or time + delay, time + delay)
     return nil
   end
-  return sleep
+  return delay
 end
 
-local looked = 0
-while admitted < free and looked < MOST do
-  looked = looked + 1
+local examined = 0
+while admitted < free and examined < MAX_TENANTS do
+  examined = examined + 1
   local name = redis.call('ZRANGE', READY, skipped, skipped)[1]
   if not name then
     break
   end
   local candidate = candidates[name]
   if not candidate then
-    stop_unknown()
+    stop_incomplete()
     break
   end
-  local wait = serve_tenant(name, record_of(name), candidate)
+  local delay = serve_tenant(name, record_of(name), candidate)
   if ready_at then
     break
   end
-  if not wait then
+  if not delay then
     skipped = skipped + 1
-  elseif wait > 0 then
+  elseif delay > 0 then
     redis.call('ZREM', READY, name)
-    redis.call('ZADD', DELAYED, time + wait, name)
+    redis.call('ZADD', DELAYED, time + delay, name)
   end
 end
-local has_more = admitted >= free or (looked >= MOST and skipped < MOST)
-if not ready_at and has_more and redis.call('EXISTS', READY) == 1 then
-  ready_at = time + longest(common, 1)
+local has_more_tenants = admitted >= free or (examined >= MAX_TENANTS and skipped < MAX_TENANTS)
+if not ready_at and has_more_tenants and redis.call('EXISTS', READY) == 1 then
+  ready_at = time + longest_wait(common, 1)
 end
 
--- Write what has changed.
 for key in pairs(changed) do
   local ttl = math.max(1, lifetime(full_at[key], reserved_until[key], time))
   redis.call('SET', KEYS[key], pack(limits[key], full_at[key], reserved_until[key]), 'PX', ttl)
@@ -229,54 +231,54 @@ if reset_if_empty(queue) then
   redis.call('ZREMRANGEBYSCORE', IDLE, '-inf', virtual)
 end
 
--- When this worker comes again, and whether another must be called in its place.
+-- When this worker polls again, or whether another is notified instead: mirrors _schedule_poll and _poll_time.
 redis.call('ZREMRANGEBYSCORE', POLLS, '-inf', '(' .. exact(time - POLL_GRACE))
-local function sleeper(at)
+local function delayed_until(at)
   local found = redis.call('ZRANGE', DELAYED, at, at, 'WITHSCORES')
   return found[1] and tonumber(found[2])
 end
 if not ready_at then
-  local first = sleeper(0)
-  ready_at = first and later and math.min(first, later) or first or later
+  local first = delayed_until(0)
+  ready_at = first and retry_at and math.min(first, retry_at) or first or retry_at
 end
 local wait = -1
 if admitted >= free then
   if ready_at then
-    call(ready_at, time, channel, queue)
+    notify(ready_at, time, channel, queue)
   end
-elseif unknown then
+elseif incomplete then
   wait = 0
 else
-  -- Whoever was called has come, and has left nothing: for what is parked next it is called again.
+  -- The notified worker has polled and left nothing that may start: the next parked task needs a notification again.
   redis.call('HDEL', META, 'notified_at')
   if ready_at then
     local ahead = 0
     if expected_polls(ready_at, time) >= WORKERS_PER_POLL then
       ahead = math.floor(redis.call('ZCARD', POLLS) / WORKERS_PER_POLL)
     end
-    local turn = ready_at + ahead * gap
-    if gap == 0 and ahead > 0 then
-      turn = math.max(ready_at, sleeper(ahead) or time + SECOND)
+    local poll_at = ready_at + ahead * interval
+    if interval == 0 and ahead > 0 then
+      poll_at = math.max(ready_at, delayed_until(ahead) or time + SECOND)
     end
-    redis.call('ZADD', POLLS, turn, worker)
-    wait = math.max(0, math.ceil(turn - time))
+    redis.call('ZADD', POLLS, poll_at, worker)
+    wait = math.max(0, math.ceil(poll_at - time))
   end
 end
 
--- Who may be next.
-local following = {}
-local function tell(names)
+-- The tenants that may be next: mirrors _next_tenants.
+local next_tenants = {}
+local function add_summaries(names)
   read_records(names)
   for _, name in ipairs(names) do
     local types, tenant = {}, record_of(name)
-    for _, task in ipairs(turns_of(tenant)) do
+    for _, task in ipairs(service_order(tenant)) do
       types[#types + 1] = task
       types[#types + 1] = ranks_of(tenant.types[task])
     end
-    following[#following + 1] = name
-    following[#following + 1] = types
+    next_tenants[#next_tenants + 1] = name
+    next_tenants[#next_tenants + 1] = types
   end
 end
-tell(redis.call('ZRANGE', READY, 0, free + skipped + SPARE - 1))
-tell(redis.call('ZRANGE', DELAYED, 0, SPARE - 1))
-return { version, wait, dispatched, following }
+add_summaries(redis.call('ZRANGE', READY, 0, free + skipped + SPARE_TENANTS - 1))
+add_summaries(redis.call('ZRANGE', DELAYED, 0, SPARE_TENANTS - 1))
+return {version, wait, dispatched, next_tenants}

@@ -1,8 +1,9 @@
--- lane_heads: since when the first task of each lane has waited.
+-- lane_heads: read when the first task of each lane was parked.
 -- KEYS     lanes, one hash tag
 -- ARGV     none
--- returns  {for each lane: µs since when its first task was parked; 0 if there is none}
+-- returns  {for each lane: µs at which its first task was parked; 0 if there is none}
 -- errors   none: nothing is written
+-- mirrors  nothing: it only reads
 local reply = {}
 for i, key in ipairs(KEYS) do
   local packed = redis.call('LINDEX', key, 0)

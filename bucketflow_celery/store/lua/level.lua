@@ -1,15 +1,20 @@
--- level: what the operations of this package share; put in front of each, behind gcra.lua of bucketflow.
+-- level: the stored form of a level. Prelude of all scripts of this package, behind gcra.lua. Constants: store/scripts.py.
+-- A level is a string of four little-endian doubles: full_at and reserved_until in µs, and the capacity and fill rate
+-- under which both were computed. Its key expires RESERVATION_TTL after both instants.
+-- mirrors  bucketflow_celery/scheduling/admit.py: LevelState
 
-local RESERVATION_TTL = 2 * SECOND
-
--- A level is the string of four little-endian doubles: full_at and reserved_until in µs, and the limit both were reckoned under.
--- Under another limit what was taken stays taken, up to an empty bucket, and what was promised stays promised; then the third
--- result is true, and it must be stored: reckoned again and again from what was, a bucket would never fill.
-local function rebased_on(limit, packed, now)
-  local full_at, reserved_until, capacity, fill_rate = FULL, 0, 0, 0
-  if packed and #packed == 32 then -- what somebody else wrote there counts as nothing
-    full_at, reserved_until, capacity, fill_rate = struct.unpack('<dddd', packed)
+-- Return full_at, reserved_until, capacity and fill_rate. A missing key, or a value of another form, is an unused level.
+local function level_of(packed)
+  if packed and #packed == 32 then
+    return struct.unpack('<dddd', packed)
   end
+  return FULL, 0, 0, 0
+end
+
+-- Return full_at and reserved_until under limit, and whether a stored level was under another limit. If so, the level must
+-- be written even by a call that takes nothing. A bucket rescaled from the old value by every call would never fill.
+local function rebased_on(limit, packed, now)
+  local full_at, reserved_until, capacity, fill_rate = level_of(packed)
   local is_other = capacity ~= limit.capacity or fill_rate ~= limit.fill_rate
   if is_other then
     local scale = fill_rate / limit.fill_rate
@@ -27,12 +32,12 @@ local function pack(limit, full_at, reserved_until)
   return struct.pack('<dddd', full_at, reserved_until, limit.capacity, limit.fill_rate)
 end
 
--- In ms: until the bucket is full, and so long that its line is dissolved.
+-- Return the time to live of a level in ms: until it says no more than a missing key.
 local function lifetime(full_at, reserved_until, now)
   return math.ceil((math.max(full_at, reserved_until) + RESERVATION_TTL - now) / 1000)
 end
 
--- Give what the whole fleet was told (keys: version, table, paused) its version, and have every worker look at it.
+-- Set the version of the fleet's limits from what the keys (version, table, paused) hold, and notify every worker.
 local function announce(keys, channel)
   local text, paused = redis.call('GET', keys[2]) or '', redis.call('SMEMBERS', keys[3])
   if text == '' and #paused == 0 then

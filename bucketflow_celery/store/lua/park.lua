@@ -1,21 +1,21 @@
--- park: store tasks that may not start; mirrors Backlog.park in backlog.py.
+-- park: park refused tasks, each at the end of its lane.
 -- KEYS     see backlog.lua, then each lane
--- ARGV     queue, channel, most tasks the backlog holds, 1 if the worker has no free slot, µs after which an dedup uid
---          is forgotten; then for each task: uid, index of its lane in KEYS, tenant, task, rank, cost, µs until its deadline
---          (0 = none), 1 if it is redelivered, message
+-- ARGV     queue, channel, most tasks the backlog holds, 1 if the worker has no free slot; then for each task: uid, index of
+--          its lane in KEYS, tenant, task, rank, cost, µs until its deadline (0 = none), 1 if it is redelivered, message
 -- returns  {for each task: its position in its lane, 0 if it is parked already, -1 if the backlog is full}
 -- errors   none after the first write
+-- mirrors  bucketflow_celery/scheduling/backlog.py: Backlog.park
 local time = now()
-local most, busy, memory = tonumber(ARGV[3]), ARGV[4] == '1', tonumber(ARGV[5])
+local limit, busy = tonumber(ARGV[3]), ARGV[4] == '1'
 local count = tonumber(redis.call('HGET', META, 'count') or 0)
 local positions, stored = {}, 0
-for at = 6, #ARGV, 9 do
+for at = 5, #ARGV, 9 do
   local uid, key = ARGV[at], KEYS[tonumber(ARGV[at + 1])]
-  local lane = { tenant = ARGV[at + 2], task = ARGV[at + 3], rank = tonumber(ARGV[at + 4]) }
-  local patience = tonumber(ARGV[at + 6])
+  local lane = {tenant = ARGV[at + 2], task = ARGV[at + 3], rank = tonumber(ARGV[at + 4])}
+  local max_wait = tonumber(ARGV[at + 6])
   if redis.call('HEXISTS', MESSAGES, uid) == 1 or redis.call('ZSCORE', DEDUP, uid) then
     positions[#positions + 1] = 0
-  elseif count >= most then
+  elseif count >= limit then
     positions[#positions + 1] = -1
   else
     redis.call('HSET', MESSAGES, uid, ARGV[at + 8])
@@ -24,7 +24,7 @@ for at = 6, #ARGV, 9 do
       uid = uid,
       since = time + stored,
       cost = tonumber(ARGV[at + 5]),
-      deadline = patience > 0 and time + patience or 0,
+      deadline = max_wait > 0 and time + max_wait or 0,
       redelivered = tonumber(ARGV[at + 7]),
     }, false)
     count = count + 1
@@ -34,10 +34,10 @@ end
 if stored > 0 then
   save()
   redis.call('SADD', QUEUES, ARGV[1])
-  redis.call('ZREMRANGEBYSCORE', DEDUP, '-inf', time - memory)
-  redis.call('PEXPIRE', DEDUP, memory / 1000)
+  redis.call('ZREMRANGEBYSCORE', DEDUP, '-inf', time - DEDUP_TTL)
+  redis.call('PEXPIRE', DEDUP, DEDUP_TTL / 1000)
   if busy then
-    call(time, time, ARGV[2], ARGV[1])
+    notify(time, time, ARGV[2], ARGV[1])
   end
 end
 return positions

@@ -1,6 +1,7 @@
--- parked_queues: in which queues something is parked.
--- KEYS     the backlogs' names
+-- parked_queues: read which queues have parked tasks.
+-- KEYS     queues, see backlog.lua
 -- ARGV     none
 -- returns  {queues}
 -- errors   none: nothing is written
+-- mirrors  nothing: it only reads
 return redis.call('SMEMBERS', KEYS[1])

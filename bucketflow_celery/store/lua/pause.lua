@@ -1,8 +1,9 @@
--- pause: let nothing of a level start, or let it start again. It is configuration, so it does not expire.
+-- pause: pause or resume one name in the whole fleet. A pause is configuration, so its key has no expiry.
 -- KEYS     version, table, paused; one hash tag
 -- ARGV     channel, 1 to pause | 0 to resume, name
 -- returns  1 if that is new | 0
 -- errors   none after the first write
+-- mirrors  nothing: it only stores a value
 local changed = redis.call(ARGV[2] == '1' and 'SADD' or 'SREM', KEYS[3], ARGV[3])
 announce(KEYS, ARGV[1])
 return changed

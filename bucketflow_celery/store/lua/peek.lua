@@ -1,14 +1,14 @@
--- peek: look at levels without touching them.
--- KEYS[i]  the levels, one hash tag: see rebased_on() in level.lua
+-- peek: read levels.
+-- KEYS[i]  the levels, one hash tag: see level.lua
 -- ARGV     none
 -- returns  {now µs, then full_at, reserved_until, capacity and fill_rate of each level ("%.17g")}
 -- errors   none: nothing is written
-local reply = { now() }
+-- mirrors  nothing: it only reads
+local reply = {now()}
 for _, key in ipairs(KEYS) do
-  local stored = redis.call('GET', key)
-  for _, number in ipairs(stored and #stored == 32 and { struct.unpack('<dddd', stored) } or { FULL, 0, 0, 0, 1 }) do
-    reply[#reply + 1] = string.format('%.17g', number)
+  local full_at, reserved_until, capacity, fill_rate = level_of(redis.call('GET', key))
+  for _, number in ipairs({full_at, reserved_until, capacity, fill_rate}) do
+    reply[#reply + 1] = exact(number)
   end
-  reply[#reply] = nil -- unpack also returns where it stopped
 end
 return reply

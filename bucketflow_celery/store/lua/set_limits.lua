@@ -1,8 +1,9 @@
--- set_limits: replace the fleet's table of limits. It is configuration, so it does not expire.
+-- set_limits: replace the fleet's table of limits. The table is configuration, so its key has no expiry.
 -- KEYS     version, table, paused; one hash tag
 -- ARGV     channel, table as JSON; empty to remove it
 -- returns  1
 -- errors   none after the first write
+-- mirrors  nothing: it only stores a value
 if ARGV[2] == '' then
   redis.call('DEL', KEYS[2])
 else

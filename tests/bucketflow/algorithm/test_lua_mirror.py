@@ -12,14 +12,17 @@ from redis_shells import at_stopped_clock
 
 from bucketflow import Limit
 from bucketflow.algorithm import gcra
+from bucketflow.algorithm.mirror import CONSTANTS, GCRA
 from bucketflow.redis_client.encoding import exact
 from bucketflow.redis_client.scripts import Script, load_script
 
 OPERATIONS = ("wait_for", "take", "refund", "tokens_at")
 
-MIRROR = Script.compose(
+PRELUDE = load_script(*GCRA, constants=CONSTANTS).text
+MIRROR = Script.of(
     "mirror",
-    """
+    PRELUDE
+    + """
     -- ARGV: capacity, fill_rate, then of each step: operation, now, cost. Returns the result and full_at of each.
     local limit, full_at, reply = limit_of(ARGV[1], ARGV[2]), FULL, {}
     for i = 3, #ARGV, 3 do
@@ -123,7 +126,7 @@ costs = st.one_of(shares, shares.map(lambda share: -share))
 )
 def test_a_path_decides_and_stores_the_same_for_several_costs_at_once_as_one_by_one(redis_client, path, steps):
     redis_client.flushall()
-    consume = at_stopped_clock(load_script("bucketflow", "consume"))
+    consume = at_stopped_clock(load_script("bucketflow", "consume", constants=CONSTANTS))
     keys = [f"level {number}" for number in range(len(path))]
     smallest = min(limit.capacity for limit in path)
     levels = packed([number for limit in path for number in (limit.span, limit.fill_rate, 0.0)])
@@ -156,12 +159,12 @@ def test_a_path_decides_and_stores_the_same_for_several_costs_at_once_as_one_by_
 
 @pytest.mark.parametrize("number", [0.1, 1 / 3, 1e-300, 1e300, 2**53 - 1, 5e-324, 123456789.123456789])
 def test_numbers_arrive_with_all_their_bits(redis_client, number):
-    echo = Script.compose("echo", "return exact(tonumber(ARGV[1]))")
+    echo = Script.of("echo", PRELUDE + "return exact(tonumber(ARGV[1]))")
     assert bits(float(redis_client.eval(echo.text, 0, exact(number)))) == bits(number)
 
 
 def test_the_clock_is_the_servers_and_counts_from_2024(redis_client):
-    reading = Script.compose("now", "return exact(now())")
+    reading = Script.of("now", PRELUDE + "return exact(now())")
     before, *_ = redis_client.time()
     now = float(redis_client.eval(reading.text, 0)) / 1_000_000
     after, *_ = redis_client.time()

@@ -11,6 +11,7 @@ from redis_shells import at_stopped_clock
 
 from bucketflow import Limit
 from bucketflow.algorithm import gcra, token_lease
+from bucketflow.algorithm.mirror import CONSTANTS
 from bucketflow.limit import SECOND
 from bucketflow.redis_client.encoding import exact
 from bucketflow.redis_client.scripts import load_script
@@ -266,7 +267,7 @@ calls = st.tuples(
 @given(st.lists(limits, min_size=1, max_size=3), st.lists(calls, min_size=1, max_size=15))
 def test_the_script_gives_the_same_bits_and_stores_them(redis_client, path, calls):
     redis_client.flushall()
-    script = at_stopped_clock(load_script("bucketflow", "consume"))
+    script = at_stopped_clock(load_script("bucketflow", "consume", constants=CONSTANTS))
     keys = [f"level {number}" for number in range(len(path))]
     levels = packed([number for limit in path for number in (limit.span, limit.fill_rate, 0.0)])
     twin, smallest, now, held = Twin(path), min(limit.capacity for limit in path), START, []

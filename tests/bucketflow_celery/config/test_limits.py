@@ -1,4 +1,4 @@
-"""The table of limits: what may stand in it, what is said of mistakes, and the path of buckets one task passes."""
+"""The table of limits: valid and invalid entries, error messages, and the path of buckets of a task."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("spec", "limit"), GOOD)
-def test_a_limit_may_be_written_as(spec, limit):
+def test_a_valid_spec_is_parsed(spec, limit):
     assert parse_limit("here", spec) == limit
 
 
 BAD = [
-    # what stands there, what the message names
+    # spec, start of the message
     ("10", "here: rate is '10'"),
     ("0/s", "here: rate is '0/s'"),
     ("-1/s", "here: rate is '-1/s'"),
@@ -78,7 +78,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("spec", "message"), BAD)
-def test_a_mistake_names_the_entry_and_what_stands_there(spec, message):
+def test_an_error_names_the_entry_and_its_value(spec, message):
     with pytest.raises(ConfigError, match="expected") as caught:
         parse_limit("here", spec)
     assert str(caught.value).startswith(message + ", expected ")
@@ -93,7 +93,7 @@ def test_shared_is_true_or_false(shared):
 # The table
 
 
-def test_every_mistake_of_a_table_is_named_and_the_rest_is_read():
+def test_every_error_in_a_table_is_reported_and_the_rest_is_parsed():
     mistakes = []
     read = LimitTable.parse(
         {"all": "fast", "queue": {}, "queues": {"a": "1/s", "b": "x", "": "1/s", 3: "1/s"}, "tenants": ["1/s"]},
@@ -123,7 +123,7 @@ def test_a_star_is_the_default_of_a_level_and_none_lifts_it():
     assert read.find("queue", "acme") is None
 
 
-def test_a_table_survives_the_trip_through_the_store():
+def test_a_table_round_trips_through_json():
     read = table(
         all="1/m",
         queues={"*": {"rate": "10/s", "shared": True}, "q": None},
@@ -157,7 +157,7 @@ def test_the_weight_of_a_tenant(weights, tenant, weight):
 
 
 BAD_WEIGHTS = [
-    # weights, the entry that is named
+    # weights, entry that the error names
     ({"acme": 0}, "limits['weights']['acme']"),
     ({"acme": -1}, "limits['weights']['acme']"),
     ({"acme": "3"}, "limits['weights']['acme']"),
@@ -173,7 +173,7 @@ BAD_WEIGHTS = [
 
 
 @pytest.mark.parametrize(("weights", "entry"), BAD_WEIGHTS)
-def test_a_mistake_in_a_weight_names_its_entry_and_the_rest_is_read(weights, entry):
+def test_an_error_in_a_weight_names_its_entry_and_the_rest_is_parsed(weights, entry):
     mistakes = []
     read = LimitTable.parse({"all": "1/s", "weights": weights}, mistakes)
     assert [mistake.entry for mistake in mistakes] == [entry]
@@ -183,7 +183,7 @@ def test_a_mistake_in_a_weight_names_its_entry_and_the_rest_is_read(weights, ent
 # Pauses
 
 PAUSED = [
-    # paused, the level at which a task f of tenant a in queue q is
+    # paused, level at which a task f of tenant a in queue q is paused
     ([], None),
     (["all:"], "all"),
     (["queue:q"], "queue"),
@@ -202,13 +202,13 @@ def test_the_level_at_which_a_task_is_paused_is_the_first_from_the_root(paused, 
     assert LimitTable(paused=frozenset(paused)).pause("q", "a", "f") == level
 
 
-def test_who_has_no_tenant_is_not_paused_with_one():
+def test_a_task_without_a_tenant_is_not_paused_by_a_tenants_pause():
     paused = LimitTable(paused=frozenset([pause_name("tenant", "a")]))
     assert paused.pause("q", None, "f") is None
 
 
 @given(st.text(), st.text())
-def test_no_name_can_spell_another_pause(one, other):
+def test_no_name_can_form_the_name_of_another_pause(one, other):
     names = [
         pause_name("all"),
         *(pause_name(level, name) for level in ("queue", "tenant", "task") for name in {one, other}),
@@ -248,7 +248,7 @@ def test_the_path_of_a_task(limits, tenant, expected):
     ("tasks", "expected"),
     [({}, TEN), ({"*": "1/s"}, TEN), ({"f": "1/s"}, ONE), ({"f": None}, None), ({"g": "1/s"}, TEN)],
 )
-def test_an_entry_for_this_very_task_comes_before_its_decorator_and_the_decorator_before_the_star(tasks, expected):
+def test_an_entry_for_a_task_takes_precedence_over_its_decorator_and_the_decorator_over_the_default(tasks, expected):
     path = table(tasks=tasks).path("q", None, "f", TEN)
     assert [level.limit for level in path] == ([expected] if expected else [])
 
@@ -256,7 +256,7 @@ def test_an_entry_for_this_very_task_comes_before_its_decorator_and_the_decorato
 ODD = ["a/f:f", "a:b", "{x}", "a b", "ä", "%2F", "a*", "1/s", "t:a", "a\nb", "a@b.c"]
 
 
-def test_no_name_can_spell_another_buckets_key_or_a_hash_tag():
+def test_no_name_can_form_the_key_of_another_bucket_or_a_hash_tag():
     read = table(**FULL)
     seen = {}
     for name in ["a", *ODD]:
@@ -274,14 +274,14 @@ def test_two_tenants_never_share_a_bucket(queue, tenant, other, task):
     assert (keys(mine) == keys(theirs)) == (tenant == other)
 
 
-def test_two_tables_do_not_share_their_cache():
+def test_two_tables_share_no_cached_path():
     assert table(all="1/s").path("q", None, "f") != table(all="2/s").path("q", None, "f")
 
 
 # Cost and level
 
 
-def test_a_cost_above_a_capacity_names_the_bucket():
+def test_the_error_of_a_cost_above_a_capacity_names_the_bucket():
     path = table(all="100/s", tenants={"*": "10/s"}).path("q", "a", "f")
     check_cost(path, 10)
     with pytest.raises(CostExceedsCapacity) as caught:

@@ -1,4 +1,4 @@
-"""What a task says about itself: tenant, cost, and the headers that carry the tenant."""
+"""The rules of a task: tenant and cost of a call, and the header that carries the tenant."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_tenant_of_a_call(rule, args, kwargs, tenant):
 
 
 @pytest.mark.parametrize("rule", ["account", "region", fails, first])
-def test_a_rule_that_cannot_be_applied_says_so(rule):
+def test_a_rule_that_cannot_be_applied_is_an_error(rule):
     with pytest.raises(ConfigError, match=r"tenant is .*expected applicable to the arguments of the call"):
         tenant_from(rule, sync, (), {})
 
@@ -70,13 +70,13 @@ def test_the_cost_of_a_call(rule, cost):
 
 @pytest.mark.parametrize("value", ["many", None, -1, float("nan"), float("inf"), 10**400, True, [1]])
 @pytest.mark.parametrize("kind", ["argument", "callable"])
-def test_a_cost_is_a_number_of_0_or_more(kind, value):
+def test_a_cost_must_be_a_number_of_0_or_more(kind, value):
     with pytest.raises(ConfigError, match=r"^cost is .*a number of tokens, 0 or more"):
         cost_of("order" if kind == "argument" else lambda *_: value, sync, ("acme", value), {})
 
 
 @pytest.mark.parametrize("option", ["tenant", "cost"])
-def test_an_unknown_argument_is_named_with_those_there_are(option):
+def test_the_error_of_an_unknown_argument_lists_the_arguments(option):
     def job(account, order):
         return account, order
 
@@ -116,7 +116,7 @@ def plain(app):
     return count
 
 
-def test_the_header_comes_before_the_rule_and_the_task_before_the_throttle(task, plain):
+def test_the_header_takes_precedence_over_the_rule_and_the_task_over_the_throttle(task, plain):
     assert tenant_of(task, None, {"tenant": "stamped"}, ("acme",), {}) == "stamped"
     assert tenant_of(task, None, {"tenant": 42}, ("acme",), {}) == "42"
     assert tenant_of(task, None, {"tenant": ""}, ("acme",), {}) is None
@@ -125,13 +125,13 @@ def test_the_header_comes_before_the_rule_and_the_task_before_the_throttle(task,
     assert tenant_of(plain, None, {}, (5,), {}) is None
 
 
-def test_the_throttles_argument_holds_for_tasks_that_have_it(plain):
+def test_an_argument_named_by_the_throttle_applies_to_tasks_that_have_it(plain):
     assert tenant_of(plain, "account", {}, (5,), {}) is None
     with pytest.raises(ConfigError):
         tenant_of(plain, fails, {}, (5,), {})
 
 
-def test_a_task_without_rules_has_none(task, plain):
+def test_a_task_without_the_decorator_has_no_rules(task, plain):
     assert rules_of(plain) is NO_RULES
     assert rules_of(None) is NO_RULES
     assert rules_of(task).tenant == "account"
@@ -143,18 +143,18 @@ def stamped(app, name, body, headers=None, default=None):
     return headers.get("tenant")
 
 
-def test_the_publisher_stamps_what_it_can_tell(app, task, plain):
+def test_the_publisher_stamps_the_tenant_if_a_rule_applies(app, task, plain):
     assert stamped(app, task.name, (("acme",), {}, {})) == "acme"
     assert stamped(app, task.name, ((), {"account": "acme"}, {})) == "acme"
     assert stamped(app, plain.name, ((5,), {}, {}), default="order") == "5"
     assert stamped(app, plain.name, ((5,), {}, {})) is None
 
 
-def test_what_the_publisher_has_set_is_never_overwritten(app, task):
+def test_a_header_that_the_publisher_set_is_never_overwritten(app, task):
     assert stamped(app, task.name, (("acme",), {}, {}), {"tenant": "mine"}) == "mine"
 
 
-def test_what_cannot_be_told_is_left_to_the_worker(app, task, plain):
+def test_a_tenant_that_no_rule_yields_is_left_to_the_worker(app, task, plain):
     assert stamped(app, task.name, ((), {}, {})) is None
     assert stamped(app, plain.name, ((5,), {}, {}), default=fails) is None
     assert stamped(app, "another.app's", (("acme",), {}, {})) is None

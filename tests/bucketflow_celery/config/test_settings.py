@@ -1,4 +1,4 @@
-"""Every option of a throttle: what is right, what is wrong, where it may stand."""
+"""The options of a throttle: valid and invalid values, and where they are read from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bucketflow_celery.testing import MemoryStore
 from bucketflow_celery.worker.revocation import RevocationHandler
 
 
-def whom(*_args):
+def tenant_of_call(*_args):
     return "acme"
 
 
@@ -27,7 +27,7 @@ GOOD = {
     "max_wait": [1, 0.5],
     "max_hold": [1, 3600.0],
     "max_countdown": [1, 900],
-    "tenant": ["account", whom],
+    "tenant": ["account", tenant_of_call],
     "namespace": ["shop", "shop:eu"],
     "timeout": [0.1, 5],
     "backlog_limit": [1, 10_000_000],
@@ -56,21 +56,21 @@ def cases(table):
     return [(option, value) for option, values in table.items() for value in values]
 
 
-def test_every_option_has_good_and_bad_values_here():
+def test_these_tables_cover_every_option():
     names = {field.name for field in fields(Settings)}
     assert set(BAD) == names == {*GOOD, "limits"}
 
 
 @pytest.mark.parametrize(("option", "value"), cases(GOOD))
 @pytest.mark.parametrize("place", ["given", "conf"])
-def test_a_good_value_is_taken_from(place, option, value):
+def test_a_valid_value_is_read(place, option, value):
     given, conf = ({option: value}, {}) if place == "given" else ({}, {PREFIX + option: value})
     assert getattr(Settings.read(given, conf), option) == value
 
 
 @pytest.mark.parametrize(("option", "value"), cases(BAD))
 @pytest.mark.parametrize("place", ["given", "conf"])
-def test_a_bad_value_is_named(place, option, value):
+def test_an_invalid_value_is_an_error_that_names_it(place, option, value):
     given, conf = ({option: value}, {}) if place == "given" else ({}, {PREFIX + option: value})
     with pytest.raises(ConfigErrors) as caught:
         Settings.read(given, conf)
@@ -79,12 +79,12 @@ def test_a_bad_value_is_named(place, option, value):
     assert f"{option} is {value!r}, expected " in str(caught.value)
 
 
-def test_what_is_given_comes_before_what_is_configured():
+def test_an_argument_takes_precedence_over_the_configuration():
     read = Settings.read({"max_wait": 1, "timeout": None}, {"bucketflow_max_wait": 2, "bucketflow_timeout": 3})
     assert (read.max_wait, read.timeout) == (1, 3)
 
 
-def test_all_mistakes_are_told_at_once():
+def test_all_errors_are_reported_together():
     with pytest.raises(ConfigErrors) as caught:
         Settings.read(
             {"on_limit": "no", "timeout": 0},
@@ -131,7 +131,7 @@ def test_a_throttle_reads_djangos_namespace():
 
 
 @pytest.mark.parametrize(("option", "value"), cases(BAD))
-def test_a_throttle_that_is_given_nonsense_is_not_made(option, value):
+def test_a_throttle_with_an_invalid_option_is_not_created(option, value):
     shop = app()
     with pytest.raises(ConfigErrors, match=option):
         Throttle(shop, **{option: value})
@@ -139,7 +139,7 @@ def test_a_throttle_that_is_given_nonsense_is_not_made(option, value):
 
 
 @pytest.mark.parametrize("places", [("url", "client"), ("url", "store"), ("client", "store")])
-def test_buckets_live_in_one_place(places):
+def test_only_one_store_may_be_given(places):
     all_places = {"url": "redis://localhost", "client": object(), "store": MemoryStore()}
     with pytest.raises(ConfigError, match="one place where the buckets live"):
         Throttle(app(), **{place: all_places[place] for place in places})
@@ -153,12 +153,12 @@ def test_an_app_has_one_throttle():
 
 
 @pytest.mark.parametrize("url", [None, "localhost", "http://localhost"])
-def test_a_url_that_leads_nowhere_is_a_mistake(url):
+def test_a_url_without_a_redis_scheme_is_an_error(url):
     with pytest.raises(ConfigError, match="url"):
         _ = Throttle(app(), url=url).store
 
 
-def test_limits_are_set_for_the_whole_fleet_or_not_at_all():
+def test_invalid_limits_are_not_set_for_the_fleet():
     store = MemoryStore()
     throttle = Throttle(app(), store=store, limits={"all": "1/s"})
     with pytest.raises(ConfigErrors, match=r"limits\['all'\]"):
@@ -170,7 +170,7 @@ def test_limits_are_set_for_the_whole_fleet_or_not_at_all():
     assert store.limits() == ("", None, frozenset())
 
 
-def test_what_a_message_holds_ends_no_worker():
+def test_a_message_with_an_invalid_tenant_is_a_config_error():
     shop = app()
     throttle = Throttle(shop, store=MemoryStore(), limits={"tenants": {"*": "1/s"}})
 
@@ -182,8 +182,8 @@ def test_what_a_message_holds_ends_no_worker():
         throttle.active_limits.resolve(job, {"tenant": "\ud800"}, (), {}, "celery")  # JSON can carry it, UTF-8 cannot
 
 
-def test_a_store_that_is_away_holds_the_worker_up_once_however_many_are_revoked():
-    class Away(MemoryStore):
+def test_an_unavailable_store_delays_the_worker_once_for_any_number_of_revoked_tasks():
+    class Unavailable(MemoryStore):
         calls = 0
 
         def cancel_reservation(self, ask):
@@ -191,7 +191,7 @@ def test_a_store_that_is_away_holds_the_worker_up_once_however_many_are_revoked(
             self.calls += 1
             raise StoreUnavailable("the store", "no answer")
 
-    shop, store = app(), Away()
+    shop, store = app(), Unavailable()
     handler = RevocationHandler(Throttle(shop, store=store, limits={"tenants": {"*": "1/s"}}))
     signals.task_revoked.connect(handler.on_revoked)
 
@@ -210,7 +210,7 @@ def test_a_store_that_is_away_holds_the_worker_up_once_however_many_are_revoked(
 
 
 @pytest.mark.parametrize("namespace", [None, "CELERY"])
-def test_a_misspelt_option_in_the_configuration_is_a_mistake_that_names_the_options_there_are(namespace):
+def test_the_error_of_a_misspelt_option_lists_the_options(namespace):
     key = "bucketflow_limts" if namespace is None else "CELERY_BUCKETFLOW_LIMTS"
     app = Celery("misspelt", set_as_current=False)
     app.config_from_object({key: {"all": "1/s"}}, namespace=namespace)

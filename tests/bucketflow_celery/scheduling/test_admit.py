@@ -1,4 +1,4 @@
-"""Who may start now, who waits, and until when: the rules of the line, as stories and as properties."""
+"""Admission control: admit.py as stories and as properties."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bucketflow.algorithm import gcra as core
+from bucketflow.algorithm import gcra
 from bucketflow.limit import SECOND
 from bucketflow.testing import worst_excess
 from bucketflow_celery.config.levels import Level
@@ -37,7 +37,7 @@ TENANT = Level("tenant", "q:q/t:a", Limit(1, 1))
 TASK = Level("task", "q:q/t:a/f:f", Limit(2, 2))
 
 
-def ask(*path, cost=1.0, reservations=(), max_wait_us=NO_DEADLINE):
+def request(*path, cost=1.0, reservations=(), max_wait_us=NO_DEADLINE):
     return AdmissionRequest(path, cost, reservations or (0,) * len(path), max_wait_us)
 
 
@@ -46,49 +46,49 @@ def state_of(level, full_at, reserved_until=0.0):
 
 
 def use_up(level, states, now=NOW, cost=None):
-    states[level.key] = state_of(level, core.take(level.limit, 0.0, now, cost or level.limit.capacity))
+    states[level.key] = state_of(level, gcra.take(level.limit, 0.0, now, cost or level.limit.capacity))
 
 
 def tokens(level, states, now):
-    return core.tokens_at(level.limit, states.get(level.key, EMPTY).full_at, now)
+    return gcra.tokens_at(level.limit, states.get(level.key, EMPTY).full_at, now)
 
 
 # Stories: one bucket of 3 tokens, 10 a second; times in ms
 
 STORY = [
-    # at, cost, due, admitted, wait, new due, tokens left
-    (0, 2, None, True, 0, None, 1),  # a level nobody has used is full
-    (0, 2, None, False, 100, 100, 1),  # a refusal takes nothing, and is promised a place
-    (0, 1, None, False, 200, 200, 1),  # nobody overtakes, though this one's token is there
+    # at, cost, reservation, admitted, wait, new reservation, tokens left
+    (0, 2, None, True, 0, None, 1),  # an unused level is full
+    (0, 2, None, False, 100, 100, 1),  # a refusal takes nothing, and reserves a start time
+    (0, 1, None, False, 200, 200, 1),  # no overtaking, though there is a token for this one
     (50, 1, None, False, 250, 300, 1.5),
-    (99, 2, 100, False, 1, 100, 1.99),  # too early: the place stays the same
-    (100, 2, 100, True, 0, None, 0),  # exactly at its place
+    (99, 2, 100, False, 1, 100, 1.99),  # too early: the reservation stays the same
+    (100, 2, 100, True, 0, None, 0),  # exactly at its start time
     (200, 1, 200, True, 0, None, 0),
-    (250, 1, None, False, 150, 400, 0.5),  # behind the one of 300
-    (320, 1, 300, True, 0, None, 0.2),  # 20 ms late costs it nothing
+    (250, 1, None, False, 150, 400, 0.5),  # behind the reservation at 300
+    (320, 1, 300, True, 0, None, 0.2),  # 20 ms late loses nothing
     (400, 1, 400, True, 0, None, 0),
     (450, 1, None, False, 50, 500, 0.5),
-    (5_000, 1, None, True, 0, None, 2),  # the bucket was full for more than 2 s: nobody is expected_polls
+    (5_000, 1, None, True, 0, None, 2),  # the bucket was full for 2 s: reservations are dropped
     (5_000, 3, None, False, 100, 5_100, 2),
     (5_100, 3, 5_100, True, 0, None, 0),
 ]
 
 
-def test_the_story_of_a_line():
+def test_the_story_of_a_queue():
     states = {}
-    for at, cost, due, admitted, wait, new_due, left in STORY:
+    for at, cost, start, admitted, wait, new_start, left in STORY:
         now = NOW + at * MS
-        place = 0 if due is None else NOW + due * MS
-        (answer,) = admit([ask(QUEUE, cost=cost, reservations=(place,))], states, now)
-        told = at, answer.admitted, answer.wait, answer.reservations
-        dues = (place,) if admitted else (NOW + new_due * MS,)
-        assert told == (at, admitted, wait * MS, dues)
+        reservation = 0 if start is None else NOW + start * MS
+        (decision,) = admit([request(QUEUE, cost=cost, reservations=(reservation,))], states, now)
+        decided = at, decision.admitted, decision.wait, decision.reservations
+        reservations = (reservation,) if admitted else (NOW + new_start * MS,)
+        assert decided == (at, admitted, wait * MS, reservations)
         assert tokens(QUEUE, states, now) == pytest.approx(left), at
 
 
-def test_a_path_takes_from_every_level_or_from_none():
+def test_a_task_takes_tokens_at_every_level_or_at_none():
     states = {}
-    first, second = admit([ask(ALL, QUEUE, TENANT, cost=1)] * 2, states, NOW)
+    first, second = admit([request(ALL, QUEUE, TENANT, cost=1)] * 2, states, NOW)
     assert first.admitted
     assert [tokens(level, states, NOW) for level in (ALL, QUEUE, TENANT)] == [9, 2, 0]
     assert second == AdmissionDecision(admitted=False, binding=2, wait=SECOND, reservations=(0, 0, NOW + SECOND))
@@ -99,147 +99,149 @@ def test_the_level_with_the_longest_wait_binds():
     states = {}
     for level in (ALL, QUEUE, TENANT, TASK):
         use_up(level, states)
-    assert admit([ask(ALL, QUEUE, TENANT, TASK)], states, NOW)[0].binding == 2
-    assert admit([ask(ALL, QUEUE)], states, NOW)[0].binding == 1
+    assert admit([request(ALL, QUEUE, TENANT, TASK)], states, NOW)[0].binding == 2
+    assert admit([request(ALL, QUEUE)], states, NOW)[0].binding == 1
 
 
 @pytest.mark.parametrize(
-    ("dry", "booked", "excused"),
+    ("exhausted", "reserved", "waived"),
     [
         ([QUEUE], QUEUE, []),
         ([ALL, QUEUE], QUEUE, []),
         ([TENANT], TENANT, []),
-        ([QUEUE, TENANT], TENANT, []),  # who waits for its tenant must not keep a place of its queue
-        ([ALL, QUEUE, TENANT, TASK], TENANT, [TASK]),  # nor one of its task type, which would come long before
+        ([QUEUE, TENANT], TENANT, []),  # a task that waits for its tenant must not block its queue
+        ([ALL, QUEUE, TENANT, TASK], TENANT, [TASK]),  # nor reserve at its task type, which could start long before
         ([QUEUE, TASK], TASK, []),
     ],
 )
-def test_only_the_line_that_binds_is_booked_and_who_waits_for_it_is_excused_from_those_it_would_return_for(
-    dry, booked, excused
+def test_only_the_binding_level_grants_a_reservation_and_the_others_that_do_not_block_a_queue_a_waiver(
+    exhausted, reserved, waived
 ):
     states = {}
-    for level in dry:
+    for level in exhausted:
         use_up(level, states)
     path = (ALL, QUEUE, TENANT, TASK)
-    (answer,) = admit([ask(*path)], states, NOW)
-    dues = {level: due - NOW for level, due in zip(path, answer.reservations, strict=True) if due}
-    assert dues == {booked: answer.wait} | dict.fromkeys(excused, answer.wait - WAIVER)
-    assert [level for level in path if states.get(level.key, EMPTY).reserved_until] == [booked]
+    (decision,) = admit([request(*path)], states, NOW)
+    waits = {level: start - NOW for level, start in zip(path, decision.reservations, strict=True) if start}
+    assert waits == {reserved: decision.wait} | dict.fromkeys(waived, decision.wait - WAIVER)
+    assert [level for level in path if states.get(level.key, EMPTY).reserved_until] == [reserved]
 
 
-# A ticket
+# Reservations
 
 
-def test_a_due_ticket_must_still_find_tokens():
+def test_a_task_at_its_start_time_must_still_find_tokens():
     states = {}
     use_up(TENANT, states)
-    (answer,) = admit([ask(TENANT, reservations=(NOW,))], states, NOW)
-    assert answer == AdmissionDecision(admitted=False, binding=0, wait=SECOND, reservations=(NOW,))
+    (decision,) = admit([request(TENANT, reservations=(NOW,))], states, NOW)
+    assert decision == AdmissionDecision(admitted=False, binding=0, wait=SECOND, reservations=(NOW,))
 
 
-def test_a_due_ticket_needs_no_other_place():
+def test_a_task_at_its_start_time_gets_no_second_reservation():
     states = {}
     use_up(TENANT, states)
-    admit([ask(TENANT), ask(TENANT)], states, NOW)
-    line = states[TENANT.key].reserved_until
-    admit([ask(TENANT, reservations=(NOW + SECOND,))], states, NOW + SECOND // 2)
-    assert states[TENANT.key].reserved_until == line
+    admit([request(TENANT), request(TENANT)], states, NOW)
+    reserved_until = states[TENANT.key].reserved_until
+    admit([request(TENANT, reservations=(NOW + SECOND,))], states, NOW + SECOND // 2)
+    assert states[TENANT.key].reserved_until == reserved_until
 
 
 @pytest.mark.parametrize("ahead", [1, 3600 * SECOND, NO_DEADLINE - NOW - 1])
-def test_a_place_behind_the_end_of_the_line_is_none(ahead):
-    # Promised at a slower rate that a deployment has raised since, by another clock, or by nobody.
+def test_a_reservation_that_the_level_did_not_grant_is_replaced(ahead):
+    # It was granted at a slower rate that was raised since, by another clock, or not at all.
     states = {TENANT.key: state_of(TENANT, NOW + SECOND, NOW + SECOND)}
     end = NOW + SECOND
-    (answer,) = admit([ask(TENANT, reservations=(end + ahead,))], states, NOW)
-    assert (answer.wait, answer.reservations) == (2 * SECOND, (end + SECOND,))
-    (kept,) = admit([ask(TENANT, reservations=answer.reservations)], states, NOW)
-    assert kept.reservations == answer.reservations
+    (decision,) = admit([request(TENANT, reservations=(end + ahead,))], states, NOW)
+    assert (decision.wait, decision.reservations) == (2 * SECOND, (end + SECOND,))
+    (kept,) = admit([request(TENANT, reservations=decision.reservations)], states, NOW)
+    assert kept.reservations == decision.reservations
 
 
-def test_a_place_behind_the_end_of_the_line_is_none_and_needs_none_where_tokens_are():
-    (answer,) = admit([ask(TENANT, reservations=(NOW + 3600 * SECOND,))], {}, NOW)
-    assert answer.admitted
+def test_a_reservation_that_the_level_did_not_grant_delays_no_task_that_finds_tokens():
+    (decision,) = admit([request(TENANT, reservations=(NOW + 3600 * SECOND,))], {}, NOW)
+    assert decision.admitted
 
 
 @pytest.mark.parametrize(("late", "admitted"), [(0, True), (RESERVATION_GRACE, True), (RESERVATION_GRACE + 1, False)])
-def test_a_ticket_later_than_late_joins_the_line_again(late, admitted):
-    due, now = NOW, NOW + late
-    last = now + 5 * SECOND  # the line is long
+def test_a_reservation_lapses_after_its_grace(late, admitted):
+    start, now = NOW, NOW + late
+    last = now + 5 * SECOND  # there are many reservations
     states = {TENANT.key: state_of(TENANT, float(now), float(last))}
-    (answer,) = admit([ask(TENANT, reservations=(due,))], states, now)
-    assert answer.admitted == admitted
-    assert admitted or answer.reservations == (last + SECOND,)
+    (decision,) = admit([request(TENANT, reservations=(start,))], states, now)
+    assert decision.admitted == admitted
+    assert admitted or decision.reservations == (last + SECOND,)
 
 
 @pytest.mark.parametrize(("full_for", "admitted"), [(RESERVATION_TTL - 1, False), (RESERVATION_TTL, True)])
-def test_a_line_in_which_nobody_comes_is_dissolved(full_for, admitted):
+def test_reservations_that_no_task_uses_are_dropped_after_their_time_to_live(full_for, admitted):
     states = {TENANT.key: state_of(TENANT, float(NOW), NOW + 3600.0 * SECOND)}
-    (answer,) = admit([ask(TENANT)], states, NOW + full_for)
-    assert answer.admitted == admitted
+    (decision,) = admit([request(TENANT)], states, NOW + full_for)
+    assert decision.admitted == admitted
     assert (states[TENANT.key].reserved_until == 0) == admitted
 
 
-# Giving up, and leaving
+# Deadlines and cancellation
 
 
-@pytest.mark.parametrize(("patience", "booked"), [(SECOND - 1, False), (SECOND, True), (NO_DEADLINE, True)])
-def test_one_that_would_give_up_is_promised_no_place(patience, booked):
+@pytest.mark.parametrize(("max_wait_us", "reserved"), [(SECOND - 1, False), (SECOND, True), (NO_DEADLINE, True)])
+def test_a_task_that_would_miss_its_deadline_reserves_nothing(max_wait_us, reserved):
     states = {}
     use_up(TENANT, states)
-    (answer,) = admit([ask(TENANT, max_wait_us=patience)], states, NOW)
-    assert (answer.wait, answer.binding) == (SECOND, 0)
-    assert answer.reservations == ((NOW + SECOND,) if booked else (0,))
-    assert bool(states[TENANT.key].reserved_until) == booked
+    (decision,) = admit([request(TENANT, max_wait_us=max_wait_us)], states, NOW)
+    assert (decision.wait, decision.binding) == (SECOND, 0)
+    assert decision.reservations == ((NOW + SECOND,) if reserved else (0,))
+    assert bool(states[TENANT.key].reserved_until) == reserved
 
 
-def test_leaving_gives_the_place_to_the_next():
+def test_a_cancelled_reservation_goes_to_the_next_task():
     states = {}
     use_up(TENANT, states)
-    first, second = admit([ask(TENANT)] * 2, states, NOW)
-    cancel_reservation(ask(TENANT, reservations=second.reservations), states, NOW)
-    (third,) = admit([ask(TENANT)], states, NOW)
+    first, second = admit([request(TENANT)] * 2, states, NOW)
+    cancel_reservation(request(TENANT, reservations=second.reservations), states, NOW)
+    (third,) = admit([request(TENANT)], states, NOW)
     assert third.reservations == second.reservations
     assert first.reservations != second.reservations
 
 
-def test_leaving_an_empty_line_leaves_the_bucket_to_the_first():
+def test_after_the_only_reservation_is_cancelled_the_next_task_gets_the_same():
     states = {}
     use_up(TENANT, states)
-    (only,) = admit([ask(TENANT)], states, NOW)
-    cancel_reservation(ask(TENANT, reservations=only.reservations), states, NOW)
-    assert admit([ask(TENANT)], states, NOW)[0].reservations == only.reservations
+    (only,) = admit([request(TENANT)], states, NOW)
+    cancel_reservation(request(TENANT, reservations=only.reservations), states, NOW)
+    assert admit([request(TENANT)], states, NOW)[0].reservations == only.reservations
 
 
-@pytest.mark.parametrize("due", [0, NOW - SECOND, NOW])
-def test_who_has_no_place_ahead_leaves_nothing(due):
+@pytest.mark.parametrize("reservation", [0, NOW - SECOND, NOW])
+def test_cancelling_a_reservation_that_is_not_ahead_changes_nothing(reservation):
     states = {TENANT.key: state_of(TENANT, NOW + 9.0 * SECOND, NOW + 9.0 * SECOND)}
     before = dict(states)
-    cancel_reservation(ask(TENANT, reservations=(due,)), states, NOW)
+    cancel_reservation(request(TENANT, reservations=(reservation,)), states, NOW)
     assert states == before
 
 
 # A batch
 
 
-def test_a_batch_stops_at_a_dry_queue():
-    answers = admit([ask(QUEUE)] * 6, {}, NOW)
-    assert [answer.admitted for answer in answers] == [True] * 3 + [False] * 3
-    assert [answer.binding for answer in answers] == [None] * 3 + [0, None, None]
-    assert [answer.reservations for answer in answers[3:]] == [(NOW + 100 * MS,), (0,), (0,)]
+def test_a_batch_skips_the_rest_of_an_exhausted_queue():
+    decisions = admit([request(QUEUE)] * 6, {}, NOW)
+    assert [decision.admitted for decision in decisions] == [True] * 3 + [False] * 3
+    assert [decision.binding for decision in decisions] == [None] * 3 + [0, None, None]
+    assert [decision.reservations for decision in decisions[3:]] == [(NOW + 100 * MS,), (0,), (0,)]
 
 
-def test_a_batch_goes_on_past_a_dry_tenant():
+def test_a_batch_goes_on_past_an_exhausted_tenant():
     other = Level("tenant", "q:q/t:b", Limit(1, 1))
-    answers = admit([ask(QUEUE, TENANT), ask(QUEUE, TENANT), ask(QUEUE, TENANT), ask(QUEUE, other)], {}, NOW)
-    assert [answer.admitted for answer in answers] == [True, False, False, True]
-    assert [answer.reservations[1] - NOW for answer in answers[1:3]] == [SECOND, 2 * SECOND]
+    decisions = admit(
+        [request(QUEUE, TENANT), request(QUEUE, TENANT), request(QUEUE, TENANT), request(QUEUE, other)], {}, NOW
+    )
+    assert [decision.admitted for decision in decisions] == [True, False, False, True]
+    assert [decision.reservations[1] - NOW for decision in decisions[1:3]] == [SECOND, 2 * SECOND]
 
 
 def test_a_batch_goes_on_in_another_queue():
     other = Level("queue", "q:r", Limit(1, 1))
-    answers = admit([ask(QUEUE, cost=3), ask(QUEUE), ask(other), ask(QUEUE)], {}, NOW)
-    assert [(answer.admitted, answer.binding) for answer in answers] == [
+    decisions = admit([request(QUEUE, cost=3), request(QUEUE), request(other), request(QUEUE)], {}, NOW)
+    assert [(decision.admitted, decision.binding) for decision in decisions] == [
         (True, None),
         (False, 0),
         (True, None),
@@ -247,7 +249,7 @@ def test_a_batch_goes_on_in_another_queue():
     ]
 
 
-def test_an_empty_batch_has_no_answers():
+def test_an_empty_batch_has_no_decisions():
     assert admit([], {}, NOW) == []
 
 
@@ -274,14 +276,14 @@ def cost_of(path, share):
     paths,
     st.lists(st.tuples(st.integers(0, 5 * SECOND), shares, st.integers(0, 9)), max_size=80),
 )
-def test_never_exceed_whatever_is_asked_with_whatever_ticket(path, steps):
+def test_no_sequence_of_requests_and_reservations_exceeds_a_limit(path, steps):
     states, now, starts, kept = {}, NOW, [], {}
     for move, share, who in steps:
         now += move
         cost = cost_of(path, share)
-        (answer,) = admit([ask(*path, cost=cost, reservations=kept.get(who, ()))], states, now)
-        kept[who] = () if answer.admitted else answer.reservations
-        if answer.admitted:
+        (decision,) = admit([request(*path, cost=cost, reservations=kept.get(who, ()))], states, now)
+        kept[who] = () if decision.admitted else decision.reservations
+        if decision.admitted:
             starts.append((now / SECOND, cost))
         for level in path:
             assert 0 <= tokens(level, states, now) <= level.limit.capacity
@@ -292,36 +294,36 @@ def test_never_exceed_whatever_is_asked_with_whatever_ticket(path, steps):
 
 @settings(max_examples=50, deadline=None)
 @given(limits, st.integers(1, 200), st.integers(0, 2 * RESERVATION_GRACE))
-def test_tickets_that_all_come_late_at_once_pass_no_more_than_the_bucket_holds(limit, waiting, late):
+def test_many_late_reservations_at_once_admit_no_more_than_the_capacity(limit, waiting, late):
     level, states = Level("tenant", "t", limit), {}
     use_up(level, states)
-    answers = admit([ask(level)] * waiting, states, NOW)
-    now = max(answer.reservations[0] for answer in answers) + late
-    again = admit([ask(level, reservations=answer.reservations) for answer in answers], states, now)
-    assert sum(answer.admitted for answer in again) <= limit.capacity
+    decisions = admit([request(level)] * waiting, states, NOW)
+    now = max(decision.reservations[0] for decision in decisions) + late
+    again = admit([request(level, reservations=decision.reservations) for decision in decisions], states, now)
+    assert sum(decision.admitted for decision in again) <= limit.capacity
 
 
 @settings(max_examples=100, deadline=None)
 @given(paths, st.lists(st.tuples(st.integers(0, SECOND), shares), max_size=30))
-def test_a_refusal_takes_no_tokens_and_its_wait_is_honest_and_tight(path, steps):
+def test_a_refusal_takes_no_tokens_and_its_wait_is_exact(path, steps):
     states, now = {}, NOW
     for move, share in steps:
         now += move
-        question = ask(*path, cost=cost_of(path, share))
+        one = request(*path, cost=cost_of(path, share))
         before = {level: tokens(level, states, now) for level in path}
-        (answer,) = admit([question], states, now)
-        if answer.admitted:
+        (decision,) = admit([one], states, now)
+        if decision.admitted:
             continue
         assert {level: tokens(level, states, now) for level in path} == before
-        assert answer.wait == max(answer.reservations) - now or path[answer.binding].name in ("all", "queue")
-        later = replace(question, reservations=answer.reservations)
-        # Nobody else comes: exactly then it is admitted, 1 µs before it is not.
-        assert not admit([later], dict(states), now + answer.wait - 1)[0].admitted
+        assert decision.wait == max(decision.reservations) - now or path[decision.binding].name in ("all", "queue")
+        later = replace(one, reservations=decision.reservations)
+        # Absent other tasks it is admitted exactly then, and not 1 µs earlier.
+        assert not admit([later], dict(states), now + decision.wait - 1)[0].admitted
         if all(
-            due or wait_is_over(level, states, now + answer.wait)
-            for level, due in zip(path, answer.reservations, strict=True)
+            start or wait_is_over(level, states, now + decision.wait)
+            for level, start in zip(path, decision.reservations, strict=True)
         ):
-            assert admit([later], dict(states), now + answer.wait)[0].admitted
+            assert admit([later], dict(states), now + decision.wait)[0].admitted
 
 
 def wait_is_over(level, states, now):
@@ -334,50 +336,50 @@ def wait_is_over(level, states, now):
     limits,
     st.lists(st.tuples(st.integers(0, 2 * SECOND), shares), min_size=1, max_size=60),
 )
-def test_nobody_overtakes_everybody_returns_at_most_once_and_no_token_is_left_lying(limit, arrivals):
-    """Whoever is refused comes back exactly at its place. Costs differ."""
+def test_tasks_start_in_order_retry_at_most_once_and_leave_no_token_unused(limit, arrivals):
+    """A refused task retries exactly at its start time. Costs differ."""
     level, states = Level("tenant", "t", limit), {}
     number = itertools.count()
     events, now = [], NOW
     for move, share in arrivals:
         now += move
-        heapq.heappush(events, (now, next(number), ask(level, cost=share * limit.capacity), now))
+        heapq.heappush(events, (now, next(number), request(level, cost=share * limit.capacity), now))
     admitted, returned = [], []
     while events:
-        now, who, question, came = heapq.heappop(events)
-        (answer,) = admit([question], states, now)
-        if answer.admitted:
-            admitted.append((now, who, question.cost))
+        now, who, one, came = heapq.heappop(events)
+        (decision,) = admit([one], states, now)
+        if decision.admitted:
+            admitted.append((now, who, one.cost))
             continue
-        assert question.reservations == (0,), "it had come back at its place, and was refused again"
+        assert one.reservations == (0,), "it retried at its start time, and was refused again"
         returned.append(who)
-        heapq.heappush(events, (answer.reservations[0], who, replace(question, reservations=answer.reservations), came))
+        heapq.heappush(events, (decision.reservations[0], who, replace(one, reservations=decision.reservations), came))
     assert [who for _, who, _ in admitted] == sorted(who for _, who, _ in admitted)
     assert len(admitted) == len(arrivals)
-    # As a plain queue in front of a bucket would do it: each as soon as the one before has started and its tokens came.
+    # As a FIFO in front of a bucket: each task starts once the previous one has started and its tokens are earned.
     full_at, clock = 0.0, 0
     came = {who: at for who, at in enumerate(itertools.accumulate((move for move, _ in arrivals), initial=NOW)) if who}
     for at, who, cost in admitted:
         clock = max(clock, came[who + 1])
-        clock += core.wait_for(limit, full_at, clock, cost)
-        full_at = core.take(limit, full_at, clock, cost)
-        assert at == pytest.approx(clock, abs=len(arrivals)), "µs: each promise is rounded up"
+        clock += gcra.wait_for(limit, full_at, clock, cost)
+        full_at = gcra.take(limit, full_at, clock, cost)
+        assert at == pytest.approx(clock, abs=len(arrivals)), "µs: each start time is rounded up"
 
 
 @settings(max_examples=100, deadline=None)
 @given(paths, st.lists(st.tuples(st.integers(0, 4 * SECOND), shares, st.integers(0, 5)), max_size=60))
-def test_a_level_that_has_expired_says_what_one_that_has_not_would_say(path, steps):
-    """Redis forgets a level once it is full and its line is dissolved."""
-    kept, forgetful, now, dues = {}, {}, NOW, {}
+def test_a_level_that_has_expired_decides_as_one_that_is_still_stored(path, steps):
+    """The key of a level expires once its bucket is full and its reservations are dropped."""
+    stored, expiring, now, reservations = {}, {}, NOW, {}
     for move, share, who in steps:
         now += move
-        for key, state in list(forgetful.items()):
+        for key, state in list(expiring.items()):
             if max(state.full_at, state.reserved_until) + RESERVATION_TTL <= now:
-                del forgetful[key]
-        question = ask(*path, cost=cost_of(path, share), reservations=dues.get(who, ()))
-        (answer,) = admit([question], kept, now)
-        assert admit([question], forgetful, now) == [answer]
-        dues[who] = () if answer.admitted else answer.reservations
+                del expiring[key]
+        one = request(*path, cost=cost_of(path, share), reservations=reservations.get(who, ()))
+        (decision,) = admit([one], stored, now)
+        assert admit([one], expiring, now) == [decision]
+        reservations[who] = () if decision.admitted else decision.reservations
 
 
 @given(paths, st.lists(st.tuples(st.integers(-5 * SECOND, 5 * SECOND), shares), max_size=30))
@@ -388,7 +390,7 @@ def test_a_clock_that_steps_back_earns_nothing_and_never_raises(path, steps):
         now = max(1, now + move)
         if move <= 0:
             assert all(tokens(level, states, now) <= before[level] for level in path)
-        admit([ask(*path, cost=cost_of(path, share))], states, now)
+        admit([request(*path, cost=cost_of(path, share))], states, now)
 
 
 # Limits that change
@@ -407,24 +409,24 @@ def test_a_clock_that_steps_back_earns_nothing_and_never_raises(path, steps):
 def test_under_new_limits_what_was_taken_stays_taken_up_to_an_empty_bucket(old, new, taken, wait):
     states = {}
     before, after = Level("tenant", "t", old), Level("tenant", "t", new)
-    assert admit([ask(before, cost=taken)], states, NOW)[0].admitted
-    assert admit([ask(after)], states, NOW)[0].wait == pytest.approx(wait * SECOND, abs=1)
+    assert admit([request(before, cost=taken)], states, NOW)[0].admitted
+    assert admit([request(after)], states, NOW)[0].wait == pytest.approx(wait * SECOND, abs=1)
 
 
-def test_under_new_limits_a_line_of_as_many_tasks_takes_as_long_as_they_take_now():
+def test_under_new_limits_the_tasks_ahead_take_as_long_as_at_the_new_rate():
     states = {}
     slow, fast = Level("tenant", "t", Limit(1, 1)), Level("tenant", "t", Limit(1, 100))
-    admit([ask(slow)] * 91, states, NOW)
-    assert admit([ask(fast)], states, NOW)[0].wait == pytest.approx(0.91 * SECOND, abs=1)
+    admit([request(slow)] * 91, states, NOW)
+    assert admit([request(fast)], states, NOW)[0].wait == pytest.approx(0.91 * SECOND, abs=1)
 
 
-def test_under_a_faster_limit_an_empty_bucket_fills_however_often_it_is_asked():
+def test_under_a_faster_limit_an_empty_bucket_fills_however_often_tasks_are_refused():
     slow, fast = (Level("queue", "q:q", Limit(5, rate)) for rate in (1 / 3600, 50))
     states, now = {}, 10**12
-    assert all(answer.admitted for answer in admit([AdmissionRequest((slow,), 1, (0,))] * 5, states, now))
+    assert all(decision.admitted for decision in admit([AdmissionRequest((slow,), 1, (0,))] * 5, states, now))
     admitted = 0
-    for _ in range(200):  # a second of questions by those who are promised no place
+    for _ in range(200):  # for a second, requests that reserve nothing
         now += 5_000
-        (answer,) = admit([AdmissionRequest((fast,), 1, (0,), -1)], states, now)
-        admitted += answer.admitted
+        (decision,) = admit([AdmissionRequest((fast,), 1, (0,), -1)], states, now)
+        admitted += decision.admitted
     assert admitted in (49, 50)

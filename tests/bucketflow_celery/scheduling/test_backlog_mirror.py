@@ -1,4 +1,4 @@
-"""The Lua of the backlog is backlog.py and backlogs.py, bit for bit; and both keep what they promise."""
+"""The Lua of the backlog equals backlog.py, dispatch.py and leases.py bit for bit, and both keep their promises."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOVES = (0, 1, 499, 5_000, 10_001, 20_000, 50_001, 100_000, 1_000_000, 7_500_000
 
 
 def table(chance):
-    """Return a table of limits as a user writes one."""
+    """Return a random table of limits, in the form of the configuration."""
     limit = lambda: {"capacity": chance.choice([1, 2, 4, 9]), "fill_rate": chance.choice([0.5, 7.25, 20, 300])}  # noqa: E731
     maybe = lambda share: limit() if chance.random() < share else None  # noqa: E731
     return {
@@ -34,19 +34,19 @@ def table(chance):
     }
 
 
-#: What the twins count: a story in which one of these never happens says nothing about it.
+#: The events that the twins count. A story without one of them does not test it.
 EVERYTHING = {
-    "admitted", "another version", "blocked", "calls", "ended", "fresh", "full", "known", "limits", "no lease",
-    "not admitted", "parked", "purged", "reclaimed", "refused", "returned", "share", "told to wait",
+    "admitted", "another version", "blocked", "calls", "ended", "fresh", "full", "parked already", "limits", "no lease",
+    "not admitted", "parked", "purged", "reclaimed", "refused", "returned", "share", "waits",
 }  # fmt: skip
 
 
 class Player:
-    """Does one thing after the other to the twins, whatever *chance* says: a ``random.Random``, or hypothesis'."""
+    """Applies random steps to the twins, drawn from *chance*: a ``random.Random``, or that of hypothesis."""
 
     def __init__(self, twins, chance):
         self.twins, self.chance, self.numbers, self.generation, self.living = twins, chance, Counter(), 0, {}
-        self.told = {}
+        self.poll_at = {}
         for name in WORKERS:
             self.join(name)
 
@@ -57,7 +57,7 @@ class Player:
 
     def worker(self):
         if self.chance.random() < 0.05:
-            return self.twins.workers[self.chance.choice(sorted(self.twins.workers))]  # it may be dead
+            return self.twins.workers[self.chance.choice(sorted(self.twins.workers))]  # its lease may have expired
         return self.living[self.chance.choice(WORKERS)]
 
     def queue(self):
@@ -75,36 +75,36 @@ class Player:
         self.twins.move(-self.chance.choice(MOVES))
 
     def park(self):
-        chance, parcels, queue = self.chance, [], self.queue()
+        chance, messages, queue = self.chance, [], self.queue()
         for _ in range(chance.randint(1, 6)):
             self.numbers[queue] += 1
             number = self.numbers[queue] if chance.random() < 0.9 else chance.randint(1, self.numbers[queue])
             cost = chance.choice([1.0, 1.0, 1.0, 1.0, 1.0, 0.25, 0.5, 0.9, 2.0, 3.5])
-            patience = chance.choice([0, 0, 0, 0, 30_000, 3_000_000])
-            parcels.append(parcel((queue, number), self.lane(), cost, patience, redelivered=chance.random() < 0.1))
+            max_wait_us = chance.choice([0, 0, 0, 0, 30_000, 3_000_000])
+            messages.append(parcel((queue, number), self.lane(), cost, max_wait_us, redelivered=chance.random() < 0.1))
         limit = chance.choice([1000, 1000, 1000, 10])
-        self.twins.park(queue, parcels, limit, busy=chance.random() < 0.5)
+        self.twins.park(queue, messages, limit, busy=chance.random() < 0.5)
 
     def dispatch(self):
         self._dispatch(self.worker(), self.queue(), self.chance.choice([0, 1, 1, 2, 4, 4, 8]))
 
     def _dispatch(self, worker, queue, free):
         for _ in range(4):
-            answer = self.twins.dispatch(worker, queue, free)
-            if isinstance(answer, LeaseLost):
+            reply = self.twins.dispatch(worker, queue, free)
+            if isinstance(reply, LeaseLost):
                 return
-            if answer is not None:
-                self.told[worker.name, queue] = self.twins.now + answer.wait if answer.wait else None
-                free -= sum(dispatched.admitted for dispatched in answer.dispatched)
-                if answer.wait != 0 or free == 0:
+            if reply is not None:
+                self.poll_at[worker.name, queue] = self.twins.now + reply.wait if reply.wait else None
+                free -= sum(dispatched.admitted for dispatched in reply.dispatched)
+                if reply.wait != 0 or free == 0:
                     return
 
     def come(self):
-        """Let the worker come that was told the earliest time."""
-        told = [(at, *who) for who, at in self.told.items() if at is not None and who[0] in self.twins.workers]
-        if told:
-            at, name, queue = min(told)
-            self.told[name, queue] = None
+        """Poll with the worker whose next poll is the earliest."""
+        expected = [(at, *who) for who, at in self.poll_at.items() if at is not None and who[0] in self.twins.workers]
+        if expected:
+            at, name, queue = min(expected)
+            self.poll_at[name, queue] = None
             self.twins.move(min(max(0, at - self.twins.now), 10 * SECOND))
             self._dispatch(self.twins.workers[name], queue, self.chance.randint(1, 8))
 
@@ -129,7 +129,7 @@ class Player:
                 self.join(name)
 
     def outlive(self):
-        """Let all leases end but one."""
+        """Let all leases expire but one."""
         self.twins.move(round(LEASE * SECOND) + 1)
         self.renew()
 
@@ -146,15 +146,15 @@ class Player:
         self.twins.pause(name, paused=name not in self.twins.paused and self.chance.random() < 0.6)
 
     def purge(self):
-        lanes = sorted({lane for (_, lane), line in self.twins.lines.items() if line})
+        lanes = sorted({lane for (_, lane), line in self.twins.lanes.items() if line})
         self.twins.purge(self.queue(), self.chance.choice(lanes) if lanes else self.lane())
 
     def admit(self):
-        asks = [
+        requests = [
             (lane.tenant, lane.task, self.chance.choice([1.0, 0.5]), self.chance.random() < 0.8)
             for lane in (self.lane() for _ in range(self.chance.randint(1, 4)))
         ]
-        self.twins.admit(self.worker(), self.queue(), asks)
+        self.twins.admit(self.worker(), self.queue(), requests)
 
     STEPS: ClassVar = {
         "move": 4, "set_back": 0.1, "park": 5, "dispatch": 8, "come": 12, "settle": 5, "renew": 1, "renew_all": 3,
@@ -163,7 +163,7 @@ class Player:
 
 
 class Story(RuleBasedStateMachine):
-    """Any steps, in any order."""
+    """Any steps in any order."""
 
     client = None
 
@@ -182,9 +182,9 @@ class Story(RuleBasedStateMachine):
             self.twins.close()
 
 
-def test_any_story_gives_the_same_answers_and_leaves_the_same_bits(redis_client):
+def test_any_story_gives_the_same_replies_and_leaves_the_same_bits(redis_client):
     Story.client = redis_client
-    phases = [phase for phase in Phase if phase is not Phase.shrink]  # a story of half its length says no more
+    phases = [phase for phase in Phase if phase is not Phase.shrink]  # a shrunk story explains no more
     run_state_machine_as_test(
         Story,
         settings=settings(
@@ -194,7 +194,7 @@ def test_any_story_gives_the_same_answers_and_leaves_the_same_bits(redis_client)
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_thousands_of_steps_give_the_same_answers_and_leave_the_same_bits(redis_client, seed):
+def test_thousands_of_steps_give_the_same_replies_and_leave_the_same_bits(redis_client, seed):
     counted, names, shares = Counter(), list(Player.STEPS), list(Player.STEPS.values())
     for story in range(3):
         chance = random.Random(100 * seed + story)
@@ -210,4 +210,4 @@ def test_thousands_of_steps_give_the_same_answers_and_leave_the_same_bits(redis_
         counted += twins.counted
     assert min(counted.values()) >= 5, counted
     assert set(counted) == EVERYTHING
-    assert min(counted[name] for name in ("parked", "admitted", "told to wait", "ended")) >= 250, counted
+    assert min(counted[name] for name in ("parked", "admitted", "waits", "ended")) >= 250, counted

@@ -1,4 +1,4 @@
-"""The throttle's Lua operations: each has a header, and does what it says with what the binding sends."""
+"""The Lua scripts of the store: each has a header, which states what the Python binding sends and receives."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from bucketflow_celery.scheduling.admit import AdmissionRequest
 from bucketflow_celery.scheduling.model import DispatchRequest, Lane, ParkedMessage, Settlement, TaskSpec, TenantSpec
 from bucketflow_celery.store.redis_store import RedisStore
 
-#: Put in front of operations.
+#: Files that are no operations: other scripts use their functions.
 PRELUDES = {"level", "backlog"}
 OPERATIONS = sorted(
     name
     for path in files("bucketflow_celery.store").joinpath("lua").iterdir()
     if path.name.endswith(".lua") and (name := path.name.removesuffix(".lua")) not in PRELUDES
 )
-#: Commands that write nothing, and functions of the preludes that do.
+#: Commands that write nothing, and functions of the preludes that write.
 READS = "GET|MGET|TIME|HGET|HMGET|HGETALL|HEXISTS|EXISTS|SMEMBERS|LINDEX|ZRANGE|ZRANGEBYSCORE|ZSCORE|ZCARD|ZCOUNT"
-WRITERS = "announce|enter|wake|save|reset_if_empty"
+WRITERS = "announce|enter|wake|save|reset_if_empty|notify|pop_head"
 FIELDS = re.compile(
     r"(?P<name>\w+): (?P<what>.+?)\n"
     r"(?P<keys>KEYS.+?)\n"
     r"ARGV +(?P<argv>.+?)\n"
     r"returns +(?P<returns>.+?)\n"
-    r"errors +(?P<errors>[^\n]+)\n",
+    r"errors +(?P<errors>[^\n]+)\n"
+    r"mirrors +(?P<mirrors>[^\n]+)\n",
     re.DOTALL,
 )
 
@@ -69,15 +70,15 @@ NAMES = ("all", "queue", "tenant", "task")
 
 @pytest.fixture(params=[1, 2, 4])
 def recorded(request, redis_client):
-    """Return the depth of the path, how many tasks asked, and who took down what was sent and answered."""
+    """Return the depth of the path, the number of requests, and the runner that recorded calls and replies."""
     depth, tasks = request.param, 3
     path = tuple(Level(name, f"level {name}", Limit(1, 0.1)) for name in NAMES[:depth])
     recorder = Recorder(redis_client)
     store = RedisStore(recorder, "twin")
-    answers = store.admit([AdmissionRequest(path, 1, (0,) * depth)] * tasks, "").run()
-    dues = max(answer.reservations for answer in answers)
-    assert any(dues)
-    store.cancel_reservation(AdmissionRequest(path, 1, tuple(due or 1 for due in dues)))
+    decisions = store.admit([AdmissionRequest(path, 1, (0,) * depth)] * tasks, "").run()
+    reservations = max(decision.reservations for decision in decisions)
+    assert any(reservations)
+    store.cancel_reservation(AdmissionRequest(path, 1, tuple(reservation or 1 for reservation in reservations)))
     store.peek(path)
     store.set_limits({"all": "1/s"})
     store.pause("queue:q", paused=True)
@@ -87,13 +88,13 @@ def recorded(request, redis_client):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_operation_has_a_header_that_names_it(name):
-    said = header(name)
-    assert said["name"] == name
-    assert said["errors"] in ("none after the first write", "none: nothing is written")
+    stated = header(name)
+    assert stated["name"] == name
+    assert stated["errors"] in ("none after the first write", "none: nothing is written")
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_that_says_so_writes_nothing(name):
+def test_an_operation_writes_nothing_if_its_header_says_so(name):
     source = files("bucketflow_celery.store").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
     writes = re.findall(rf"redis\.call\((?!'(?:{READS})')|\b(?:{WRITERS})\(", source)
     assert bool(writes) == (header(name)["errors"] == "none after the first write")
@@ -102,23 +103,23 @@ def test_an_operation_that_says_so_writes_nothing(name):
 def test_admit(recorded):
     depth, tasks, recorder = recorded
     keys, args, reply = recorder.calls["admit"]
-    fixed, limits, questions, tenants = parts(
-        header("admit")["argv"], "limits (", "tasks (", "then for each task that is parked:"
+    fixed, limits, requests, tenants = parts(
+        header("admit")["argv"], "limits (", "requests (", "then for each request with a backlog:"
     )
-    (_, limit), (_, each, level) = parts(limits, "of each level:"), parts(questions, "of each task:", "root first:")
+    (_, limit), (_, each, level) = parts(limits, "of each level:"), parts(requests, "of each request:", "root first:")
     assert len(keys) == 1 + depth
     assert (len(args), words(fixed), words(tenants)) == (3, 1, 1)
     assert len(args[1]) == 8 * depth * words(limit.rstrip(")"))
     assert len(args[2]) == 8 * tasks * (
         words(each.partition(", and for each level")[0]) + depth * words(level.rstrip(")"))
     )
-    each = header("admit")["returns"].partition("of each task:")[2].partition("(one string")[0]
-    each, _, due = each.rpartition(", ")
-    assert due.startswith("due µs at each level")
+    each = header("admit")["returns"].partition("of each request:")[2].partition("(one string")[0]
+    each, _, reservation = each.rpartition(", ")
+    assert reservation.startswith("reservation in µs at each level")
     assert len(reply) == 8 * tasks * (words(each) + depth)
 
 
-def test_leave(recorded):
+def test_cancel_reservation(recorded):
     depth, _, recorder = recorded
     keys, args, reply = recorder.calls["cancel_reservation"]
     fixed, _, level = header("cancel_reservation")["argv"].partition("then for each level:")
@@ -130,10 +131,10 @@ def test_leave(recorded):
 def test_peek(recorded):
     depth, _, recorder = recorded
     keys, args, reply = recorder.calls["peek"]
-    said = header("peek")
+    stated = header("peek")
     assert len(keys) == depth
-    assert (said["argv"], args) == ("none", [])
-    assert said["returns"].startswith("{now µs, then full_at, reserved_until, capacity and fill_rate of each level")
+    assert (stated["argv"], args) == ("none", [])
+    assert stated["returns"].startswith("{now µs, then full_at, reserved_until, capacity and fill_rate of each level")
     assert len(reply) == 1 + 4 * depth
 
 
@@ -174,15 +175,15 @@ CANDIDATES = (
 
 @pytest.fixture
 def backlog(redis_client):
-    """Return what each operation on a backlog was sent and answered, and the scripts."""
+    """Return the runner that recorded one call of each operation on a backlog."""
     recorder = Recorder(redis_client)
     store = RedisStore(recorder, "twin")
     backlogs = store.backlogs
     backlogs.renew("w", 10).run()
-    parcels = [ParkedMessage(bytes([number]) * 14, lane, b"message") for number, lane in enumerate(LANES * 2)]
-    assert backlogs.park("q", parcels, 5, busy=False).run() == [1, 1, 1, 2, 2, -1]
-    released = backlogs.dispatch("q", DispatchRequest("w", 3, COMMON, CANDIDATES), store.limits().version).run()
-    uids = [dispatched.owned.item.uid for dispatched in released.dispatched]
+    messages = [ParkedMessage(bytes([number]) * 14, lane, b"message") for number, lane in enumerate(LANES * 2)]
+    assert backlogs.park("q", messages, 5, busy=False).run() == [1, 1, 1, 2, 2, -1]
+    dispatch_reply = backlogs.dispatch("q", DispatchRequest("w", 3, COMMON, CANDIDATES), store.limits().version).run()
+    uids = [dispatched.owned.item.uid for dispatched in dispatch_reply.dispatched]
     assert len(uids) == 3
     assert len(backlogs.leased_tasks("w").run()) == 3
     settlement = Settlement("w", (uids[0],), tuple(uids[:2]), ((uids[1], LANES[2], True),), (((*COMMON, *OWN), 1.0),))
@@ -194,7 +195,7 @@ def backlog(redis_client):
 
 
 def parts(text, *marks):
-    """Return what stands in *text* before the first of *marks*, between each two, and after the last."""
+    """Split *text* at *marks*, in order."""
     found = []
     for mark in marks:
         before, _, text = text.partition(mark)
@@ -224,10 +225,10 @@ def test_park(backlog):
     assert len(reply) == 2 * len(LANES)
 
 
-def test_release(backlog):
+def test_dispatch(backlog):
     keys, args, reply = backlog.calls["dispatch"]
-    said = header("dispatch")
-    text, level = parts(said["argv"], "A level is:")
+    stated = header("dispatch")
+    text, level = parts(stated["argv"], "A level is:")
     fixed, common, tenant, kind, lane = parts(
         text, "; then how", "then for each tenant:", "and for each:", "and for each:"
     )
@@ -239,37 +240,37 @@ def test_release(backlog):
             expected += words(kind) + (one.level is not None) * words(level) + len(one.ranks) * words(lane)
     assert len(args) == expected
     assert len(keys) == 12 + len(COMMON) + len(OWN) + len(LANES)
-    version, wait, dispatched, following = reply
+    version, wait, dispatched, next_tenants = reply
     assert version == b""
     assert wait == -1
-    each = said["returns"].partition("{for each task:")[2].partition("}")[0]
+    each = stated["returns"].partition("{for each task:")[2].partition("}")[0]
     assert [len(one) for one in dispatched] == [words(each)] * 3
-    assert len(following) % 2 == 0
+    assert len(next_tenants) % 2 == 0
 
 
 def test_settle(backlog):
     keys, args, reply = backlog.calls["settle"]
     fixed, ended, confirmed, returned, refunds = parts(
-        header("settle")["argv"], "; how many have", "; how many the", "; how many go", "; then for each task whose"
+        header("settle")["argv"], "; how many have", "; how many the", "; how many return", "; then for each task whose"
     )
     each = parts(returned, "and for each:")[1]
     refund, level = parts(refunds.partition(":")[2], "and for each:")
     assert ended == "ended, and their uids"
-    assert confirmed == "broker has forgotten, and their uids"
+    assert confirmed == "broker has acknowledged, and their uids"
     path = len(COMMON) + len(OWN)
     assert len(args) == words(fixed) + (1 + 1) + (1 + 2) + (1 + words(each)) + words(refund) + path * words(level)
     assert len(keys) == 12 + 1 + path
     assert words(header("settle")["returns"].partition(";")[0]) == len(reply) == 2
 
 
-def test_renew(backlog):
+def test_renew_lease(backlog):
     keys, args, reply = backlog.calls["renew_lease"]
     assert len(keys) == 1
     assert len(args) == words(header("renew_lease")["argv"]) == 2
     assert reply == [0]
 
 
-def test_owned_and_queues_and_heads(backlog):
+def test_leased_tasks_and_parked_queues_and_lane_heads(backlog):
     keys, args, reply = backlog.calls["leased_tasks"]
     assert (len(keys), args, header("leased_tasks")["argv"]) == (1, [], "none")
     assert [len(one) for one in reply] == [words(header("leased_tasks")["returns"].partition(":")[2])] * 3
@@ -280,7 +281,7 @@ def test_owned_and_queues_and_heads(backlog):
     assert len(reply) == 2
 
 
-def test_purge_and_view(backlog):
+def test_purge_and_backlog_view(backlog):
     keys, args, reply = backlog.calls["purge"]
     assert len(keys) == 12 + 1
     assert len(args) == words(header("purge")["argv"])
@@ -293,20 +294,20 @@ def test_purge_and_view(backlog):
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if header(name)["errors"] == "none: nothing is written"])
-def test_the_server_agrees_that_nothing_is_written(redis_client, backlog, recorded, name):
+def test_the_server_confirms_that_a_reading_operation_writes_nothing(redis_client, backlog, recorded, name):
     calls, scripts = recorded[2].calls | backlog.calls, recorded[2].scripts | backlog.scripts
     keys, args, _ = calls[name]
     redis_client.execute_command("EVAL_RO", scripts[name].text, len(keys), *keys, *args)
 
 
-def test_the_server_knows_an_operation_by_the_name_we_computed(redis_client, backlog, recorded):
+def test_the_server_knows_a_script_by_the_sha_that_was_computed(redis_client, backlog, recorded):
     scripts = recorded[2].scripts | backlog.scripts
     assert sorted(scripts) == OPERATIONS
     for script in scripts.values():
         assert redis_client.script_load(script.text) == script.sha
 
 
-def test_limits_that_are_taken_back_leave_nothing(redis_client):
+def test_limits_that_are_removed_leave_no_key(redis_client):
     store = RedisStore(ScriptRunner(redis_client), "twin")
     nothing = store.limits()
     assert nothing == ("", None, frozenset())

@@ -17,7 +17,7 @@ from bucketflow_celery.worker import redis_event_loop as hub_runner
 from bucketflow_celery.worker.redis_event_loop import EventLoopRunner
 
 TIMEOUT = 0.5
-ECHO = Script.compose("echo", "return ARGV[1]")
+ECHO = Script.of("echo", "return ARGV[1]")
 
 
 class Loop:

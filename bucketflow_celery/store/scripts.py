@@ -1,0 +1,45 @@
+"""The Lua scripts of the store: their preludes, and the constants that they share with ``scheduling``."""
+
+from __future__ import annotations
+
+from bucketflow.algorithm import mirror
+from bucketflow.redis_client.scripts import Script, load_script
+from bucketflow_celery.scheduling import admit, backlog, dispatch, leases
+
+__all__ = ["BACKLOG", "CONSTANTS", "LEVEL", "backlog_script", "level_script"]
+
+_PACKAGE = "bucketflow_celery.store"
+
+#: Preludes of the scripts that work on levels.
+LEVEL = (mirror.GCRA, (_PACKAGE, "level"))
+#: Preludes of the scripts that work on a backlog.
+BACKLOG = (*LEVEL, (_PACKAGE, "backlog"))
+
+#: Name and value of every constant that the scripts get from Python.
+CONSTANTS = mirror.CONSTANTS | frozenset(
+    {
+        "DEDUP_TTL": backlog.DEDUP_TTL,
+        "MAX_EXPIRED": leases.MAX_EXPIRED,
+        "MAX_TENANTS": dispatch.MAX_TENANTS,
+        "NOTIFY_INTERVAL": backlog.NOTIFY_INTERVAL,
+        "PAUSED_DELAY": dispatch.PAUSED_DELAY,
+        "POLL_GRACE": backlog.POLL_GRACE,
+        "POLL_TOLERANCE": backlog.POLL_TOLERANCE,
+        "RECLAIMED": leases.RECLAIMED,
+        "RESERVATION_GRACE": admit.RESERVATION_GRACE,
+        "RESERVATION_TTL": admit.RESERVATION_TTL,
+        "SPARE_TENANTS": dispatch.SPARE_TENANTS,
+        "WAIVER": admit.WAIVER,
+        "WORKERS_PER_POLL": dispatch.WORKERS_PER_POLL,
+    }.items()
+)
+
+
+def level_script(name: str) -> Script:
+    """Return the script *name*, which works on levels or on the fleet's limits."""
+    return load_script(_PACKAGE, name, LEVEL, CONSTANTS)
+
+
+def backlog_script(name: str) -> Script:
+    """Return the script *name*, which works on the backlog of one queue."""
+    return load_script(_PACKAGE, name, BACKLOG, CONSTANTS)
