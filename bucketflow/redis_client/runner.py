@@ -140,7 +140,7 @@ class ScriptRunner:
         Returns:
             For each call its reply or ``StoreUnavailable``; same order. See :meth:`run`.
         """
-        plan = self._plan(calls)
+        plan = self._topology.plan(calls)
         exchange = next(plan)
         outcome: list[Any] | Exception
         try:
@@ -157,10 +157,7 @@ class ScriptRunner:
 
     def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> CallPlan:
         """Return the plan of one call, for a caller that does not block on its exchanges; see :func:`advance`."""
-        return self._plan([ScriptCall.of(script, keys, args)])
-
-    def _plan(self, calls: Sequence[ScriptCall]) -> CallPlan:
-        return self._topology.plan(calls)
+        return self._topology.plan([ScriptCall.of(script, keys, args)])
 
     def batcher(self, slot: int) -> ThreadBatcher:
         """

@@ -11,6 +11,7 @@ from bucketflow_celery.admission.hold_queues import HoldQueue, HoldQueues
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.admission.prechecks import Prechecks
 from bucketflow_celery.admission.refusal import Defer, Fail, Hold, Park, Refusal, on_refusal
+from bucketflow_celery.config.levels import Level
 from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest
 
 __all__ = ["DecidedTask", "DecisionHandler"]
@@ -55,7 +56,7 @@ class DecisionHandler:
     def apply(self, decided: deque[DecidedTask]) -> None:
         """Apply all of *decided*, in order. Those that are still in it when this raises were not reached."""
         fronts: dict[HoldQueue, list[PendingTask]] = {}
-        exhausted: dict[str, HoldQueue] = {}
+        exhausted: dict[str, Level] = {}
         departed: list[AdmissionRequest] = []
         try:
             while decided:
@@ -63,10 +64,12 @@ class DecisionHandler:
                 if one.decision.admitted:
                     self._actions.start(one.task)
                     continue
-                queue = self._refuse(one, exhausted)
-                if queue is None:
+                level = self._refuse(one, exhausted)
+                if level is None:
                     departed.append(one.request)
-                elif queue is one.origin:
+                    continue
+                queue = self._hold_queues.of(level.key, level)
+                if queue is one.origin:
                     fronts.setdefault(queue, []).append(one.task)
                 else:
                     self._actions.hold(one.task, queue)
@@ -76,9 +79,9 @@ class DecisionHandler:
             for request in departed:
                 self._hold_queues.wake(request)
 
-    def _refuse(self, one: DecidedTask, exhausted: dict[str, HoldQueue]) -> HoldQueue | None:
-        """Act on a refusal; return the queue in which the task is to be held, ``None`` if it is not held."""
-        task, _, request, decision = one
+    def _refuse(self, one: DecidedTask, exhausted: dict[str, Level]) -> Level | None:
+        """Act on a refusal; return the level at which the task is to be held, ``None`` if it is not held."""
+        task, origin, request, decision = one
         if not task.policy.parks:
             self._hold_queues.keep(task, decision)
         elif decision.binding is None:
@@ -87,14 +90,13 @@ class DecisionHandler:
         if decision.binding is None:  # skipped, because a task before it was refused
             return next(exhausted[level.key] for level in request.path if level.key in exhausted)
         level, wait = request.path[decision.binding], decision.wait / SECOND
-        queue = self._hold_queues.of(level.key, level)
         if level.blocks_queue:
-            exhausted[level.key] = queue
-        if one.origin is not queue:  # else it was counted when it joined that queue
+            exhausted[level.key] = level
+        if origin is None or origin.level is None or origin.level.key != level.key:  # else it was counted before
             self._actions.record_refusal(task, level, wait)
         self._prechecks.set_retry(task, level, wait)
         refusal = Refusal(level, wait, self._actions.begin_waiting(task), request.reservations[decision.binding] > 0)
-        return queue if self._is_held(task, refusal) else None
+        return level if self._is_held(task, refusal) else None
 
     def _is_held(self, task: PendingTask, refusal: Refusal) -> bool:
         """Act on *refusal* unless the task is to be held; return whether it is."""

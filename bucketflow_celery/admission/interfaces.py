@@ -87,8 +87,8 @@ class Parking(Protocol):
     def reserved_slots(self) -> int:
         """Free slots for which tasks were requested and not yet received."""
 
-    def blocks(self, task: PendingTask) -> bool:
-        """Return whether the tenant of *task* is known to have parked tasks."""
+    def blocks(self, task: PendingTask, now: float) -> bool:
+        """Return whether the tenant of *task* is known to have parked tasks at *now*, on the monotonic clock."""
 
     def add(self, task: PendingTask) -> None:
         """Park *task*."""
@@ -109,7 +109,7 @@ class NoParking:
     is_open = False
     reserved_slots = 0
 
-    def blocks(self, task: PendingTask) -> bool:  # noqa: ARG002
+    def blocks(self, task: PendingTask, now: float) -> bool:  # noqa: ARG002
         """See :class:`Parking`."""
         return False
 

@@ -87,7 +87,7 @@ class Prechecks:
 
     def blocks(self, task: PendingTask, now: float) -> bool:
         """Return whether *task* would be refused in any case: its tenant has parked tasks, or a level is exhausted."""
-        if self.parking.blocks(task):
+        if self.parking.blocks(task, now):
             return True
         if task.policy.max_wait is not None:
             return False  # only the store knows whether its wait would exceed that

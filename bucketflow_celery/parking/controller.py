@@ -77,6 +77,9 @@ class ParkingController:
         self._closed = False
         self.is_open = True
         self.reserved_slots = 0
+        # Bound directly: admission calls these for every task.
+        self.blocks = self._parked_tenants.blocks
+        self.add = self._outbox.add
 
     def notify(self, queue: str) -> None:
         """Poll *queue*, or all of them, in the next round. Any thread may call."""
@@ -86,14 +89,6 @@ class ParkingController:
     def wake(self) -> None:
         """Start a round of admission, in which parking works. Any thread may call."""
         self._worker.call_soon(self._admission.run)
-
-    def blocks(self, task: PendingTask) -> bool:
-        """See :class:`~bucketflow_celery.admission.interfaces.Parking`."""
-        return self._parked_tenants.blocks(task, self._worker.monotonic())
-
-    def add(self, task: PendingTask) -> None:
-        """See :class:`~bucketflow_celery.admission.interfaces.Parking`."""
-        self._outbox.add(task)
 
     def next_work_at(self) -> float | None:
         """See :class:`~bucketflow_celery.admission.interfaces.Parking`."""

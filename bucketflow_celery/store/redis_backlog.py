@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from bucketflow.limit import SECOND
@@ -97,14 +98,12 @@ class RedisBacklogs:
         self._runner = runner
         self._prefix = prefix
         self.channel = f"{prefix}calls"
-        self._version = self._key("limits:version")
-        self._queues = self._key("park:queues")
-        self._workers = self._key("park:workers")
-        self._keys_by_queue: dict[str, list[bytes]] = {}
+        self._queues = f"{prefix}park:queues".encode()
+        self._workers = f"{prefix}park:workers".encode()
 
     def order_keys(self, queue: str) -> Sequence[bytes]:
         """Return the keys that tell whether a new task would overtake a parked one: tenants, ready, delayed."""
-        return self._queue_keys(queue)[1:4]
+        return _shared_keys(self._prefix, queue, "")[2:5]
 
     def park(
         self, queue: str, messages: Sequence[ParkedMessage], limit: int, *, busy: bool
@@ -114,7 +113,13 @@ class RedisBacklogs:
         args: list[str | bytes] = [queue, self.channel, str(limit), str(int(busy))]
         for message in messages:
             lane = message.lane
-            args += (message.uid, keys.index(self._lane(queue, lane)), lane.tenant, lane.task, str(lane.rank))
+            args += (
+                message.uid,
+                keys.index(_lane_key(self._prefix, queue, lane)),
+                lane.tenant,
+                lane.task,
+                str(lane.rank),
+            )
             args += (exact(message.cost), str(message.max_wait_us), str(int(message.redelivered)), message.message)
         return self._call("park", keys, args, list)
 
@@ -137,7 +142,7 @@ class RedisBacklogs:
                 args.append(str(len(kind.ranks)))
                 for rank in kind.ranks:
                     lane = Lane(candidate.tenant, kind.task, rank)
-                    args += (str(rank), keys.index(self._lane(queue, lane)))
+                    args += (str(rank), keys.index(_lane_key(self._prefix, queue, lane)))
 
         def read(reply: Any) -> DispatchReply | StaleLimits | LeaseLost:
             if len(reply) == 1:
@@ -156,7 +161,7 @@ class RedisBacklogs:
         args += (str(len(settlement.confirmed)), *settlement.confirmed)
         args.append(str(len(settlement.returned)))
         for uid, lane, may_have_started in reversed(settlement.returned):  # each is put in front of the one before
-            args += (uid, keys.index(self._lane(queue, lane)), str(int(may_have_started)))
+            args += (uid, keys.index(_lane_key(self._prefix, queue, lane)), str(int(may_have_started)))
         for path, cost in settlement.refunds:
             args += (exact(cost), str(len(path)), *(keys.index(self._key(level.key)) for level in path))
         return self._call("settle", keys, args, lambda reply: int(reply[1]))
@@ -183,14 +188,14 @@ class RedisBacklogs:
             ]
             return sorted(views, key=lambda view: (view.since, view.uid))
 
-        return RedisStoreCall(self._runner, level_script("leased_tasks"), [self._owned(worker)], [], read)
+        return RedisStoreCall(self._runner, level_script("leased_tasks"), [self._key(_tasks_of(worker))], [], read)
 
     def purge(self, queue: str, lane: Lane) -> int:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
         purged = 0
         while True:
             keys = self._keys(queue)
-            keys.index(self._lane(queue, lane))
+            keys.index(_lane_key(self._prefix, queue, lane))
             args = [queue, lane.tenant, lane.task, str(lane.rank), str(_PAGE_SIZE)]
             count = self._call("purge", keys, args, int).run()
             purged += count
@@ -211,7 +216,7 @@ class RedisBacklogs:
         ]
         since: list[int] = []
         for at in range(0, len(lanes), _PAGE_SIZE):
-            keys = [self._lane(queue, lane) for lane, _ in lanes[at : at + _PAGE_SIZE]]
+            keys = [_lane_key(self._prefix, queue, lane) for lane, _ in lanes[at : at + _PAGE_SIZE]]
             since += self._runner.run(level_script("lane_heads"), keys, [])
         found = [LaneView(lane, count, at or now) for (lane, count), at in zip(lanes, since, strict=True)]
         return BacklogView(now, costs, found)
@@ -226,13 +231,7 @@ class RedisBacklogs:
             yield _Listener(subscription)
 
     def _keys(self, queue: str, worker: str = "") -> _Keys:
-        return _Keys([self._version, *self._queue_keys(queue), self._owned(worker), self._workers, self._queues])
-
-    def _queue_keys(self, queue: str) -> Sequence[bytes]:
-        keys = self._keys_by_queue.get(queue)
-        if keys is None:
-            keys = self._keys_by_queue[queue] = [self._key(f"park:{quoted(queue)}:{part}") for part in _PARTS]
-        return keys
+        return _Keys(list(_shared_keys(self._prefix, queue, worker)))
 
     def _call(self, name: str, keys: _Keys, args: Sequence[str | bytes], read: Callable[[Any], T]) -> RedisStoreCall[T]:
         return RedisStoreCall(self._runner, backlog_script(name), keys.keys, args, read)
@@ -240,14 +239,26 @@ class RedisBacklogs:
     def _level(self, keys: _Keys, level: Level) -> tuple[str, str, str]:
         return keys.index(self._key(level.key)), exact(level.limit.capacity), exact(level.limit.fill_rate)
 
-    def _lane(self, queue: str, lane: Lane) -> bytes:
-        return self._key(f"park:{quoted(queue)}:lane:{quoted(lane.tenant)}/{quoted(lane.task)}/{lane.rank}")
-
-    def _owned(self, worker: str) -> bytes:
-        return self._key(f"park:worker:{quoted(worker)}")
-
     def _key(self, name: str) -> bytes:
         return (self._prefix + name).encode()
+
+
+@lru_cache(maxsize=1024)
+def _shared_keys(prefix: str, queue: str, worker: str) -> tuple[bytes, ...]:
+    """Return the first keys of every operation on a backlog, as ``lua/backlog.lua`` lists them."""
+    names = [f"park:{quoted(queue)}:{part}" for part in _PARTS]
+    names = ["limits:version", *names, _tasks_of(worker), "park:workers", "park:queues"]
+    return tuple((prefix + name).encode() for name in names)
+
+
+@lru_cache(maxsize=8192)
+def _lane_key(prefix: str, queue: str, lane: Lane) -> bytes:
+    return f"{prefix}park:{quoted(queue)}:lane:{quoted(lane.tenant)}/{quoted(lane.task)}/{lane.rank}".encode()
+
+
+def _tasks_of(worker: str) -> str:
+    """Return the name of the key of the tasks dispatched to *worker*."""
+    return f"park:worker:{quoted(worker)}"
 
 
 class _Listener:

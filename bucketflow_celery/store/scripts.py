@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from bucketflow.algorithm import mirror
 from bucketflow.redis_client.scripts import Script, load_script
 from bucketflow_celery.scheduling import admit, backlog, dispatch, leases
@@ -35,11 +37,13 @@ CONSTANTS = mirror.CONSTANTS | frozenset(
 )
 
 
+@cache
 def level_script(name: str) -> Script:
     """Return the script *name*, which works on levels or on the fleet's limits."""
     return load_script(_PACKAGE, name, LEVEL, CONSTANTS)
 
 
+@cache
 def backlog_script(name: str) -> Script:
     """Return the script *name*, which works on the backlog of one queue."""
     return load_script(_PACKAGE, name, BACKLOG, CONSTANTS)

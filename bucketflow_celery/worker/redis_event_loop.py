@@ -52,6 +52,7 @@ class EventLoopRunner:
         self._timeout = timeout
         self._node: Node | None = None
         self._connection: Any = None
+        self._socket: Any = None
         self._call: Any = None
         self._plan: CallPlan | None = None
         self._exchange: Exchange | None = None
@@ -80,9 +81,10 @@ class EventLoopRunner:
     def _send(self, exchange: Exchange) -> None:
         self._exchange = exchange
         try:
-            self._connect(exchange.node)
+            if self._connection is None or self._node is not exchange.node:
+                self._connect(exchange.node)
             # Not send_packed_command: after an error it closes the socket itself, see _on_readable.
-            _socket_of(self._connection).sendall(b"".join(exchange.commands))
+            self._socket.sendall(b"".join(exchange.commands))
         except FAILURES as error:
             self._disconnect()
             self._advance(error)
@@ -137,13 +139,13 @@ class EventLoopRunner:
         self._advance(RedisTimeoutError(f"no answer within {self._timeout:g} s"))
 
     def _connect(self, node: Node) -> None:
-        if self._connection is not None and self._node is node:
-            return
         self._disconnect()
         self._node, self._connection = node, node.connect()
-        self._hub.add_reader(_socket_of(self._connection), self._on_readable)
+        # redis-py shows the socket nowhere else, and kombu's own transport takes it from there.
+        self._socket = self._connection._sock  # noqa: SLF001
+        self._hub.add_reader(self._socket, self._on_readable)
         poller = select.poll()
-        poller.register(_socket_of(self._connection), select.POLLIN)
+        poller.register(self._socket, select.POLLIN)
         self._poll = poller.poll
 
     def _disconnect(self) -> None:
@@ -151,9 +153,9 @@ class EventLoopRunner:
         self._poll = None
         if connection is None or node is None:
             return
-        sock = _socket_of(connection)
-        if sock is not None:
-            self._hub.remove_reader(sock)
+        if connection._sock is not None:  # noqa: SLF001 - else it has closed the socket itself
+            self._hub.remove_reader(self._socket)
+        self._socket = None
         connection.disconnect()
         node.release(connection)
 
@@ -183,10 +185,6 @@ class _InlineWait:
         if not is_ready:
             self._skip = INLINE_BACKOFF
         return is_ready
-
-
-def _socket_of(connection: Any) -> Any:
-    return connection._sock  # noqa: SLF001 - redis-py shows it nowhere else, and kombu's own transport takes it here
 
 
 def runner_for(store: Store, hub: Any, timeout: float) -> CallRunner:
