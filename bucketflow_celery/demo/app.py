@@ -1,4 +1,4 @@
-"""The app that the demo runs: its tasks, and the throttle in front of them."""
+"""The Celery app of the demo: its tasks, their throttle, and the signals that record what the workers do."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from celery.signals import task_received, worker_ready
 
 from bucketflow_celery import LevelView, Throttle, throttled_task
 from bucketflow_celery.config.levels import Level
+from bucketflow_celery.demo.environment import Environment
 from bucketflow_celery.demo.limits import LIMITS, QUEUE, TASKS, queue_of
-from bucketflow_celery.demo.place import Place
-from bucketflow_celery.demo.records import Records
+from bucketflow_celery.demo.run_log import Recorder
 
 __all__ = ["app", "configure", "peek", "throttle"]
 
-#: Seconds a task works.
-WORK = 0.02
+#: How long a task runs, in seconds.
+TASK_SECONDS = 0.02
 
 app = Celery("demo", set_as_current=False)
 throttle = Throttle(app, limits=LIMITS)
 
 
-def configure(place: Place) -> None:
-    """Tell the app where its broker and its buckets are."""
+def configure(environment: Environment) -> None:
+    """Set the broker and the bucket store of the app to *environment*."""
     app.conf.update(
-        broker_url=place.url,
-        broker_transport_options={"global_keyprefix": f"{place.prefix}broker:"},
+        broker_url=environment.url,
+        broker_transport_options={"global_keyprefix": f"{environment.prefix}broker:"},
         broker_connection_retry_on_startup=True,
         task_default_queue=QUEUE,
         task_ignore_result=True,
-        bucketflow_url=place.url,
-        bucketflow_namespace=place.namespace,
+        bucketflow_url=environment.url,
+        bucketflow_namespace=environment.namespace,
     )
 
 
 def peek(paths: Mapping[tuple[str, str], Sequence[Level]]) -> dict[str, LevelView]:
     """
-    Return how levels stand, by key.
+    Return the current state of the levels of *paths*, by level key.
 
     Args:
-        paths: By tenant and task, see :func:`~bucketflow_celery.demo.limits.path_of`.
+        paths: Levels by tenant and task, see :func:`~bucketflow_celery.demo.limits.path_of`.
 
     Raises:
-        StoreUnavailable: Redis did not answer in time.
+        StoreUnavailable: Redis did not reply in time.
     """
     views: dict[str, LevelView] = {}
     for (tenant, task), path in paths.items():
@@ -58,8 +58,8 @@ def peek(paths: Mapping[tuple[str, str], Sequence[Level]]) -> dict[str, LevelVie
 
 def _work(task: Task) -> None:
     at = time.monotonic()
-    _records().start(task.request.id, at)
-    time.sleep(WORK)
+    _recorder().record_start(task.request.id, at)
+    time.sleep(TASK_SECONDS)
 
 
 @throttled_task(app=app, name="order", bind=True, tenant="tenant", cost="cost", rate=TASKS["order"])
@@ -70,39 +70,39 @@ def order(self: Task, tenant: str, cost: float) -> None:  # noqa: ARG001 - the t
 
 @throttled_task(app=app, name="report", bind=True, tenant="tenant", cost="cost", rate=TASKS["report"])
 def report(self: Task, tenant: str, cost: float) -> None:  # noqa: ARG001 - the throttle reads them
-    """Work for a tenant, with a limit of its own."""
+    """Work for a tenant under a limit of the task's own."""
     _work(self)
 
 
 @throttled_task(app=app, name="retry", bind=True, tenant="tenant", cost="cost", on_limit="retry")
 def retry(self: Task, tenant: str, cost: float) -> None:  # noqa: ARG001 - the throttle reads them
-    """Work for a tenant; refused, wait in a worker or with the broker."""
+    """Work for a tenant; a refused task is held by a worker or deferred to the broker."""
     _work(self)
 
 
 @throttled_task(app=app, name="park", bind=True, tenant="tenant", cost="cost", on_limit="park")
 def park(self: Task, tenant: str, cost: float) -> None:  # noqa: ARG001 - the throttle reads them
-    """Work for a tenant; refused, wait in Redis."""
+    """Work for a tenant; a refused task is parked in Redis."""
     _work(self)
 
 
 @cache
-def _records() -> Records:
-    place = Place.read(os.environ)
-    if place is None:
-        raise RuntimeError("this app is run by python -m bucketflow_celery.demo")
-    return Records(place)
+def _recorder() -> Recorder:
+    environment = Environment.from_variables(os.environ)
+    if environment is None:
+        raise RuntimeError("no demo environment: start this app with python -m bucketflow_celery.demo")
+    return Recorder(environment)
 
 
-def _count_delivery(request: Any, **_: object) -> None:
-    _records().delivery(request.id)
+def _record_delivery(request: Any, **_: object) -> None:
+    _recorder().record_delivery(request.id)
 
 
-def _count_worker(**_: object) -> None:
-    _records().worker_ready()
+def _record_ready(**_: object) -> None:
+    _recorder().record_ready()
 
 
-if (_place := Place.read(os.environ)) is not None:  # in a worker
-    configure(_place)
-    task_received.connect(_count_delivery)
-    worker_ready.connect(_count_worker)
+if (_environment := Environment.from_variables(os.environ)) is not None:  # this process is a worker
+    configure(_environment)
+    task_received.connect(_record_delivery)
+    worker_ready.connect(_record_ready)
