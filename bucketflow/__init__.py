@@ -1,7 +1,7 @@
 """
-Token buckets for Python: for threads, for coroutines, in a hierarchy, and for a fleet through Redis.
+Token buckets for threads, for coroutines, in hierarchies and, through Redis, for fleets of processes.
 
-The buckets of a fleet live in ``bucketflow.distributed``, which needs the ``redis`` package and is not imported here.
+The Redis buckets are in ``bucketflow.distributed``, which requires the ``redis`` package and is not imported here.
 """
 
 from bucketflow.algorithm.gcra import Decision

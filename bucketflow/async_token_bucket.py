@@ -1,4 +1,4 @@
-"""The token bucket for coroutines."""
+"""Token bucket for coroutines, and the decorator for coroutine functions."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ R = TypeVar("R")
 
 class AsyncTokenBucket(Bucket):
     """
-    A token bucket that coroutines share, in one event loop or in several threads' loops at once.
+    A token bucket that coroutines share, in one event loop or in the event loops of several threads.
 
-    What waits is awaited: :meth:`consume`. What only looks or gives back needs no await: ``wait_time``, ``reserve``,
-    ``refund``, ``try_consume``. Parameters and errors are those of :class:`bucketflow.TokenBucket`.
+    :meth:`consume` and :meth:`get_tokens` are coroutines. ``try_consume``, ``wait_time``, ``reserve`` and ``refund``
+    never wait and need no await. Parameters and errors are those of :class:`bucketflow.TokenBucket`.
     """
 
     _KIND = "AsyncTokenBucket"
@@ -42,17 +42,17 @@ class AsyncTokenBucket(Bucket):
         """
         Take *tokens*, all or none.
 
-        Waiting coroutines are served in the order in which they came, and nobody else is served before them.
-        Whoever is refused or cancelled has spent nothing, and those behind move up. Parameters, result and errors
-        are those of :meth:`bucketflow.TokenBucket.consume`.
+        Waiting coroutines are served in order of arrival, and no other caller overtakes them. A caller that is refused
+        or cancelled spends nothing, and the callers behind it move up. Parameters, result and errors are those of
+        :meth:`bucketflow.TokenBucket.consume`.
         """
         if timeout is not None:
             check_timeout(timeout, block=block)
-        one, step, _, slot, read, scale, most = self._fast_path
-        if tokens is not one:
-            step = self._step_of(tokens)
-            slot = slot if step else []  # 0 only looks
-        # As in TokenBucket.consume, but with a plain pop: asyncio makes Ctrl-C a cancellation, which comes at an await.
+        unchecked, refill, _, slot, read, scale, tolerance = self._fast_path
+        if tokens is not unchecked:
+            refill = self._refill_time(tokens)
+            slot = slot if refill else []  # a cost of 0 takes nothing
+        # As in TokenBucket.consume, but with a plain pop: asyncio turns a Ctrl-C into a cancellation at an await.
         try:
             full_at = slot.pop()
         except IndexError:
@@ -61,9 +61,9 @@ class AsyncTokenBucket(Bucket):
         else:
             try:
                 now = read() * scale + 2.0**52 - 2.0**52
-                behind = full_at - now + step if full_at > now else step
-                if behind <= most:
-                    full_at = now + behind
+                deficit = full_at - now + refill if full_at > now else refill
+                if deficit <= tolerance:
+                    full_at = now + deficit
                     return True
             finally:
                 slot.append(full_at)
@@ -74,25 +74,25 @@ class AsyncTokenBucket(Bucket):
         waiter = Waiter(cost, functools.partial(_wake_from_any_thread, asyncio.get_running_loop(), wake))
         try:
             deadline = self._join(waiter, timeout)
-            while (left := self._left(waiter, deadline)) is not None:
+            while (left := self._time_left(waiter, deadline)) is not None:
                 await self._clock.sleep_async(left, wake)
                 wake.clear()
-        except BaseException:  # also CancelledError, and GeneratorExit of a task nobody finished
-            self._abandon(waiter)
+        except BaseException:  # also CancelledError, and GeneratorExit of a task that is never finished
+            self._cancel(waiter)
             raise
         if not waiter.granted:
-            self._abandon(waiter)
+            self._cancel(waiter)
         return waiter.granted
 
 
 def _wake_from_any_thread(loop: asyncio.AbstractEventLoop, wake: asyncio.Event) -> None:
-    # A loop that was closed over its tasks has nobody to wake; their waiters are granted in time, to nobody.
+    # A loop that was closed over its tasks cannot be woken. Their waiters stay in the queue until they are granted.
     if not loop.is_closed():
         loop.call_soon_threadsafe(wake.set)
 
 
 class AsyncRateLimit(Protocol):
-    """What :func:`async_rate_limit` returns: a decorator that keeps parameters and result."""
+    """Decorator that keeps parameters and result, as :func:`async_rate_limit` returns it."""
 
     @overload
     def __call__(self, func: Callable[P, Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
@@ -108,20 +108,23 @@ def async_rate_limit(
     clock: Clock = SYSTEM_CLOCK,
 ) -> AsyncRateLimit:
     """
-    Let a coroutine function start no more often than the limit allows.
+    Limit how often a coroutine function starts.
 
-    All its callers share one bucket, whichever object or event loop they call it through. A plain function becomes a
-    coroutine function.
+    All callers share one bucket, also those that call it through different objects or event loops. A plain function
+    becomes a coroutine function.
 
     Args:
         tokens_per_second: Calls per second.
-        capacity: Calls that may come at once; by default one second's worth, at least 1.
-        block: Whether a call waits for its turn; otherwise it raises.
+        capacity: Calls that may start at once; by default the calls of one second, at least 1.
+        block: Whether a call over the limit waits. Otherwise it raises.
         clock: See :class:`AsyncTokenBucket`.
 
+    Returns:
+        The decorator.
+
     Raises:
-        ConfigError: A number is not one, or too small; or what is decorated cannot be called.
-        RateLimitExceeded: From the call, with ``block=False``: not now. It carries ``retry_after`` in seconds.
+        ConfigError: An argument is not a number or too small, or the decorated object cannot be called.
+        RateLimitExceeded: From a call over the limit, with ``block=False``. Its ``retry_after`` is in seconds.
     """
     limit = limit_of(tokens_per_second, capacity)
 
@@ -130,7 +133,7 @@ def async_rate_limit(
         bucket = AsyncTokenBucket(limit.capacity, limit.fill_rate, clock=clock, name=key)
 
         @functools.wraps(func)
-        async def limited(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - AsyncRateLimit says it better
+        async def limited(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - AsyncRateLimit has the types
             if block:
                 await bucket.consume(block=True)
             else:
@@ -146,7 +149,7 @@ def async_rate_limit(
 
 
 def limit_of(tokens_per_second: float, capacity: float | None) -> Limit:
-    """Return the limit of a decorator. A bucket below 1 token could grant no call, so that is the least."""
+    """Return the limit of a decorator. Its capacity is at least 1, because a smaller bucket could grant no call."""
     check_number("tokens_per_second", tokens_per_second, "a number above 0, as in @rate_limit(10)", above=True)
     if capacity is None:
         return Limit(max(1.0, tokens_per_second), tokens_per_second)
@@ -154,7 +157,12 @@ def limit_of(tokens_per_second: float, capacity: float | None) -> Limit:
 
 
 def name_of(func: Callable[..., object]) -> str:
-    """Return what errors call *func*; raise ConfigError if it cannot be called, or can be called only in part."""
+    """
+    Return the name of *func* in errors.
+
+    Raises:
+        ConfigError: *func* cannot be called, or is an asynchronous generator, of which only the start could be limited.
+    """
     if not callable(func):
         raise ConfigError("func", func, "a function: put the decorator under @classmethod or @property")
     if inspect.isasyncgenfunction(func):

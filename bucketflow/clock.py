@@ -1,4 +1,4 @@
-"""What time it is, and how to wait for it to pass: the only two things a bucket asks of the world."""
+"""Clocks: the interface through which buckets read the time and sleep, and the system clock."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "fast_reader"]
 
 
 class Clock(Protocol):
-    """Time as the buckets see it. ``bucketflow.testing.FakeClock`` is another one."""
+    """Interface of a clock. :class:`SystemClock` and ``bucketflow.testing.FakeClock`` implement it."""
 
     def now(self) -> int:
-        """Return µs since some fixed instant. May stand still, should not run backwards."""
+        """Return the µs since a fixed instant. The value may stand still and should not decrease."""
 
     def sleep(self, seconds: float, wake: threading.Event) -> None:
         """Block this thread until *seconds* have passed or *wake* is set, whichever comes first."""
@@ -28,7 +28,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's monotonic clock: setting the wall clock neither grants nor costs tokens."""
+    """The machine's monotonic clock, so that setting the wall clock neither grants nor costs tokens."""
 
     def now(self) -> int:
         """See :class:`Clock`."""
@@ -36,17 +36,17 @@ class SystemClock:
 
     def sleep(self, seconds: float, wake: threading.Event) -> None:
         """See :class:`Clock`."""
-        # A thread cannot wait longer than TIMEOUT_MAX at once; whoever waits that long is asked to come again.
+        # A thread cannot wait longer than TIMEOUT_MAX in one call. Callers check the time and sleep again.
         wake.wait(min(seconds, threading.TIMEOUT_MAX))
 
     async def sleep_async(self, seconds: float, wake: asyncio.Event) -> None:
         """See :class:`Clock`."""
-        # Not wait_for: before Python 3.12 it swallows a cancellation that comes together with the wake-up.
+        # Not wait_for: before Python 3.12 it swallows a cancellation that arrives together with the wake-up.
         waiting = asyncio.ensure_future(wake.wait())
         try:
             await asyncio.wait((waiting,), timeout=seconds)
         finally:
-            with suppress(RuntimeError):  # its loop was closed over it
+            with suppress(RuntimeError):  # the loop was closed meanwhile
                 waiting.cancel()
 
 
@@ -55,8 +55,8 @@ SYSTEM_CLOCK = SystemClock()
 
 def fast_reader(clock: Clock) -> tuple[Callable[[], float], float]:
     """
-    Return a function and a number whose product, rounded, is ``clock.now()``.
+    Return a function and a factor: the function's result times the factor, rounded, is ``clock.now()``.
 
-    For those who cannot afford two calls of Python to learn the time.
+    For hot paths: reading the system clock this way is one call of a C function instead of two Python calls.
     """
     return (time.monotonic, float(SECOND)) if type(clock) is SystemClock else (clock.now, 1.0)

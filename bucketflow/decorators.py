@@ -1,4 +1,4 @@
-"""The limiter as a decorator: for functions, methods and coroutine functions."""
+"""Rate-limiting decorators for functions, methods and coroutine functions."""
 
 from __future__ import annotations
 
@@ -29,20 +29,23 @@ def rate_limit(
     clock: Clock = SYSTEM_CLOCK,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """
-    Let a function start no more often than the limit allows.
+    Limit how often a function starts.
 
-    All its callers share one bucket, whichever object or thread they call it through. A coroutine function is
-    handed to :func:`async_rate_limit`, so that its event loop is never blocked.
+    All callers share one bucket, also those that call it through different objects or threads. A coroutine function is
+    decorated by :func:`async_rate_limit`, so that its event loop is never blocked.
 
     Args:
         tokens_per_second: Calls per second.
-        capacity: Calls that may come at once; by default one second's worth, at least 1.
-        block: Whether a call waits for its turn; otherwise it raises.
+        capacity: Calls that may start at once; by default the calls of one second, at least 1.
+        block: Whether a call over the limit waits. Otherwise it raises.
         clock: See :class:`bucketflow.TokenBucket`.
 
+    Returns:
+        The decorator.
+
     Raises:
-        ConfigError: A number is not one, or too small; or what is decorated cannot be called.
-        RateLimitExceeded: From the call, with ``block=False``: not now. It carries ``retry_after`` in seconds.
+        ConfigError: An argument is not a number or too small, or the decorated object cannot be called.
+        RateLimitExceeded: From a call over the limit, with ``block=False``. Its ``retry_after`` is in seconds.
     """
     limit = limit_of(tokens_per_second, capacity)
 

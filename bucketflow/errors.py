@@ -1,7 +1,8 @@
-"""Everything bucketflow raises on purpose: two refusals, one outage, one mistake.
+"""
+Exceptions of bucketflow.
 
-Each error carries its facts as attributes, and passes them to ``Exception`` so that it survives pickling and the
-JSON form in which Celery's result backends keep it.
+Each error has its details as attributes and passes them to ``Exception``, so that it survives pickling and the JSON
+form of Celery's result backends.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ __all__ = ["BucketflowError", "ConfigError", "CostExceedsCapacity", "RateLimitEx
 
 
 class BucketflowError(Exception):
-    """The root of the tree."""
+    """Base class of all errors that bucketflow raises."""
 
 
 class RateLimitExceeded(BucketflowError):
-    """Not now: the tokens are not there yet.
+    """
+    A request that is refused now and can be granted later.
 
     Attributes:
         key: The bucket, function or level that refused.
-        cost: Tokens asked for.
-        retry_after: Seconds until the same question would be granted, if nobody else takes tokens meanwhile.
+        cost: Tokens requested.
+        retry_after: Seconds until the same request is granted, if no other caller takes tokens meanwhile.
     """
 
     def __init__(self, key: str, cost: float, retry_after: float) -> None:
@@ -33,11 +35,12 @@ class RateLimitExceeded(BucketflowError):
 
 
 class CostExceedsCapacity(BucketflowError, ValueError):
-    """Never: the bucket cannot hold as many tokens as were asked for.
+    """
+    A request that can never be granted, because its cost is above the capacity of a bucket.
 
     Attributes:
         key: The bucket or level that can never grant it.
-        cost: Tokens asked for.
+        cost: Tokens requested.
         capacity: Most tokens that bucket holds.
     """
 
@@ -52,13 +55,14 @@ class CostExceedsCapacity(BucketflowError, ValueError):
 
 
 class StoreUnavailable(BucketflowError):
-    """The store that keeps the buckets did not answer in time, or answered that it cannot serve.
+    """
+    The store of the buckets did not reply in time, or replied that it cannot serve.
 
-    Raised from the driver's own error. Whether the tokens were taken is unknown; nothing is retried.
+    Raised from the driver's error. Whether the tokens were taken is unknown. The call is not retried.
 
     Attributes:
-        store: Where the store is.
-        reason: What the driver said.
+        store: Address of the store.
+        reason: Message of the driver's error.
     """
 
     def __init__(self, store: str, reason: str) -> None:
@@ -71,12 +75,13 @@ class StoreUnavailable(BucketflowError):
 
 
 class ConfigError(BucketflowError, ValueError):
-    """A value that cannot work.
+    """
+    An invalid argument, option or entry.
 
     Attributes:
-        entry: The argument, option or entry that holds it.
-        value: What was given.
-        expected: What would be right.
+        entry: The argument, option or entry that has the value.
+        value: The invalid value.
+        expected: Description of a valid value.
     """
 
     def __init__(self, entry: str, value: object, expected: str) -> None:

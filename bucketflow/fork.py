@@ -1,4 +1,4 @@
-"""What must forget its parent's affairs in a forked child: connections, calls under way, tokens on lease."""
+"""Reset of connections, in-flight calls and token leases in a forked child."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ __all__ = ["ForkAware", "reset_after_fork"]
 
 
 class ForkAware(Protocol):
-    """Something that a forked child must not go on with."""
+    """An object with state that a forked child must not share with its parent."""
 
     def after_fork(self) -> None:
-        """Begin anew, in the child. Must not block: nobody else is there to release a lock."""
+        """Reset the state, in the child. Must not block: no other thread exists there that could release a lock."""
 
 
 _aware: WeakSet[ForkAware] = WeakSet()
 
 
 def reset_after_fork(aware: ForkAware) -> None:
-    """Have *aware* told in every child that is forked from here on, for as long as it lives."""
+    """Call ``after_fork`` of *aware* in every child forked from now on. Holds only a weak reference."""
     _aware.add(aware)
 
 
@@ -29,5 +29,5 @@ def _after_fork() -> None:
         aware.after_fork()
 
 
-if hasattr(os, "register_at_fork"):  # not where there are no forks
+if hasattr(os, "register_at_fork"):  # not on platforms without fork
     os.register_at_fork(after_in_child=_after_fork)

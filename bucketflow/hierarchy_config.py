@@ -51,13 +51,13 @@ def parse_hierarchy(config: object) -> list[BucketConfig]:
 
 
 def _add(buckets: dict[str, BucketConfig], entry: str, config: object, parent: str | None) -> None:
-    """Add the bucket that stands at *entry* and all below it."""
+    """Add the bucket at *entry* and all its descendants to *buckets*."""
     config = _checked(entry, config)
     name = config["name"]
     if not isinstance(name, str) or not name or name in buckets:
-        raise ConfigError(f"{entry}.name", name, "a name that no other bucket of the tree has")
+        raise ConfigError(f"{entry}.name", name, "a non-empty name that is unique in the hierarchy")
     try:
-        # The limit checks the numbers, whatever their type.
+        # Limit checks the type of the numbers too.
         limit = Limit(config["capacity"], config["fill_rate"])  # type: ignore[arg-type]
         initial_tokens = check_initial_tokens(config.get("initial_tokens"), limit.capacity)
     except ConfigError as error:
@@ -71,13 +71,13 @@ def _add(buckets: dict[str, BucketConfig], entry: str, config: object, parent: s
 
 
 def _checked(entry: str, config: object) -> Mapping[str, object]:
-    """Return *config* if it is a mapping with the right keys."""
+    """Return *config* if it is a mapping with valid keys."""
     if not isinstance(config, Mapping):
-        raise ConfigError(entry, config, f"a mapping of {', '.join(_KEYS)}")
+        raise ConfigError(entry, config, f"a mapping with the keys {', '.join(_KEYS)}")
     for key, value in config.items():
         if key not in _KEYS:
-            raise ConfigError(f"{entry}.{key}", value, f"nothing: the keys are {', '.join(_KEYS)}")
+            raise ConfigError(f"{entry}.{key}", value, f"one of the keys {', '.join(_KEYS)}")
     for key in _REQUIRED:
         if key not in config:
-            raise ConfigError(f"{entry}.{key}", None, "a value: it is missing")
+            raise ConfigError(f"{entry}.{key}", None, "a value, but it is missing")
     return config

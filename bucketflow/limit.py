@@ -1,4 +1,4 @@
-"""A limit: how many tokens a bucket holds, and how fast they come."""
+"""Limits: the capacity and fill rate of a bucket."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from bucketflow.validation import check_number
 
 __all__ = ["SECOND", "Limit"]
 
-#: µs in a second: the public API speaks seconds, everything inside whole µs.
+#: µs in a second. The public API takes and returns seconds; all internal times are whole µs.
 SECOND = 1_000_000
 
-#: Past this many seconds to fill, a double no longer resolves the µs that ``retry_after`` promises.
-LONGEST_FILL = 1e9
+#: Most seconds that a bucket may need to fill. Beyond that, a double does not resolve the µs of ``retry_after``.
+MAX_FILL_TIME = 1e9
 
 _PERIODS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smhd])\s*")
@@ -23,7 +23,7 @@ _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smhd])\s*")
 @dataclass(frozen=True, slots=True)
 class Limit:
     """
-    The frozen pair that defines a bucket.
+    Capacity and fill rate of a bucket; immutable.
 
     In every window of ``w`` seconds a bucket grants at most ``capacity + fill_rate × w`` tokens.
 
@@ -32,7 +32,7 @@ class Limit:
         fill_rate: Tokens per second. Above 0.
 
     Raises:
-        ConfigError: Either is not a finite number above 0, or the bucket would need over 31 years to fill.
+        ConfigError: A value is not a finite number above 0, or the bucket would need over 31 years to fill.
     """
 
     capacity: float
@@ -41,25 +41,28 @@ class Limit:
     def __post_init__(self) -> None:
         check_number("capacity", self.capacity, "a number of tokens above 0", above=True)
         check_number("fill_rate", self.fill_rate, "a number of tokens per second above 0", above=True)
-        if self.capacity / self.fill_rate > LONGEST_FILL:
+        if self.capacity / self.fill_rate > MAX_FILL_TIME:
             raise ConfigError("fill_rate", self.fill_rate, f"enough to fill {self.capacity:g} tokens within 31 years")
 
     @property
     def span(self) -> float:
-        """µs an empty bucket needs to fill."""
+        """µs that an empty bucket needs to fill."""
         return self.capacity * SECOND / self.fill_rate
 
     @classmethod
     def parse(cls, text: str, capacity: float | None = None) -> Limit:
         """
-        Read ``"100/s"``, ``"30/m"``, ``"1000/h"`` or ``"5000/d"``.
+        Parse a rate such as ``"100/s"``, ``"30/m"``, ``"1000/h"`` or ``"5000/d"``.
 
         Args:
             text: Tokens per second, minute, hour or day.
-            capacity: Tokens; by default one second's worth, at least 1.
+            capacity: Tokens; by default the tokens of one second, at least 1.
+
+        Returns:
+            The limit.
 
         Raises:
-            ConfigError: *text* is of another form, its rate is 0, or *capacity* is no number above 0.
+            ConfigError: *text* has another form, its rate is 0, or *capacity* is not a number above 0.
         """
         match = _RATE.fullmatch(text) if isinstance(text, str) else None
         if match is None or float(match[1]) == 0:

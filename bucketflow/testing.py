@@ -1,4 +1,4 @@
-"""A clock that moves when it is told to: tests of anything built on bucketflow need no sleep."""
+"""Test support: a fake clock, so that tests need no sleep, and a check of recorded starts against a limit."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["FakeClock", "worst_excess"]
 
 class FakeClock:
     """
-    Time under a test's control.
+    A clock that a test controls.
 
-    By default the clock jumps to the earliest instant that anybody sleeps for: ``consume(block=True)`` returns at
-    once and :meth:`now` shows how long it would have taken, also when many coroutines wait side by side. With
-    ``jump=False`` sleepers wait, in real threads or tasks, until :meth:`advance` reaches them.
+    By default the clock jumps to the earliest deadline of all sleepers. ``consume(block=True)`` then returns at once,
+    and :meth:`now` shows how long it would have waited, also when many coroutines wait concurrently. With
+    ``jump=False`` sleepers wait, in real threads or tasks, until :meth:`advance` reaches their deadlines.
 
     Args:
-        start: Seconds at which the clock starts.
-        jump: Whether sleepers move the clock by themselves.
+        start: Seconds at which the clock starts, >= 0.
+        jump: Whether sleepers move the clock.
 
     Raises:
-        ConfigError: *start* is no number of 0 or more.
+        ConfigError: *start* is not a number of 0 or more.
     """
 
     def __init__(self, start: float = 0.0, *, jump: bool = True) -> None:
@@ -36,48 +36,48 @@ class FakeClock:
         self._deadlines: list[int] = []
 
     def now(self) -> int:
-        """Return µs since the clock's zero."""
+        """Return the µs since the zero of the clock."""
         return self._now
 
     @property
     def sleeping(self) -> tuple[float, ...]:
-        """The instants, in seconds and sorted, until which threads and coroutines sleep now."""
+        """Deadlines of the threads and coroutines that sleep now, in seconds, sorted."""
         with self._changed:
             return tuple(sorted(deadline / SECOND for deadline in self._deadlines if deadline > self._now))
 
     def advance(self, seconds: float) -> None:
-        """Move on by *seconds*; a negative number steps back, as a badly set clock does."""
+        """Move the clock by *seconds*. A negative number steps it back, as setting a wall clock can."""
         with self._changed:
             self._now += round(seconds * SECOND)
             self._changed.notify_all()
 
     def sleep(self, seconds: float, wake: threading.Event) -> None:
         """See :class:`bucketflow.clock.Clock`."""
-        deadline = self._lie_down(seconds)
+        deadline = self._add_sleeper(seconds)
         try:
             while not wake.is_set() and not self._reached(deadline):
                 with self._changed:
-                    self._changed.wait(0.001)  # not for ever: whoever sets wake knows nothing of this condition
+                    self._changed.wait(0.001)  # polled, because setting wake does not notify this condition
         finally:
-            self._get_up(deadline)
+            self._remove_sleeper(deadline)
 
     async def sleep_async(self, seconds: float, wake: asyncio.Event) -> None:
         """See :class:`bucketflow.clock.Clock`."""
-        deadline = self._lie_down(seconds)
+        deadline = self._add_sleeper(seconds)
         try:
-            await asyncio.sleep(0)  # whoever is about to sleep for less time comes first
-            while not wake.is_set() and not self._reached(deadline):  # noqa: ASYNC110 - advance() may be another thread's
+            await asyncio.sleep(0)  # first let tasks add their deadlines that are about to sleep for less time
+            while not wake.is_set() and not self._reached(deadline):  # noqa: ASYNC110 - another thread may call advance()
                 await asyncio.sleep(0 if self._jump else 0.001)
         finally:
-            self._get_up(deadline)
+            self._remove_sleeper(deadline)
 
-    def _lie_down(self, seconds: float) -> int:
+    def _add_sleeper(self, seconds: float) -> int:
         with self._changed:
             deadline = self._now + round(min(seconds, threading.TIMEOUT_MAX) * SECOND)
             self._deadlines.append(deadline)
         return deadline
 
-    def _get_up(self, deadline: int) -> None:
+    def _remove_sleeper(self, deadline: int) -> None:
         with self._changed:
             self._deadlines.remove(deadline)
             self._changed.notify_all()
@@ -91,13 +91,13 @@ class FakeClock:
 
 def worst_excess(starts: Sequence[tuple[float, float]], limit: Limit) -> float:
     """
-    Return by how many tokens the worst of all windows exceeds *limit*; not above 0 if none does.
+    Return the tokens by which the worst window of *starts* exceeds *limit*; 0 or less if no window does.
 
-    A window from one start to another, both included, may cost ``capacity + fill_rate × its length``.
+    A window from one start to another, both included, may cost ``capacity + fill_rate × length`` tokens.
 
     Args:
-        starts: Time in seconds and cost in tokens of each start, in the order of time.
-        limit: What was allowed.
+        starts: Time in seconds and cost in tokens of each start, ordered by time.
+        limit: The limit that the starts had to obey.
     """
     worst = worst_window(limit, starts)
     return -limit.capacity if worst is None else worst.over

@@ -1,4 +1,4 @@
-"""The token bucket for one process: any number of threads, one lock."""
+"""Token bucket for the threads of one process."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class TokenBucket(Bucket):
     In every window of ``w`` seconds it grants at most ``capacity + fill_rate × w`` tokens.
 
     Args:
-        capacity: Most tokens it holds: the burst.
-        fill_rate: Tokens per second.
+        capacity: Most tokens the bucket holds: the burst. Above 0.
+        fill_rate: Tokens per second. Above 0.
         initial_tokens: Tokens at the start, 0 to *capacity*; by default full.
-        clock: Where the time comes from; ``bucketflow.testing.FakeClock`` in tests.
-        name: What errors call it.
+        clock: Source of the time; ``bucketflow.testing.FakeClock`` in tests.
+        name: Name of the bucket in errors.
 
     Raises:
-        ConfigError: A number is not one, or out of its range; it names the argument.
+        ConfigError: An argument is not a number, or out of its range. The error names the argument.
     """
 
     _KIND = "TokenBucket"
@@ -40,39 +40,38 @@ class TokenBucket(Bucket):
         """
         Take *tokens*, all or none.
 
-        Blocked callers are served in the order in which they came, and nobody else is served before them. They
-        sleep outside the lock. Whoever is refused or interrupted has spent nothing, and those behind move up.
+        Blocked callers are served in order of arrival, and no other caller overtakes them. They sleep outside the
+        lock. A caller that is refused or interrupted spends nothing, and the callers behind it move up.
 
         Args:
-            tokens: How many; 0 only looks.
+            tokens: Tokens to take, >= 0; 0 takes none.
             block: Whether to wait for them.
-            timeout: Seconds to wait at most; ``None``: as long as it takes. Whoever would wait longer is refused at
-                once: the line is known, and only a refund or a cancellation could shorten it.
+            timeout: Most seconds to wait; ``None``: no limit. A caller that would wait longer is refused at once: its
+                wait is known, and only a refund or a cancellation could shorten it.
 
         Returns:
-            Whether they were taken.
+            Whether the tokens were taken.
 
         Raises:
-            ConfigError: *tokens* or *timeout* is no number of 0 or more, or *timeout* is given without *block*.
-            CostExceedsCapacity: More than the bucket can ever hold; it would wait for ever.
+            ConfigError: *tokens* or *timeout* is not a number of 0 or more, or *timeout* is given without *block*.
+            CostExceedsCapacity: *tokens* is above the capacity, so the call would wait for ever.
         """
         if timeout is not None:
             check_timeout(timeout, block=block)
-        one, step, take, slot, read, scale, most = self._fast_path
-        if tokens is not one:
-            step = self._step_of(tokens)
-            take = take if step else DISABLED  # 0 only looks
-        # While nobody waits, the bucket's state lies in a list. Whoever pops it has the bucket to himself; who finds
-        # none asks under the lock, see quick_way.FastPathState. Then core.wait_for and core.take in one step,
-        # operation for
-        # operation, and held against them by a test. Adding 2**52 and popping it away rounds to whole µs.
+        unchecked, refill, pop, slot, read, scale, tolerance = self._fast_path
+        if tokens is not unchecked:
+            refill = self._refill_time(tokens)
+            pop = pop if refill else DISABLED  # a cost of 0 takes nothing
+        # Without waiters the state is in slot, and the caller that pops it owns it; see FastPathState. The block is
+        # gcra.wait_for and gcra.take in one step, operation for operation; a test holds the results equal. Adding
+        # 2**52 and subtracting it again rounds to whole µs.
         try:
-            for full_at in take:
+            for full_at in pop:
                 try:
                     now = read() * scale + 2.0**52 - 2.0**52
-                    behind = full_at - now + step if full_at > now else step
-                    if behind <= most:
-                        full_at = now + behind  # noqa: PLW2901 - it goes back
+                    deficit = full_at - now + refill if full_at > now else refill
+                    if deficit <= tolerance:
+                        full_at = now + deficit  # noqa: PLW2901 - the new state
                         return True
                     break
                 finally:
@@ -87,12 +86,12 @@ class TokenBucket(Bucket):
         waiter = Waiter(cost, wake.set)
         try:
             deadline = self._join(waiter, timeout)
-            while (left := self._left(waiter, deadline)) is not None:
+            while (left := self._time_left(waiter, deadline)) is not None:
                 self._clock.sleep(left, wake)
-                wake.clear()  # before looking again: whatever moves the waiter from here on wakes it again
-        except BaseException:  # also KeyboardInterrupt: it must not leave a hole in the line
-            self._abandon(waiter)
+                wake.clear()  # before the next check, so that a later change of the grant time wakes the thread again
+        except BaseException:  # also KeyboardInterrupt: an interrupted caller must not keep its position
+            self._cancel(waiter)
             raise
         if not waiter.granted:
-            self._abandon(waiter)
+            self._cancel(waiter)
         return waiter.granted

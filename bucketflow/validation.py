@@ -1,4 +1,4 @@
-"""Checks of numbers, costs and timeouts that users pass in."""
+"""Validation of numbers, costs and timeouts that users pass."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ __all__ = ["check_cost", "check_initial_tokens", "check_number", "check_timeout"
 
 def check_number(entry: str, value: object, expected: str, *, minimum: float = 0.0, above: bool = False) -> float:
     """
-    Return *value* as a float if it is a finite number of at least *minimum* (``above``: more than it).
+    Return *value* as a float if it is a finite number of at least *minimum*.
+
+    Args:
+        entry: Name of the value in the error.
+        value: The value to check.
+        expected: Description of a valid value in the error.
+        minimum: Smallest valid value.
+        above: Whether *minimum* itself is invalid.
 
     Raises:
-        ConfigError: Anything else: another type, ``bool``, NaN, infinity, too small. It names *entry*.
+        ConfigError: *value* has another type (``bool`` included), is NaN or infinite, or is too small.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
         raise ConfigError(entry, value, expected)
@@ -28,11 +35,11 @@ def check_cost(tokens: object, capacity: float, key: str) -> float:
     Return *tokens* as a cost that a bucket of *capacity* can grant.
 
     Raises:
-        ConfigError: *tokens* is no number of 0 or more.
-        CostExceedsCapacity: More than *capacity*; it names *key*.
+        ConfigError: *tokens* is not a number of 0 or more.
+        CostExceedsCapacity: *tokens* is above *capacity*. The error names *key*.
     """
     if (type(tokens) is int or type(tokens) is float) and 0 <= tokens <= capacity:
-        return float(tokens)  # nearly every call; what follows says what is wrong
+        return float(tokens)  # nearly every call; the rest finds the error
     cost = check_number("tokens", tokens, "a number of tokens, 0 or more")
     if cost > capacity:
         raise CostExceedsCapacity(key, cost, capacity)
@@ -41,10 +48,10 @@ def check_cost(tokens: object, capacity: float, key: str) -> float:
 
 def check_timeout(timeout: object, *, block: bool) -> None:
     """
-    Check *timeout* of a ``consume``, as ``threading.Lock.acquire`` does.
+    Check the *timeout* of a ``consume``, by the rules of ``threading.Lock.acquire``.
 
     Raises:
-        ConfigError: It is no number of 0 or more, or nobody asked to wait.
+        ConfigError: *timeout* is not a number of 0 or more, or the call does not *block*.
     """
     check_number("timeout", timeout, "seconds, 0 or more, or None")
     if not block:
@@ -53,10 +60,10 @@ def check_timeout(timeout: object, *, block: bool) -> None:
 
 def check_initial_tokens(initial_tokens: object, capacity: float) -> float | None:
     """
-    Return *initial_tokens* of a bucket of *capacity*; ``None`` means full.
+    Return *initial_tokens* of a bucket of *capacity* as a float; ``None``, which means full, stays ``None``.
 
     Raises:
-        ConfigError: It is no number from 0 to *capacity*.
+        ConfigError: *initial_tokens* is not a number from 0 to *capacity*.
     """
     if initial_tokens is None:
         return None

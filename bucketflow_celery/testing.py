@@ -21,8 +21,8 @@ from bucketflow_celery.scheduling.admit import (
     admit,
     cancel_reservation,
 )
-from bucketflow_celery.store.interfaces import FleetLimits
-from bucketflow_celery.store.memory_backlog import MemoryBacklogs
+from bucketflow_celery.store.interfaces import FleetLimits, StaleLimits
+from bucketflow_celery.store.memory_backlog import MemoryBacklogs, MemoryStoreCall
 
 __all__ = ["MemoryStore"]
 
@@ -42,12 +42,18 @@ class MemoryStore:
         self._told = FleetLimits("", None, frozenset())
         self.backlogs = MemoryBacklogs(clock, self._lock, self._states, lambda: self._told.version)
 
-    def admit(self, requests: Sequence[AdmissionRequest], version: str) -> tuple[str, list[AdmissionDecision] | None]:
+    def admit(
+        self, requests: Sequence[AdmissionRequest], version: str
+    ) -> MemoryStoreCall[Sequence[AdmissionDecision] | StaleLimits]:
         """See :class:`bucketflow_celery.store.interfaces.Store`."""
-        with self._lock:
-            if version != self._told.version:
-                return self._told.version, None
-            return version, admit(requests, self._states, self._clock.now(), self.backlogs.blocks)
+
+        def decide() -> Sequence[AdmissionDecision] | StaleLimits:
+            with self._lock:
+                if version != self._told.version:
+                    return StaleLimits(self._told.version)
+                return admit(requests, self._states, self._clock.now(), self.backlogs.blocks)
+
+        return MemoryStoreCall(decide)
 
     def cancel_reservation(self, request: AdmissionRequest) -> None:
         """See :class:`bucketflow_celery.store.interfaces.Store`."""

@@ -1,9 +1,10 @@
-"""``Throttle``: the limits of an app, and the hooks by which its workers and publishers obey them."""
+"""``Throttle``: the limits of an app, and the hooks into its workers and publishers."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +27,7 @@ from bucketflow_celery.store.redis_store import RedisStore
 
 __all__ = ["LevelView", "Throttle"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("bucketflow_celery.throttle")
 
 _STEP = "bucketflow_celery.worker.bootstep:ThrottleStep"
 
@@ -35,32 +36,33 @@ class Throttle:
     """
     Makes every worker of *app* pass its tasks through shared limits: all, queue, tenant, task.
 
-    Options not given here are read from ``app.conf`` under ``bucketflow_...`` when they are first needed, so a
-    throttle may be made before its app is configured. Making one connects to nothing.
+    An option that is not given is read from ``app.conf`` under ``bucketflow_...`` when it is first needed, so a
+    throttle may be created before its app is configured. Creating one opens no connection.
 
     Args:
         app: The Celery app; it keeps its throttle as ``app.bucketflow``.
         url: Where the buckets live, such as ``"redis://localhost/1"``.
-        client: A client of redis-py instead of *url*: plain, Sentinel's or a cluster's.
-        store: Any other store instead, such as :class:`bucketflow_celery.testing.MemoryStore`.
+        client: A client of redis-py in place of *url*: plain, from a Sentinel, or of a cluster.
+        store: Any other store in their place, such as :class:`bucketflow_celery.testing.MemoryStore`.
         limits: The table of limits: ``all``, ``queues``, ``tenants``, ``tasks``, and ``weights``. Each limit is
-            ``"100/s"``, ``"5/m"``, ``"1000/h"``, ``"5000/d"`` or ``Limit(capacity, fill_rate)``; ``"*"`` is a level's
-            default.
-        on_limit: What becomes of a task that its tenant's or its own limit refuses: ``"retry"`` or ``"hold"``; with
-            ``"park"`` whatever refuses it, it waits in Redis.
-        on_store_error: What becomes of tasks while Redis is away: ``"hold"``, ``"admit"`` or ``"refuse"``.
-        max_wait: Seconds a task may wait in all before it fails with ``ThrottleTimeout``.
-        max_hold: Seconds a message is held in a worker before it goes back to the broker.
+            ``"100/s"``, ``"5/m"``, ``"1000/h"``, ``"5000/d"`` or ``Limit(capacity, fill_rate)``; ``"*"`` is the
+            default of a level.
+        on_limit: What happens to a task refused by its tenant or its task type: ``"retry"`` defers it, ``"hold"``
+            keeps it in the worker. ``"park"`` stores a task in Redis, whichever level refuses it.
+        on_store_error: What happens to tasks while Redis is away: ``"hold"``, ``"admit"`` or ``"refuse"``.
+        max_wait: Maximum total wait in seconds before a task fails with ``ThrottleTimeout``.
+        max_hold: Seconds that a message is held in a worker before it is requeued.
         max_countdown: Longest countdown in seconds.
-        tenant: Whom a task is for where its decorator does not say: an argument's name or a callable.
+        tenant: How to determine the tenant where the task's decorator does not say: an argument's name or a callable.
         namespace: Prefix and hash tag of every key.
-        timeout: Seconds to wait for an answer of Redis.
-        backlog_limit: Most tasks parked of one queue; the others stay with the broker.
-        lease: Seconds within which the tasks that were dispatched to a worker go to another when it dies.
-        parked_state: Whether the result of a parked task says ``PARKED``, with its position and when it may start.
+        timeout: Seconds that Redis may take to answer.
+        backlog_limit: Most tasks parked of one queue; further ones stay with the broker.
+        lease: Seconds within which the parked tasks of a killed worker go to another one.
+        parked_state: Whether the result of a parked task has the state ``PARKED``, with its position and expected
+            start.
 
     Raises:
-        ConfigErrors: Every mistake in what was given; what stands in ``app.conf`` is checked when a worker starts.
+        ConfigErrors: Every mistake in the arguments. Options in ``app.conf`` are checked when a worker starts.
     """
 
     def __init__(  # noqa: PLR0913 - each is one option, by name
@@ -83,21 +85,8 @@ class Throttle:
         lease: float | None = None,
         parked_state: bool | None = None,
     ) -> None:
-        self._given = {
-            "url": url,
-            "limits": limits,
-            "on_limit": on_limit,
-            "on_store_error": on_store_error,
-            "max_wait": max_wait,
-            "max_hold": max_hold,
-            "max_countdown": max_countdown,
-            "tenant": tenant,
-            "namespace": namespace,
-            "timeout": timeout,
-            "backlog_limit": backlog_limit,
-            "lease": lease,
-            "parked_state": parked_state,
-        }
+        arguments = locals()
+        self._given = {field.name: arguments[field.name] for field in fields(Settings)}
         Settings.read(self._given, {})
         if not isinstance(app, Celery):
             raise ConfigError("app", app, "a Celery app")
@@ -119,7 +108,7 @@ class Throttle:
     @cached_property
     def settings(self) -> Settings:
         """
-        Return the options in force: what was given, completed from ``app.conf``.
+        The options in force: the arguments, completed from ``app.conf``.
 
         Raises:
             ConfigErrors: Every mistake, each naming its entry.
@@ -129,10 +118,10 @@ class Throttle:
     @cached_property
     def store(self) -> Store:
         """
-        Return the place where the levels live.
+        The store of the levels.
 
         Raises:
-            ConfigError: No place was given, or its URL cannot be read.
+            ConfigError: No store was given, or its URL cannot be parsed.
         """
         if self._store is not None:
             return self._store
@@ -140,16 +129,16 @@ class Throttle:
 
     @property
     def limits(self) -> LimitTable:
-        """The table in force: what the fleet was last told by :meth:`set_limits`, else what was configured."""
-        return self.active_limits.limits
+        """The table in force: the last one set with :meth:`set_limits`, else the configured one."""
+        return self.active_limits.table
 
     def set_limits(self, limits: Mapping[str, Any] | None) -> None:
         """
-        Replace the limits of all workers at once, while they run; ``None`` returns each to its configuration.
+        Replace the limits of all workers at once, while they run; ``None`` restores each worker's configured ones.
 
         Raises:
-            ConfigErrors: Every mistake in *limits*; nothing has changed then.
-            StoreUnavailable: Nothing is known to have changed.
+            ConfigErrors: Every mistake in *limits*; nothing has changed.
+            StoreUnavailable: The store did not answer; whether the limits have changed is unknown.
         """
         mistakes: list[ConfigError] = []
         table = None if limits is None else LimitTable.parse(limits, mistakes)
@@ -158,17 +147,17 @@ class Throttle:
         self.store.set_limits(None if table is None else table.dump())
 
     def stats(self) -> dict[str, int]:
-        """Return what this process has counted: see :class:`~bucketflow_celery.stats.Stats`."""
+        """Return the counters of this process: see :class:`~bucketflow_celery.stats.Stats`."""
         return self.counters.snapshot()
 
     def peek(self, queue: str, task: str, tenant: str | None = None) -> list[LevelView]:
         """
-        Return how the levels stand that a task would pass, root first; it takes nothing.
+        Return the state of the levels that a task would pass, root first. Takes no tokens.
 
         Args:
-            queue: The queue it would come from.
+            queue: The queue of the task.
             task: Its name.
-            tenant: Whom it would be for.
+            tenant: Its tenant; ``None`` if it has none.
 
         Raises:
             StoreUnavailable: The store did not answer in time.
@@ -181,7 +170,7 @@ class Throttle:
 
     def backlog(self) -> dict[str, QueueBacklog]:
         """
-        Return what is parked, by queue; queues in which nothing is parked are left out.
+        Return the parked tasks by queue; queues without parked tasks are left out.
 
         Raises:
             StoreUnavailable: The store did not answer in time.
@@ -194,18 +183,18 @@ class Throttle:
 
     def purge(self, queue: str, *, tenant: str | None = None, task: str | None = None) -> int:
         """
-        Forget parked tasks. Like ``app.control.purge`` it stores no results; what was dispatched to a worker goes on.
+        Delete parked tasks. As with ``app.control.purge`` no results are stored. Dispatched tasks are not affected.
 
         Args:
-            queue: Of this queue.
-            tenant: Only of this tenant; ``""``: only those without one.
-            task: Only of this task type.
+            queue: The queue.
+            tenant: Only tasks of this tenant; ``""``: only tasks without a tenant.
+            task: Only tasks with this name.
 
         Returns:
-            How many that were.
+            The number of deleted tasks.
 
         Raises:
-            StoreUnavailable: The store did not answer in time; some may be forgotten.
+            StoreUnavailable: The store did not answer in time; some tasks may have been deleted.
         """
         backlogs = self.store.backlogs
         return sum(
@@ -216,23 +205,23 @@ class Throttle:
 
     def pause(self, *, queue: str | None = None, tenant: str | None = None, task: str | None = None) -> None:
         """
-        Let nothing start any more of a queue, a tenant (in all queues) or a task type; of everything if none is given.
+        Stop starting tasks of a queue, of a tenant in all queues, or of a task type; without arguments, all tasks.
 
-        It holds for all workers, also those that start later, until :meth:`resume`. What has started goes on.
+        A pause holds for all workers, also for those that start later, until :meth:`resume`. Running tasks go on.
 
         Raises:
-            ConfigError: More than one is given.
-            StoreUnavailable: Nothing is known to have changed.
+            ConfigError: More than one argument is given.
+            StoreUnavailable: The store did not answer; whether the pause holds is unknown.
         """
         self.store.pause(pause_of(queue, tenant, task), paused=True)
 
     def resume(self, *, queue: str | None = None, tenant: str | None = None, task: str | None = None) -> None:
-        """End a pause: see :meth:`pause`. Each is ended by itself."""
+        """End the pause that :meth:`pause` began with the same arguments. Raises as :meth:`pause` does."""
         self.store.pause(pause_of(queue, tenant, task), paused=False)
 
     def paused(self) -> list[str]:
         """
-        Return what is paused: ``"all:"``, ``"queue:emails"``, ``"tenant:acme"``, ``"task:shop.refund"``; sorted.
+        Return what is paused, sorted: ``"all:"``, ``"queue:emails"``, ``"tenant:acme"``, ``"task:shop.refund"``.
 
         Raises:
             StoreUnavailable: The store did not answer in time.
@@ -240,7 +229,7 @@ class Throttle:
         return sorted(self.store.limits().paused)
 
     def close(self) -> None:
-        """Close the connection to the store; it opens again when it is needed."""
+        """Close the connections to the store. The next call opens new ones."""
         if "store" in self.__dict__:
             self.store.close()
 
@@ -260,9 +249,9 @@ class Throttle:
             return
         try:
             limited = set(self.settings.limits.levels.get("task", {}))
-            __ = self.store  # a mistake in where it is must show now; whether it is up is another matter
+            __ = self.store  # a wrong URL must be reported now; whether the server is up is another matter
         except ConfigError as error:
-            # Celery swallows what a signal's receiver raises, short of this.
+            # Celery ignores exceptions of signal receivers, except for this one.
             raise SystemExit(f"bucketflow cannot start:\n{error}") from error
         unknown = limited - {*self.app.tasks, "*"}
         if unknown:

@@ -1,5 +1,5 @@
 """
-The library alone: no Celery, no Redis, nothing to install but bucketflow.
+The library without Celery and Redis: it needs bucketflow only.
 
     python standalone.py
 """
@@ -16,10 +16,10 @@ from bucketflow.hierarchical import create_bucket_hierarchy
 
 
 def buckets() -> None:
-    """Take tokens, or learn how long they will be."""
+    """Take tokens, or find out when they are available."""
     bucket = TokenBucket(capacity=3, fill_rate=10)
     print("three at once:", [bucket.consume() for _ in range(4)])
-    print(f"the next one comes within {bucket.wait_time():.1f} s")
+    print(f"the next token comes within {bucket.wait_time():.1f} s")
     print("waited for it:", bucket.consume(block=True, timeout=1))
 
 
@@ -30,7 +30,7 @@ def greet(name: str) -> str:
 
 
 def decorators() -> None:
-    """Limit a function."""
+    """Limit how often a function starts."""
     print(greet("Ada"), "-", greet("Grace"))
     try:
         greet("Edsger")
@@ -39,7 +39,7 @@ def decorators() -> None:
 
 
 def hierarchies() -> None:
-    """Let users share what their service may do: tokens leave every bucket, or none."""
+    """Share the limit of a service among its users: a call takes tokens from every bucket of its path, or from none."""
     tree = create_bucket_hierarchy(
         {
             "name": "service",
@@ -56,7 +56,7 @@ def hierarchies() -> None:
 
 
 async def coroutines() -> None:
-    """Wait without blocking the loop."""
+    """Wait without blocking the event loop."""
     bucket = AsyncTokenBucket(capacity=1, fill_rate=20)
     began = time.monotonic()
     await asyncio.gather(*(bucket.consume(block=True) for _ in range(5)))

@@ -1,14 +1,13 @@
 """
-The arithmetic of a token bucket: no clock, no lock, no I/O. What decides lives here; every shell asks this module.
+Token bucket by the generic cell rate algorithm (GCRA). All bucket classes delegate to this module.
 
-A bucket is one number, ``full_at``: the instant, in µs, at which it will be full again. At ``now`` it lacks
-``(full_at - now) × fill_rate`` tokens, so an instant in the past is a full bucket, and so is a missing one.
-Taking tokens moves ``full_at`` on, giving them back moves it back, time passing needs no bookkeeping at all.
+The state of a bucket is one number, ``full_at``: the instant, in µs, at which the bucket is full again. At ``now`` it
+lacks ``(full_at - now) × fill_rate`` tokens. An instant in the past means a full bucket, and so does a missing state.
+Taking tokens moves ``full_at`` later, a refund moves it earlier, and the passing of time changes nothing.
 
-``lua/gcra.lua`` mirrors this file line by line; a property test feeds both the same steps and wants the same bits.
+``lua/gcra.lua`` mirrors this file line by line. A property test compares the results of both bit for bit.
 
-Source: the generic cell rate algorithm (ITU-T I.371), whose theoretical arrival time is ``full_at`` less one
-interval, read as a token bucket.
+Source: ITU-T I.371. Its theoretical arrival time is ``full_at`` less one emission interval.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from bucketflow.validation import check_initial_tokens
 
 __all__ = ["FULL", "Decision", "burst_tolerance", "consume", "consume_path", "refund", "take", "tokens_at", "wait_for"]
 
-#: The state of a bucket nobody has used.
+#: The state of an unused bucket.
 FULL = 0.0
 
-#: Half the clock's resolution, in µs: rounding in the last bit of a double must not cost a caller a whole µs.
+#: Half the resolution of the clock, in µs. A rounding error in the last bit of a double must not add a whole µs.
 HALF_TICK = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """
-    The answer to one question.
+    The result of one request.
 
     Attributes:
         allowed: Whether the tokens were taken, at every level.
-        retry_after: Seconds until the same question is granted if nobody else takes tokens meanwhile; 0 if allowed.
-            Waiting 1 µs less is refused.
+        retry_after: Seconds until the same request is granted, absent other callers; 0 if allowed. A retry 1 µs
+            earlier is refused.
         binding: Index of the level with the longest wait, root first; ``None`` if allowed.
         tokens: Tokens left at each level, root first; length = depth of the path >= 1.
     """
@@ -51,43 +50,43 @@ class Decision:
 
 def wait_for(limit: Limit, full_at: float, now: int, cost: float = 1.0) -> int:
     """
-    Return the µs, rounded up, until *cost* tokens are in the bucket; 0 if they are there.
+    Return the µs, rounded up, until the bucket holds *cost* tokens; 0 if it does.
 
     Args:
         limit: Capacity in tokens; fill rate in tokens per second.
-        full_at: The bucket, in µs.
-        now: µs on the clock that stamped *full_at*. May lie before it: time running backwards earns nothing.
+        full_at: State of the bucket, in µs.
+        now: µs on the clock that stamped *full_at*. May decrease between calls: a clock that steps back earns nothing.
         cost: Tokens, >= 0 and at most the capacity.
     """
-    behind = full_at - now if full_at > now else 0.0
-    return max(0, math.ceil(behind + cost * SECOND / limit.fill_rate - limit.span - HALF_TICK))
+    deficit = full_at - now if full_at > now else 0.0
+    return max(0, math.ceil(deficit + cost * SECOND / limit.fill_rate - limit.span - HALF_TICK))
 
 
 def burst_tolerance(limit: Limit) -> float:
-    """Return the most µs that a bucket may need to fill after a grant: more, and :func:`wait_for` is not 0."""
-    most = limit.span + HALF_TICK
-    while most - limit.span > HALF_TICK:  # the sum was rounded up
-        most = math.nextafter(most, 0)
-    while math.nextafter(most, math.inf) - limit.span <= HALF_TICK:  # a short span: the difference is rounded down
-        most = math.nextafter(most, math.inf)
-    return most
+    """Return the most µs that a bucket may be from full after a grant. Above it, :func:`wait_for` is not 0."""
+    tolerance = limit.span + HALF_TICK
+    while tolerance - limit.span > HALF_TICK:  # the sum was rounded up
+        tolerance = math.nextafter(tolerance, 0)
+    while math.nextafter(tolerance, math.inf) - limit.span <= HALF_TICK:  # short span: the difference is rounded down
+        tolerance = math.nextafter(tolerance, math.inf)
+    return tolerance
 
 
 def take(limit: Limit, full_at: float, now: int, cost: float = 1.0) -> float:
-    """Return the bucket with *cost* tokens less. Whether they are there is :func:`wait_for`'s question."""
-    behind = full_at - now if full_at > now else 0.0
-    return now + (behind + cost * SECOND / limit.fill_rate)
+    """Return the state with *cost* tokens less. Does not check that they are there, see :func:`wait_for`."""
+    deficit = full_at - now if full_at > now else 0.0
+    return now + (deficit + cost * SECOND / limit.fill_rate)
 
 
 def refund(limit: Limit, full_at: float, now: int, cost: float = 1.0) -> float:
-    """Return the bucket with *cost* tokens more, at most its capacity."""
+    """Return the state with *cost* tokens more, at most up to the capacity."""
     return max(float(now), full_at - cost * SECOND / limit.fill_rate)
 
 
 def tokens_at(limit: Limit, full_at: float, now: int) -> float:
-    """Return the tokens in the bucket: 0 to its capacity."""
-    behind = full_at - now if full_at > now else 0.0
-    return max(0.0, limit.capacity - behind * limit.fill_rate / SECOND)
+    """Return the tokens in the bucket, from 0 to its capacity."""
+    deficit = full_at - now if full_at > now else 0.0
+    return max(0.0, limit.capacity - deficit * limit.fill_rate / SECOND)
 
 
 def consume_path(
@@ -96,13 +95,13 @@ def consume_path(
     """
     Take *cost* tokens from every level of *path*, or from none.
 
-    Pure: a refusal returns *states* unchanged, and so does a look.
+    A refusal returns *states* unchanged, and so does a cost of 0.
 
     Args:
         path: Limits, root first; length = depth >= 1.
         states: ``full_at`` of each level in µs; same length and order.
         now: µs, see :func:`wait_for`.
-        cost: Tokens, >= 0; 0 only looks.
+        cost: Tokens, >= 0; 0 takes none and reports the state.
 
     Returns:
         The decision and the states to store; same length and order as *path*.
@@ -122,17 +121,17 @@ def consume_path(
 
 
 def consume(limit: Limit, full_at: float, now: int, cost: float = 1.0) -> tuple[Decision, float]:
-    """Take *cost* tokens from one bucket: :func:`consume_path` of a path of one level."""
+    """Take *cost* tokens from one bucket, as :func:`consume_path` does for a path of one level."""
     decision, (full_at,) = consume_path((limit,), (full_at,), now, cost)
     return decision, full_at
 
 
 def initial_state(limit: Limit, initial_tokens: float | None, now: int) -> float:
     """
-    Return the ``full_at`` of a bucket that holds *initial_tokens* at *now*; ``None``: it is full.
+    Return the state of a bucket that holds *initial_tokens* at *now*; ``None``: it is full.
 
     Raises:
-        ConfigError: *initial_tokens* is no number from 0 to the capacity.
+        ConfigError: *initial_tokens* is not a number from 0 to the capacity.
     """
     if initial_tokens is None:
         return FULL

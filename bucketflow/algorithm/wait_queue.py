@@ -1,20 +1,21 @@
 """
-The line in front of one bucket: who waits, in which order, until when. No clock, no lock, no I/O.
+FIFO wait queue of one bucket, with a known grant time for each waiter.
 
-Everything that must happen under a shell's lock is here; the shells only lock, sleep and wake.
+The grant time of a waiter is computed from the bucket as the waiters ahead of it will leave it. Waiters do not retry,
+no caller overtakes, and the wait of a new caller includes the whole queue.
 
-Each waiter knows the instant at which its tokens will be there, reckoned from the bucket as the waiters ahead will
-leave it. Nobody asks twice, nobody overtakes, and a newcomer's wait is honest because it counts the whole line. When
-one leaves, those behind move up together: were the tokens given back to the bucket instead, a newcomer would take
-them while the others kept their instants, and more than the limit would be granted.
+When a waiter leaves, the waiters behind it move up together. Returning its tokens to the bucket instead would be wrong:
+a new caller would take them while the waiters kept their grant times, and the limit would be exceeded.
 
-A waiting caller's tokens are taken when somebody looks, not at the instant itself. So callers who all wake late,
-because the machine slept or an event loop was busy, come apart again instead of bursting past the limit.
+The tokens of a waiter are taken when a call looks at the queue, not at the grant time. So callers that all wake late,
+because the machine slept or an event loop was busy, are spaced out again instead of exceeding the limit in one burst.
+A reservation is the exception, see :class:`Waiter`.
+
+``bucketflow/local`` adds the lock, the clock and the sleeping.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from bucketflow.algorithm.gcra import FULL, refund, take, tokens_at, wait_for
@@ -25,33 +26,34 @@ __all__ = ["WaitQueue", "Waiter"]
 
 class Waiter:
     """
-    One who waits for *cost* tokens.
+    A caller that waits for *cost* tokens.
 
     Args:
         cost: Tokens, >= 0.
-        wake: Called by the shell, outside its lock, when the waiter's instant came nearer. Must not block.
-        promised: Whether the owner acts at the instant without asking again, as the holder of a reservation does.
+        wake: Called by the adapter, outside its lock, when the grant time moved earlier. Must not block.
+        reserved: Whether the owner acts at the grant time without another call, as the holder of a reservation does.
+            Its tokens then count as taken at the grant time, however late a call looks at the queue.
 
     Attributes:
-        at: µs at which the tokens will be there; it moves when others leave the line.
-        full_at: The bucket after them, see :mod:`bucketflow.algorithm.gcra`.
+        due_at: Grant time in µs; it moves when other waiters leave the queue.
+        full_at: The bucket after the grant, in µs; see :mod:`bucketflow.algorithm.gcra`.
         granted: Whether the tokens were taken.
     """
 
-    __slots__ = ("at", "cost", "full_at", "granted", "promised", "wake")
+    __slots__ = ("cost", "due_at", "full_at", "granted", "reserved", "wake")
 
-    def __init__(self, cost: float, wake: Callable[[], object], *, promised: bool = False) -> None:
+    def __init__(self, cost: float, wake: Callable[[], object], *, reserved: bool = False) -> None:
         self.cost = cost
         self.wake = wake
-        self.promised = promised
-        self.at = 0
+        self.reserved = reserved
+        self.due_at = 0
         self.full_at = FULL
         self.granted = False
 
 
 class WaitQueue:
     """
-    A bucket and those who wait for it.
+    A bucket and its waiters.
 
     Args:
         limit: Of the bucket.
@@ -59,40 +61,19 @@ class WaitQueue:
 
     Attributes:
         limit: As given.
-        full_at: The bucket after everything granted so far; what waiters will take is not in it yet.
-        waiters: Who waits, first come first.
-        slot: ``[full_at]`` for quick callers, or nothing, see :class:`bucketflow.local.fast_path.FastPathState`.
+        full_at: The bucket after everything granted so far, in µs; it does not include the tokens of waiters.
+        waiters: In order of arrival.
     """
 
-    __slots__ = ("_take", "_taken", "full_at", "limit", "slot", "waiters")
+    __slots__ = ("full_at", "limit", "waiters")
 
     def __init__(self, limit: Limit, full_at: float = FULL) -> None:
         self.limit = limit
         self.full_at = full_at
         self.waiters: list[Waiter] = []
-        self.slot = [full_at]
-        self._take = iter(self.slot.pop, math.nan)  # quick_way.popping, which is no arithmetic
-        self._taken = False
-
-    def acquire(self) -> bool:
-        """See :class:`bucketflow.local.fast_path.FastPathState`."""
-        if not self._taken:
-            try:
-                for full_at in self._take:
-                    self.full_at, self._taken = full_at, True
-                    break
-            except IndexError:
-                return False
-        return True
-
-    def release(self) -> None:
-        """See :class:`bucketflow.local.fast_path.FastPathState`."""
-        if not self.waiters:
-            self._taken = False
-            self.slot.append(self.full_at)
 
     def consume(self, now: int, cost: float) -> bool:
-        """Take *cost* tokens unless they are not there or somebody waits for them. 0 tokens are for everybody."""
+        """Take *cost* tokens unless they are missing or a waiter is ahead. A cost of 0 ignores the waiters."""
         if self.wait(now, cost):
             return False
         if cost:
@@ -100,63 +81,63 @@ class WaitQueue:
         return True
 
     def wait(self, now: int, cost: float) -> int:
-        """Return the µs until a newcomer could take *cost* tokens: behind the line, unless it only looks."""
+        """Return the µs until a new caller could take *cost* tokens, behind all waiters. A cost of 0 ignores them."""
         self.grant_due(now)
         if not self.waiters or not cost:
             return wait_for(self.limit, self.full_at, now, cost)
         last = self.waiters[-1]
-        return max(last.at - now, wait_for(self.limit, last.full_at, now, cost))
+        return max(last.due_at - now, wait_for(self.limit, last.full_at, now, cost))
 
     def tokens(self, now: int) -> float:
-        """Return the tokens in the bucket, those that somebody waits for included."""
+        """Return the tokens in the bucket, including those that waiters wait for."""
         self.grant_due(now)
         return tokens_at(self.limit, self.full_at, now)
 
     def join(self, waiter: Waiter, now: int) -> None:
-        """Put *waiter* at the end of the line; if its tokens are there, it is granted at once."""
+        """Append *waiter* to the queue. Grant it at once if its tokens are there."""
         self.grant_due(now)
         self.waiters.append(waiter)
         self._recompute(len(self.waiters) - 1, now)
         self.grant_due(now)
 
     def grant_due(self, now: int) -> None:
-        """Grant, in order, whatever is due by *now*."""
-        while self.waiters and self.waiters[0].at <= now:
+        """Grant, in order, all waiters that are due by *now*."""
+        while self.waiters and self.waiters[0].due_at <= now:
             waiter = self.waiters.pop(0)
             waiter.granted = True
-            self.full_at = take(self.limit, self.full_at, waiter.at if waiter.promised else now, waiter.cost)
+            self.full_at = take(self.limit, self.full_at, waiter.due_at if waiter.reserved else now, waiter.cost)
             if self.full_at != waiter.full_at:  # so late that the bucket had overflowed meanwhile
                 self._recompute(0, now)
 
     def cancel(self, waiter: Waiter, now: int) -> list[Waiter]:
         """
-        Undo *waiter* for a caller who will not act on it: give its place back, or its tokens if it had them.
+        Remove *waiter*, whose caller will not act on it. If it was granted, refund its tokens.
 
         Returns:
-            The waiters whose instant came nearer, for the shell to wake; in order.
+            The waiters whose grant time moved earlier, in order; the adapter must wake them.
         """
         if waiter in self.waiters:
-            place = self.waiters.index(waiter)
-            del self.waiters[place]
-            return self._recompute(place, now)
+            position = self.waiters.index(waiter)
+            del self.waiters[position]
+            return self._recompute(position, now)
         return self.refund(now, waiter.cost) if waiter.granted else []
 
     def refund(self, now: int, cost: float) -> list[Waiter]:
-        """Give *cost* tokens back, never above the capacity. Returns as :meth:`abandon` does."""
+        """Add *cost* tokens, at most up to the capacity. Returns the same as :meth:`cancel`."""
         self.grant_due(now)
         self.full_at = refund(self.limit, self.full_at, now, cost)
         return self._recompute(0, now)
 
-    def _recompute(self, place: int, now: int) -> list[Waiter]:
-        """Reckon the instants from *place* on; return the waiters whose instant came nearer."""
-        at, full_at = now, self.full_at
-        if place:
-            at, full_at = self.waiters[place - 1].at, self.waiters[place - 1].full_at
-        nearer = []
-        for waiter in self.waiters[place:]:
-            before = waiter.at
-            waiter.at = at = max(at, now + wait_for(self.limit, full_at, now, waiter.cost))
-            waiter.full_at = full_at = take(self.limit, full_at, at, waiter.cost)
-            if at < before:
-                nearer.append(waiter)
-        return nearer
+    def _recompute(self, position: int, now: int) -> list[Waiter]:
+        """Compute the grant times from *position* on. Return the waiters whose grant time moved earlier."""
+        due_at, full_at = now, self.full_at
+        if position:
+            due_at, full_at = self.waiters[position - 1].due_at, self.waiters[position - 1].full_at
+        moved_up = []
+        for waiter in self.waiters[position:]:
+            previous = waiter.due_at
+            waiter.due_at = due_at = max(due_at, now + wait_for(self.limit, full_at, now, waiter.cost))
+            waiter.full_at = full_at = take(self.limit, full_at, due_at, waiter.cost)
+            if due_at < previous:
+                moved_up.append(waiter)
+        return moved_up

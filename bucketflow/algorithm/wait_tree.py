@@ -1,202 +1,188 @@
 """
-The lines of a whole tree of buckets, and the rule that keeps them fair. No clock, no lock, no I/O.
+FIFO wait queue of a tree of buckets.
 
-Who waits, waits at the level that binds, and nobody overtakes it there; elsewhere the tree goes on. So one who waits
-for its own bucket does not hold up its neighbours, and one who wants many tokens of the root is not starved by those
-who want few. Because of these neighbours nobody's instant is known for sure ahead, unlike in
-:class:`bucketflow.algorithm.wait_queue.Line`; whoever may go at ``at`` asks again then.
+A waiter waits at its binding level: the level of its path with the longest wait, or one where another waiter is ahead.
+Later callers do not overtake it there. Calls that do not pass that level go on.
+
+So a caller that waits for its own bucket does not block sibling buckets. A caller that needs many tokens of the root is
+not starved by callers that need few.
+
+Unlike in :mod:`bucketflow.algorithm.wait_queue`, a grant time is only an estimate, because sibling calls may take
+tokens of a common ancestor first. A waiter therefore retries at its ``retry_at``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-from bucketflow.algorithm.gcra import Decision, burst_tolerance, consume_path, refund, take, tokens_at, wait_for
+from bucketflow.algorithm.gcra import FULL, Decision, burst_tolerance, consume_path, refund, take, tokens_at, wait_for
 from bucketflow.limit import SECOND, Limit
 
-__all__ = ["BucketNode", "Path", "WaitTree", "Waiter", "put_back"]
+__all__ = ["BucketNode", "Path", "WaitTree", "Waiter", "roll_back"]
 
 
 class BucketNode:
     """
-    One bucket of a tree.
+    State of one bucket of a tree.
 
     Args:
         limit: Of this bucket alone.
         full_at: The bucket at the start, in µs.
-        label: What errors call it.
+        label: Name of the bucket in errors.
 
     Attributes:
-        before: ``full_at`` before the latest call that took from this level, for :func:`put_back`.
-        most: The most µs it may be behind after a grant, see :func:`bucketflow.algorithm.gcra.burst_tolerance`.
+        fill_rate: Tokens per second, as in *limit*; the fast path reads it here in one step.
+        previous_full_at: ``full_at`` before the last fast-path call that took tokens here, for :func:`roll_back`.
+        burst_tolerance: See :func:`bucketflow.algorithm.gcra.burst_tolerance`, in µs.
     """
 
-    __slots__ = ("before", "fill_rate", "full_at", "label", "limit", "most")
+    __slots__ = ("burst_tolerance", "fill_rate", "full_at", "label", "limit", "previous_full_at")
 
     def __init__(self, limit: Limit, full_at: float, label: str) -> None:
         self.limit = limit
         self.full_at = full_at
         self.label = label
-        self.before = full_at
+        self.previous_full_at = full_at
         self.fill_rate = limit.fill_rate
-        self.most = burst_tolerance(limit)
+        self.burst_tolerance = burst_tolerance(limit)
 
 
-#: The levels that one call passes: length = depth >= 1, root first.
+#: The buckets that one call passes: length = depth >= 1, root first.
 Path = tuple[BucketNode, ...]
 
 
 class Waiter:
     """
-    One who waits for *cost* tokens at every level of *path*.
+    A caller that waits for *cost* tokens at every level of *path*.
 
     Args:
         path: Length = depth >= 1, root first.
         cost: Tokens, >= 0.
-        wake: Called under the shell's lock when it was granted, or may ask sooner than it knew. Must not block.
+        wake: Called under the adapter's lock when the waiter was granted, or may retry earlier. Must not block.
 
     Attributes:
-        at: µs at which to ask again; ``None`` while it stands behind another one.
-        level: Where it waits.
+        retry_at: µs at which to retry; ``None`` while another waiter is ahead at the same level.
+        binding: The level at which it waits.
         granted: Whether the tokens were taken.
     """
 
-    __slots__ = ("at", "cost", "granted", "level", "path", "wake")
+    __slots__ = ("binding", "cost", "granted", "path", "retry_at", "wake")
 
     def __init__(self, path: Path, cost: float, wake: Callable[[], object]) -> None:
         self.path = path
         self.cost = cost
         self.wake = wake
-        self.at: int | None = None
-        self.level: BucketNode | None = None
+        self.retry_at: int | None = None
+        self.binding: BucketNode | None = None
         self.granted = False
 
 
 class WaitTree:
     """
-    Everybody who waits in one tree, in the order in which they came. The states live in the levels.
+    The waiters of one tree. The states of the buckets are in their nodes.
 
     Attributes:
-        waiting: Who waits, first come first.
-        slot: ``[0.0]`` for quick callers, or nothing, see :class:`bucketflow.local.fast_path.FastPathState`.
+        waiters: In order of arrival.
+        full_at: Always that of a full bucket. The fast path exchanges it where a single bucket has its state.
     """
 
-    __slots__ = ("_take", "_taken", "slot", "waiting")
+    __slots__ = ("full_at", "waiters")
 
     def __init__(self) -> None:
-        self.waiting: list[Waiter] = []
-        self.slot = [0.0]
-        self._take = iter(self.slot.pop, math.nan)  # as in Line
-        self._taken = False
+        self.waiters: list[Waiter] = []
+        self.full_at = FULL
 
-    def acquire(self) -> bool:
-        """See :class:`bucketflow.local.fast_path.FastPathState`."""
-        if not self._taken:
-            try:
-                for _ in self._take:
-                    self._taken = True
-                    break
-            except IndexError:
-                return False
-        return True
-
-    def release(self) -> None:
-        """See :class:`bucketflow.local.fast_path.FastPathState`."""
-        if not self.waiting:
-            self._taken = False
-            self.slot.append(0.0)
-
-    def decide(self, path: Path, now: int, cost: float) -> Decision:
+    def try_consume(self, path: Path, now: int, cost: float) -> Decision:
         """
-        Take *cost* tokens from every level of *path*, or from none; from none also if that would overtake somebody.
+        Take *cost* tokens from every level of *path*, or from none. Do not overtake a waiter at a level of *path*.
 
-        ``retry_after`` counts those who wait at a level of the path. 0 tokens overtake nobody.
+        Returns:
+            The decision. Its ``retry_after`` includes the waiters at levels of *path*. A cost of 0 overtakes no waiter.
         """
-        self.serve(now)
-        if not cost or all(waiter.level not in path for waiter in self.waiting):
-            return _take(path, now, cost)
+        self.grant_due(now)
+        if not cost or all(waiter.binding not in path for waiter in self.waiters):
+            return _consume_path(path, now, cost)
         waits = self.waits(path, now, cost)
-        left = tuple(tokens_at(level.limit, level.full_at, now) for level in path)
+        left = tuple(tokens_at(node.limit, node.full_at, now) for node in path)
         return Decision(allowed=False, retry_after=max(waits) / SECOND, binding=waits.index(max(waits)), tokens=left)
 
     def waits(self, path: Path, now: int, cost: float) -> list[int]:
         """
-        Return the µs until *cost* tokens are at each level, after those who wait at one of them were served.
+        Return the µs until each level has *cost* tokens, after the waiters at levels of *path* are granted.
 
         Returns:
-            Same length and order as *path*. The longest is exact if nobody comes or leaves, and nobody waits
+            Same length and order as *path*. The longest is exact if no caller comes or leaves, and no caller waits
             elsewhere in the tree.
         """
-        self.serve(now)
-        ahead = [waiter for waiter in self.waiting if waiter.level in path] if cost else []
+        self.grant_due(now)
+        ahead = [waiter for waiter in self.waiters if waiter.binding in path] if cost else []
         waits = []
-        for level in path:
-            full_at = level.full_at
+        for node in path:
+            full_at = node.full_at
             for waiter in ahead:
-                if level in waiter.path:
-                    full_at = take(level.limit, full_at, now, waiter.cost)
-            waits.append(wait_for(level.limit, full_at, now, cost))
+                if node in waiter.path:
+                    full_at = take(node.limit, full_at, now, waiter.cost)
+            waits.append(wait_for(node.limit, full_at, now, cost))
         return waits
 
     def refund(self, path: Path, now: int, cost: float) -> None:
-        """Give *cost* tokens back at every level of *path*, never above a capacity."""
-        self.serve(now)
-        for level in path:
-            level.full_at = refund(level.limit, level.full_at, now, cost)
-        self.serve(now)
+        """Add *cost* tokens at every level of *path*, at most up to its capacity."""
+        self.grant_due(now)
+        for node in path:
+            node.full_at = refund(node.limit, node.full_at, now, cost)
+        self.grant_due(now)
 
     def join(self, waiter: Waiter, now: int) -> None:
-        """Put *waiter* at the end; if its tokens are there and nobody is ahead of it, it is granted at once."""
-        self.waiting.append(waiter)
-        self.serve(now)
+        """Append *waiter*. Grant it at once if its tokens are there and no waiter is ahead of it."""
+        self.waiters.append(waiter)
+        self.grant_due(now)
 
     def cancel(self, waiter: Waiter, now: int) -> None:
-        """Undo *waiter* for a caller who will not act on it: give its place back, or its tokens if it had them."""
+        """Remove *waiter*, whose caller will not act on it. If it was granted, refund its tokens."""
         if waiter.granted:
             self.refund(waiter.path, now, waiter.cost)
-        elif waiter in self.waiting:
-            self.waiting.remove(waiter)
-            self.serve(now)
+        elif waiter in self.waiters:
+            self.waiters.remove(waiter)
+            self.grant_due(now)
 
-    def serve(self, now: int) -> None:
-        """Grant, in order, whoever may go by *now*, and tell the others when to ask again."""
-        if not self.waiting:
+    def grant_due(self, now: int) -> None:
+        """Grant, in order, all waiters that can be granted by *now*. Set ``retry_at`` of the others."""
+        if not self.waiters:
             return
-        held: set[BucketNode] = set()
-        still = []
-        for waiter in self.waiting:
-            if waiter.granted:  # by a call that was interrupted before it could say so
+        blocked: set[BucketNode] = set()
+        remaining = []
+        for waiter in self.waiters:
+            if waiter.granted:  # by a call that was interrupted before it removed the waiter
                 continue
-            before, waiter.at = waiter.at, None
-            waiter.level = next((level for level in waiter.path if level in held), None)
-            if waiter.level is None:
-                decision = _take(waiter.path, now, waiter.cost)
+            previous, waiter.retry_at = waiter.retry_at, None
+            waiter.binding = next((node for node in waiter.path if node in blocked), None)
+            if waiter.binding is None:
+                decision = _consume_path(waiter.path, now, waiter.cost)
                 if decision.binding is None:
                     waiter.granted = True
                     waiter.wake()
                     continue
-                waiter.level = waiter.path[decision.binding]
-                waiter.at = now + round(decision.retry_after * SECOND)
-                if before is None or waiter.at < before:
+                waiter.binding = waiter.path[decision.binding]
+                waiter.retry_at = now + round(decision.retry_after * SECOND)
+                if previous is None or waiter.retry_at < previous:
                     waiter.wake()
-            held.add(waiter.level)
-            still.append(waiter)
-        self.waiting = still
+            blocked.add(waiter.binding)
+            remaining.append(waiter)
+        self.waiters = remaining
 
 
-def put_back(path: Path, last: BucketNode) -> None:
-    """Undo what was taken from *path*, from the root to *last*."""
-    for level in path:
-        level.full_at = level.before
-        if level is last:
+def roll_back(path: Path, last: BucketNode) -> None:
+    """Restore the states of *path*, from the root to *last*, as they were before the fast-path call in progress."""
+    for node in path:
+        node.full_at = node.previous_full_at
+        if node is last:
             break
 
 
-def _take(path: Path, now: int, cost: float) -> Decision:
-    """AdmissionRequest the core, whoever waits."""
-    limits = [level.limit for level in path]
-    decision, states = consume_path(limits, [level.full_at for level in path], now, cost)
-    for level, full_at in zip(path, states, strict=True):
-        level.full_at = full_at
+def _consume_path(path: Path, now: int, cost: float) -> Decision:
+    """Take *cost* tokens from every level of *path*, or from none, regardless of waiters."""
+    limits = [node.limit for node in path]
+    decision, states = consume_path(limits, [node.full_at for node in path], now, cost)
+    for node, full_at in zip(path, states, strict=True):
+        node.full_at = full_at
     return decision

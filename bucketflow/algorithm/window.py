@@ -1,4 +1,4 @@
-"""Whether starts obeyed a limit in every window there is, exactly and in one pass. Pure."""
+"""Exact check of recorded starts against a limit, over all windows in one pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Start", "Window", "worst_window"]
 
 
 class Start(NamedTuple):
-    """A task that started: *at* in seconds, popping *cost* tokens."""
+    """A start *at* a time in seconds, which took *cost* tokens."""
 
     at: float
     cost: float
@@ -22,13 +22,13 @@ class Start(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Window:
     """
-    What started between two starts, both included.
+    The window between two starts, both included.
 
     Attributes:
-        first: When it begins, in seconds.
-        last: When it ends, in seconds.
-        cost: Tokens of what started in it.
-        allowed: Tokens the limit grants in it: capacity + fill_rate × length.
+        first: Time of the first start, in seconds.
+        last: Time of the last start, in seconds.
+        cost: Tokens of all starts in the window.
+        allowed: Tokens that the limit grants in the window: capacity + fill_rate × length.
     """
 
     first: float
@@ -38,30 +38,30 @@ class Window:
 
     @property
     def over(self) -> float:
-        """Tokens above the limit; negative: below it."""
+        """Tokens above the limit; negative if the cost is below it."""
         return self.cost - self.allowed
 
 
 def worst_window(limit: Limit, starts: Sequence[tuple[float, float]]) -> Window | None:
     """
-    Return the window that comes closest to *limit*, or exceeds it most; ``None`` if nothing started.
+    Return the window that exceeds *limit* most, or comes closest to it; ``None`` without starts.
 
-    All windows are looked at. With ``C`` the tokens started so far, the excess of the window from the i-th to the j-th
-    start is ``(C_j - rate × t_j) - (C_(i-1) - rate × t_i) - capacity``: so for each j the best i is the one whose
-    second bracket is the smallest yet.
+    All windows are considered. Let ``C_j`` be the tokens of the first j starts. The excess of the window from start i
+    to start j is ``(C_j - rate × t_j) - (C_(i-1) - rate × t_i) - capacity``. So the worst window that ends at j begins
+    at the i with the smallest second bracket so far.
 
     Args:
         limit: Capacity in tokens; fill rate in tokens per second.
-        starts: Time in seconds and cost in tokens of each, in the order of time.
+        starts: Time in seconds and cost in tokens of each start, ordered by time.
     """
     worst: Window | None = None
-    base, base_at, base_cost = math.inf, 0.0, 0.0
+    smallest, first, cost_before = math.inf, 0.0, 0.0
     total = 0.0
     for at, cost in starts:
-        if total - limit.fill_rate * at < base:
-            base, base_at, base_cost = total - limit.fill_rate * at, at, total
+        if total - limit.fill_rate * at < smallest:
+            smallest, first, cost_before = total - limit.fill_rate * at, at, total
         total += cost
-        window = Window(base_at, at, total - base_cost, limit.capacity + limit.fill_rate * (at - base_at))
+        window = Window(first, at, total - cost_before, limit.capacity + limit.fill_rate * (at - first))
         if worst is None or window.over > worst.over:
             worst = window
     return worst

@@ -1,5 +1,5 @@
 """
-Token buckets that a fleet shares through Redis: the server's clock, one script and one round trip a path.
+Token buckets in Redis, shared by any number of processes: one script call and one round trip for a whole path.
 
 Install ``bucketflow[distributed]``.
 """

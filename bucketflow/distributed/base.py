@@ -1,15 +1,15 @@
-"""What the Redis buckets of threads and of coroutines have in common: where they are, and what a path of them is."""
+"""Base class of the Redis buckets: keys, limits and path. The two subclasses add calls and waiting."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from redis.crc import key_slot
 
 from bucketflow.algorithm.gcra import FULL, Decision, initial_state, take
 from bucketflow.clock import SYSTEM_CLOCK
-from bucketflow.distributed.lease_monitor import AsyncLeaseMonitor, ThreadLeaseMonitor
 from bucketflow.distributed.leased_path import LeasedPath
 from bucketflow.distributed.path import RedisBucketRef, RedisPath
 from bucketflow.distributed.polling_queue import AsyncPollingQueue, ThreadPollingQueue
@@ -22,65 +22,69 @@ if TYPE_CHECKING:
     from bucketflow.clock import Clock
     from bucketflow.redis_client.private_clients import AsyncClient, Client
 
-__all__ = ["RedisBucket", "stored_key"]
+__all__ = ["RedisBucket", "shared_runner", "stored_key"]
 
-#: In front of every key the library writes.
-PREFIX = "bucketflow:"
+#: Prefix of every key that the library writes.
+KEY_PREFIX = "bucketflow:"
 
 RunnerT = TypeVar("RunnerT", ScriptRunner, AsyncScriptRunner)
-QueueT = TypeVar("QueueT", ThreadPollingQueue, AsyncPollingQueue)
-MonitorT = TypeVar("MonitorT", ThreadLeaseMonitor, AsyncLeaseMonitor)
+
+#: The runners of each client, by timeout. The buckets own them, so the last bucket leaves no connection behind.
+_runners: WeakKeyDictionary[Any, WeakValueDictionary[float, Any]] = WeakKeyDictionary()
+
+
+def shared_runner(kind: type[RunnerT], client: Any, timeout: float) -> RunnerT:  # noqa: ANN401 - checked by the runner
+    """Return the runner, of class *kind*, that all buckets with this *client* and *timeout* share."""
+    try:
+        runners = _runners.setdefault(client, WeakValueDictionary())
+    except TypeError:  # not hashable, so not a client: the runner raises a ConfigError that says so
+        runners = WeakValueDictionary()
+    runner: RunnerT | None = runners.get(timeout)
+    if runner is None:
+        runner = runners[timeout] = kind(client, timeout)
+    return runner
 
 
 def stored_key(key: str, root_tag: str | None = None) -> tuple[str, bytes]:
     """
-    Return the hash tag of a bucket, and the key under which Redis has it.
+    Return the hash tag of a bucket, and its key in Redis.
 
-    A cluster keeps keys of one hash tag together, and a path must be together. So the root's key, or the tag inside
-    it if it has one, is the tag of the whole tree: ``shop`` is stored as ``bucketflow:{shop}`` and ``acme`` below it
-    as ``bucketflow:{shop}:acme``; ``{shop}:all`` as ``bucketflow:{shop}:all``.
+    A Redis Cluster keeps keys with the same hash tag in one slot, which a path requires. So a whole tree has one tag:
+    the root's key, or the tag inside that key. For example ``shop`` is stored as ``bucketflow:{shop}``, ``acme``
+    below it as ``bucketflow:{shop}:acme``, and ``{shop}:all`` as ``bucketflow:{shop}:all``.
 
     Args:
-        key: As the user writes it.
-        root_tag: The tag of the tree, ``None`` for its root.
+        key: The key that the user gave.
+        root_tag: The tag of the tree; ``None`` for its root.
 
     Raises:
-        ConfigError: *key* is no text, is empty, has a brace that makes no tag, or has another tag than its root.
+        ConfigError: *key* is not a string, is empty, contains braces that form no tag, or a tag other than *root_tag*.
     """
     parts = key.replace("}", "{").split("{") if isinstance(key, str) else []
     tag = parts[1] if len(parts) == 3 and f"{{{parts[1]}}}" in key else ""  # noqa: PLR2004 - before, tag, after
     if not key or not (len(parts) == 1 or tag):
-        raise ConfigError("key", key, 'a text without braces, or with one hash tag such as "{shop}:acme"')
+        raise ConfigError("key", key, 'a string without braces, or with one hash tag such as "{shop}:acme"')
     if root_tag is None:
         root_tag, own = tag or key, f"{{{key}}}"
     elif tag in ("", root_tag):
         own = f"{{{root_tag}}}:{key}"
     else:
-        raise ConfigError("key", key, f'a text without a hash tag, or with that of its root, "{{{root_tag}}}"')
-    return root_tag, f"{PREFIX}{key if tag else own}".encode()
+        raise ConfigError("key", key, f'a string without a hash tag, or with that of its root, "{{{root_tag}}}"')
+    return root_tag, f"{KEY_PREFIX}{key if tag else own}".encode()
 
 
-class RedisBucket(Generic[RunnerT, QueueT, MonitorT]):
+class RedisBucket(ABC):
     """
-    A bucket in Redis. Its subclasses ask, wait, and speak to users.
+    A bucket in Redis, without the calls that evaluate it.
 
     Parameters and errors are those of :class:`bucketflow.distributed.RedisTokenBucket`.
     """
 
-    #: The runners of each client, by timeout: its buckets share connections, and the last one leaves none behind.
-    _runners: ClassVar[WeakKeyDictionary[Any, WeakValueDictionary[float, Any]]] = WeakKeyDictionary()
-    _runner_class: type[RunnerT]
-    _polling_queue_class: type[QueueT]
-    _monitor_class: type[MonitorT]
-    _polling_queue: QueueT
-    _path: RedisPath
-    _monitor: MonitorT | None
-    _runner: RunnerT
-    _tag: str
-    _client: object
     _levels: tuple[RedisBucketRef, ...]
+    _polling_queue: ThreadPollingQueue | AsyncPollingQueue
+    _tag: str
 
-    def __init__(  # noqa: PLR0913 - the signature of 0.1.0, and what a whole path needs
+    def __init__(  # noqa: PLR0913 - the signature of 0.1.0, and the options of a path
         self,
         redis_client: Client | AsyncClient,
         key: str,
@@ -95,43 +99,31 @@ class RedisBucket(Generic[RunnerT, QueueT, MonitorT]):
     ) -> None:
         if parent is not None and not isinstance(parent, type(self)):
             raise ConfigError("parent", parent, f"a {type(self).__name__} or None")
-        if parent is not None and parent._client is not redis_client:  # noqa: SLF001 - its own kind
-            raise ConfigError("redis_client", redis_client, "the parent's: a path is one call to one server")
+        if parent is not None and parent._client is not redis_client:  # noqa: SLF001 - of the same class
+            raise ConfigError("redis_client", redis_client, "the client of its parent: one call evaluates the path")
         self.key: Final = key
         self.limit: Final = Limit(capacity, fill_rate)
-        initial_state(self.limit, initial_tokens, 0)  # for its check: what time it is, the server says
+        initial_state(self.limit, initial_tokens, 0)  # only to check it: the current time is known to the server
         self._parent: Any = parent
-        self._client = redis_client
+        self._client: Any = redis_client
         if lease is not None:
             check_number("lease", lease, "a number of tokens above 0, or None", above=True)
         self._tag, stored = stored_key(key, parent._tag if parent else None)  # noqa: SLF001
         self._slot = key_slot(stored)
-        above: tuple[RedisBucketRef, ...] = parent._levels if parent else ()  # noqa: SLF001
-        if any(level.key == stored for level in above):
-            raise ConfigError("key", key, "another key than those above it: a bucket cannot be its own parent")
-        start = 0.0 if initial_tokens is None else take(self.limit, FULL, 0, capacity - initial_tokens)
-        self._levels = (*above, RedisBucketRef(stored, self.limit, start))
-        self._runner = self._shared_runner(redis_client, timeout)
-        if lease is None:
-            self._path, self._monitor = RedisPath(self._levels), None
-        else:
-            self._path = path = LeasedPath(self._levels, lease, clock)
-            self._monitor = self._monitor_class(path, self._runner)  # type: ignore[arg-type] # of the same half
-        narrowest: Any = parent._narrowest if parent else self  # noqa: SLF001
-        self._narrowest: Any = narrowest if narrowest.capacity <= capacity else self
-        self._most: float = self._narrowest.capacity
-        self._polling_queue = self._polling_queue_class(clock)
+        ancestors: tuple[RedisBucketRef, ...] = parent._levels if parent else ()  # noqa: SLF001
+        if any(level.key == stored for level in ancestors):
+            raise ConfigError("key", key, "a key that no bucket above it has")
+        deficit = 0.0 if initial_tokens is None else take(self.limit, FULL, 0, capacity - initial_tokens)
+        self._levels = (*ancestors, RedisBucketRef(stored, self.limit, deficit))
+        self._path = RedisPath(self._levels) if lease is None else LeasedPath(self._levels, lease, clock)
+        smallest: Any = parent._smallest if parent else self  # noqa: SLF001
+        self._smallest: Any = smallest if smallest.capacity <= capacity else self
+        self._max_cost: float = self._smallest.capacity
+        self._connect(timeout, clock)
 
-    @classmethod
-    def _shared_runner(cls, client: Client | AsyncClient, timeout: float) -> RunnerT:
-        try:
-            runners = cls._runners.setdefault(client, WeakValueDictionary())
-        except TypeError:  # whatever it is, the runner refuses it with a better word
-            runners = WeakValueDictionary()
-        runner: RunnerT | None = runners.get(timeout)
-        if runner is None:
-            runner = runners[timeout] = cls._runner_class(client, timeout)  # type: ignore[arg-type]
-        return runner
+    @abstractmethod
+    def _connect(self, timeout: float, clock: Clock) -> None:
+        """Set the runner, the queue of waiting callers, and the monitor if the path leases tokens."""
 
     @property
     def parent(self) -> Any:  # noqa: ANN401 - of the same class
@@ -140,7 +132,7 @@ class RedisBucket(Generic[RunnerT, QueueT, MonitorT]):
 
     @property
     def capacity(self) -> float:
-        """Most tokens this bucket holds."""
+        """Maximum number of tokens in this bucket."""
         return self.limit.capacity
 
     @property
@@ -148,11 +140,11 @@ class RedisBucket(Generic[RunnerT, QueueT, MonitorT]):
         """Tokens per second of this bucket."""
         return self.limit.fill_rate
 
-    def _cost(self, tokens: float) -> float:
-        return check_cost(tokens, self._most, self._narrowest.key)
+    def _check_cost(self, tokens: float) -> float:
+        return check_cost(tokens, self._max_cost, self._smallest.key)
 
-    def _behind(self, seen: Decision) -> Decision:
-        """Return the refusal of one who may not overtake those who wait here. *seen*: what Redis would have said."""
-        told = self._polling_queue.current_refusal()
-        binding = len(self._levels) - 1 if seen.binding is None else seen.binding
-        return Decision(False, max(seen.retry_after, told.retry_after), binding, seen.tokens)  # noqa: FBT003
+    def _refuse_behind_waiters(self, state: Decision) -> Decision:
+        """Return the refusal of a caller that must not overtake waiters; *state* is the decision without them."""
+        refusal = self._polling_queue.current_refusal()
+        binding = len(self._levels) - 1 if state.binding is None else state.binding
+        return Decision(False, max(state.retry_after, refusal.retry_after), binding, state.tokens)  # noqa: FBT003

@@ -1,9 +1,9 @@
 """
-Token buckets that a fleet shares through Redis: the server's clock, one script and one round trip a path.
+Token buckets in Redis, shared by any number of processes: one script call and one round trip for a whole path.
 
-Install ``bucketflow[distributed]``. A bucket's key expires when it is full again, so an idle bucket costs no memory.
-Address, credentials and TLS come from the user's client; its timeouts and retries do not, see
-:mod:`bucketflow.redis_client.private_clients`.
+The clock is the server's. A bucket's key expires when the bucket is full again, so an idle bucket costs no memory.
+Address, credentials and TLS settings are the user's client's; timeouts and retries are not, see
+:mod:`bucketflow.redis_client.private_clients`. Install ``bucketflow[distributed]``.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bucketflow.algorithm.gcra import Decision
-from bucketflow.distributed.base import RedisBucket
+from bucketflow.distributed.base import RedisBucket, shared_runner
 from bucketflow.distributed.lease_monitor import AsyncLeaseMonitor, ThreadLeaseMonitor
+from bucketflow.distributed.leased_path import LeasedPath
 from bucketflow.distributed.polling_queue import AsyncPollingQueue, ThreadPollingQueue
 from bucketflow.hierarchy_config import parse_hierarchy
-from bucketflow.redis_client.batching import Answer
+from bucketflow.redis_client.batching import PathReply
 from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
 from bucketflow.validation import check_timeout
 
 if TYPE_CHECKING:
+    from bucketflow.clock import Clock
     from bucketflow.redis_client.private_clients import AsyncClient, Client
 
 __all__ = [
@@ -30,193 +32,202 @@ __all__ = [
     "create_redis_bucket_hierarchy",
 ]
 
-BucketT = TypeVar("BucketT", bound=RedisBucket[Any, Any, Any])
+BucketT = TypeVar("BucketT", bound=RedisBucket)
 
 
-class RedisTokenBucket(RedisBucket[ScriptRunner, ThreadPollingQueue, ThreadLeaseMonitor]):
+class RedisTokenBucket(RedisBucket):
     """
-    A token bucket that every process with the same Redis and *key* shares. Threads may share the object.
+    A token bucket shared by every process that uses the same Redis and *key*. Thread-safe.
 
     Args:
         redis_client: ``redis.Redis``, also from a Sentinel, or ``redis.RedisCluster``.
-        key: Names the bucket within its tree, see :func:`bucketflow.distributed.base.stored_key`. Whoever uses it
-            should give it the same limit.
-        capacity: Most tokens it holds: the burst.
+        key: Names the bucket within its tree, see :func:`bucketflow.distributed.base.stored_key`. All objects with one
+            key should have the same limit.
+        capacity: Maximum number of tokens: the burst.
         fill_rate: Tokens per second.
-        initial_tokens: Tokens, 0 to *capacity*, if Redis has no such bucket when this object first asks; by default
-            full. One that nobody has used for as long as it takes to fill is no longer there.
-        parent: The bucket above, with the same client; every call must pass that one, and those above it, too.
-        timeout: Seconds the server may take to answer.
-        lease: Tokens to take ahead in one call, at most, to be spent by this object without asking; ``None``: none.
-            They fade as the bucket refills, so the limit holds in every window. What is not spent goes back with the
-            next call, on :meth:`close`, and after a second or two in which nobody came; until then nobody else has it.
-        clock: What waiting is slept with, and what leases fade by. What time it is, the server says.
+        initial_tokens: Tokens, 0 to *capacity*, that the bucket starts with if Redis does not have it at this object's
+            first call; by default full. A bucket left unused for as long as it takes to fill is no longer in Redis.
+        parent: The bucket above, with the same client. Each call must be granted by all buckets above, too.
+        timeout: Seconds the server may take to reply.
+        lease: Maximum number of tokens to lease in one call, which this object then spends without calls to Redis;
+            ``None``: no leases. A lease decays as the bucket refills, so the limit holds in every window. Unspent
+            tokens go back with the next call, on :meth:`close`, and after one to two idle seconds. Until then no other
+            object can take them.
+        clock: Measures and sleeps waiting time, and measures the decay of leases. The buckets' time is the server's.
 
     Raises:
         ConfigError: A number is not one, or out of its range; *key*, *parent* or *redis_client* cannot work.
     """
 
-    _runner_class = ScriptRunner
-    _polling_queue_class = ThreadPollingQueue
-    _monitor_class = ThreadLeaseMonitor
+    _runner: ScriptRunner
+    _polling_queue: ThreadPollingQueue
+    _monitor: ThreadLeaseMonitor | None
+
+    def _connect(self, timeout: float, clock: Clock) -> None:
+        self._runner = shared_runner(ScriptRunner, self._client, timeout)
+        self._polling_queue = ThreadPollingQueue(clock)
+        self._monitor = ThreadLeaseMonitor(self._path, self._runner) if isinstance(self._path, LeasedPath) else None
 
     @property
     def tokens(self) -> float:
-        """Tokens in this bucket now; those above it may hold fewer. Raises :class:`StoreUnavailable`."""
-        return self._look(0.0).tokens[-1]
+        """Tokens in this bucket now; the buckets above may hold fewer. Raises :class:`StoreUnavailable`."""
+        return self._peek(0.0).tokens[-1]
 
     def consume(self, tokens: float = 1, block: bool = False, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002 - the signature of 0.1.0
         """
-        Take *tokens* from this bucket and from every one above it, or from none.
+        Take *tokens* from this bucket and from every bucket above it, or from none.
 
-        Those who block on one object are served in the order in which they came, and nobody overtakes them through
-        it; between objects and processes it is as Redis hears them.
+        Callers that block on one object are served in order of arrival, and no other call through it overtakes them.
+        Between objects and processes the order is that in which Redis receives the calls.
 
         Args:
-            tokens: How many; 0 only looks.
+            tokens: Number of tokens; 0 takes none.
             block: Whether to wait for them.
-            timeout: Seconds to wait at most; ``None``: as long as it takes. Whoever would wait longer is refused at
-                once. The server's own time to answer comes on top.
+            timeout: Maximum wait in seconds; ``None``: unlimited. A longer wait is refused at once. The server's time
+                to reply is not included.
 
         Returns:
-            Whether they were taken.
+            Whether the tokens were taken.
 
         Raises:
-            ConfigError: *tokens* or *timeout* is no number of 0 or more, or *timeout* is given without *block*.
-            CostExceedsCapacity: More than a bucket on the path can ever hold; it names the one that holds least.
-            StoreUnavailable: Redis did not answer in time, or with an error. Whether the tokens were taken is
-                unknown; nothing is asked twice.
+            ConfigError: *tokens* or *timeout* is not a number of 0 or more, or *timeout* is given without *block*.
+            CostExceedsCapacity: *tokens* exceeds the capacity of a bucket on the path; names the one with the least.
+            StoreUnavailable: Redis did not reply in time, or replied with an error. Whether the tokens were taken is
+                unknown; no call is repeated.
         """
         if timeout is not None:
             check_timeout(timeout, block=block)
         cost = tokens
-        if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._most:
-            cost = self._cost(tokens)  # says what is wrong
-        if not (cost and self._polling_queue.line and self._polling_queue.is_busy()):
-            lease = self._path.newest
-            if lease is not None and cost and self._path.spend(lease, cost):
+        if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._max_cost:
+            cost = self._check_cost(tokens)  # raises the error that says what is wrong
+        if not (cost and self._polling_queue.waiters and self._polling_queue.has_waiters()):
+            if cost and self._path.try_spend(cost):
                 return True
             if not block:
-                return self._ask(cost)[0] == 0
-        return block and self._polling_queue.wait(lambda: self._path.decision(self._ask(cost)), timeout).allowed
+                return self._request(cost)[0] == 0
+        return block and self._polling_queue.wait(lambda: self._path.decision(self._request(cost)), timeout).allowed
 
     def try_consume(self, tokens: float = 1) -> Decision:
         """
-        Take *tokens* now or not at all, and say what there was to say.
+        Take *tokens* now or not at all, and return the whole decision.
 
         Returns:
-            The decision over the path, root first; ``retry_after`` in seconds.
+            The decision for the path, root first; ``retry_after`` in seconds.
 
         Raises:
-            ConfigError, CostExceedsCapacity, StoreUnavailable: As :meth:`consume` does.
+            ConfigError, CostExceedsCapacity, StoreUnavailable: See :meth:`consume`.
         """
-        cost = self._cost(tokens)
-        if cost and self._polling_queue.is_busy():
-            return self._behind(self._look(cost))
-        return self._path.decision(self._ask(cost))
+        cost = self._check_cost(tokens)
+        if cost and self._polling_queue.has_waiters():
+            return self._refuse_behind_waiters(self._peek(cost))
+        return self._path.decision(self._request(cost))
 
     def wait_time(self, tokens: float = 1) -> float:
-        """Return the seconds until *tokens* are there if nobody else takes any. Raises as :meth:`consume` does."""
-        return self._look(self._cost(tokens)).retry_after
+        """Return the seconds until *tokens* are there if no other caller takes any. Raises as :meth:`consume` does."""
+        return self._peek(self._check_cost(tokens)).retry_after
 
     def refund(self, tokens: float = 1) -> None:
         """
-        Give *tokens* back to every bucket of the path, at most to its capacity. Raises as :meth:`consume`.
+        Return *tokens* to every bucket of the path, up to its capacity. Raises as :meth:`consume` does.
 
-        While others have tokens of a bucket on lease it may take less, so that it is not full before those have faded.
+        While other objects hold leases on a bucket it may accept less: it must not be full before those have decayed.
         """
-        for call in self._path.refund(self._cost(tokens)):
+        for call in self._path.refund(self._check_cost(tokens)):
             self._runner.run_call(call)
         self._polling_queue.wake_head()
 
     def close(self) -> None:
         """
-        Give back what is on lease, and close the connections that all buckets of this client share.
+        Return leased tokens, and close the connections that all buckets of this client share.
 
-        The next call opens new ones. If Redis does not answer, what is on lease is left to fade.
+        The next call opens new ones. If Redis does not reply, leased tokens decay and so return to the bucket.
         """
         if self._monitor is not None:
             self._monitor.close()
         self._runner.close()
 
-    def _ask(self, cost: float) -> Answer:
-        answer = self._path.answer_locally(cost)
-        if answer is None:
-            answer = self._runner.batcher(self._slot).submit(self._path, cost)
+    def _request(self, cost: float) -> PathReply:
+        reply = self._path.answer_locally(cost)
+        if reply is None:
+            reply = self._runner.batcher(self._slot).submit(self._path, cost)
         if self._monitor is not None:
             self._monitor.wake()
-        return answer
+        return reply
 
-    def _look(self, cost: float) -> Decision:
-        return self._path.decision(self._ask(-cost))
+    def _peek(self, cost: float) -> Decision:
+        return self._path.decision(self._request(-cost))
 
 
-class AsyncRedisTokenBucket(RedisBucket[AsyncScriptRunner, AsyncPollingQueue, AsyncLeaseMonitor]):
+class AsyncRedisTokenBucket(RedisBucket):
     """
-    :class:`RedisTokenBucket` for coroutines: every method is awaited, and ``get_tokens()`` stands for ``tokens``.
+    :class:`RedisTokenBucket` for coroutines: every method is awaited, and ``get_tokens()`` replaces ``tokens``.
 
     Parameters and errors are the same, but *redis_client* is ``redis.asyncio.Redis`` or ``redis.asyncio.RedisCluster``.
-    Whoever is cancelled while waiting has spent nothing; while the question is under way, that is unknown.
+    A coroutine that is cancelled while waiting has spent nothing. Cancelled during a call, it may have spent tokens.
     """
 
-    _runner_class = AsyncScriptRunner
-    _polling_queue_class = AsyncPollingQueue
-    _monitor_class = AsyncLeaseMonitor
+    _runner: AsyncScriptRunner
+    _polling_queue: AsyncPollingQueue
+    _monitor: AsyncLeaseMonitor | None
+
+    def _connect(self, timeout: float, clock: Clock) -> None:
+        self._runner = shared_runner(AsyncScriptRunner, self._client, timeout)
+        self._polling_queue = AsyncPollingQueue(clock)
+        self._monitor = AsyncLeaseMonitor(self._path, self._runner) if isinstance(self._path, LeasedPath) else None
 
     async def get_tokens(self) -> float:
         """See :attr:`RedisTokenBucket.tokens`."""
-        return (await self._look(0.0)).tokens[-1]
+        return (await self._peek(0.0)).tokens[-1]
 
     async def consume(self, tokens: float = 1, block: bool = False, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002 - as in RedisTokenBucket
         """See :meth:`RedisTokenBucket.consume`."""
         if timeout is not None:
             check_timeout(timeout, block=block)
         cost = tokens
-        if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._most:
-            cost = self._cost(tokens)  # says what is wrong
-        if not (cost and self._polling_queue.line and self._polling_queue.is_busy()):
-            lease = self._path.newest
-            if lease is not None and cost and self._path.spend(lease, cost):
+        if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._max_cost:
+            cost = self._check_cost(tokens)  # raises the error that says what is wrong
+        if not (cost and self._polling_queue.waiters and self._polling_queue.has_waiters()):
+            if cost and self._path.try_spend(cost):
                 return True
             if not block:
-                return (await self._ask(cost))[0] == 0
+                return (await self._request(cost))[0] == 0
         return block and (await self._polling_queue.wait(lambda: self._decide(cost), timeout)).allowed
 
     async def try_consume(self, tokens: float = 1) -> Decision:
         """See :meth:`RedisTokenBucket.try_consume`."""
-        cost = self._cost(tokens)
-        if cost and self._polling_queue.is_busy():
-            return self._behind(await self._look(cost))
+        cost = self._check_cost(tokens)
+        if cost and self._polling_queue.has_waiters():
+            return self._refuse_behind_waiters(await self._peek(cost))
         return await self._decide(cost)
 
     async def wait_time(self, tokens: float = 1) -> float:
         """See :meth:`RedisTokenBucket.wait_time`."""
-        return (await self._look(self._cost(tokens))).retry_after
+        return (await self._peek(self._check_cost(tokens))).retry_after
 
     async def refund(self, tokens: float = 1) -> None:
         """See :meth:`RedisTokenBucket.refund`."""
-        for call in self._path.refund(self._cost(tokens)):
+        for call in self._path.refund(self._check_cost(tokens)):
             await self._runner.run_call(call)
         self._polling_queue.wake_head()
 
     async def close(self) -> None:
-        """See :meth:`RedisTokenBucket.close`; the connections are those of this event loop."""
+        """See :meth:`RedisTokenBucket.close`; closes the connections of this event loop."""
         if self._monitor is not None:
             await self._monitor.close()
         await self._runner.close()
 
-    async def _ask(self, cost: float) -> Answer:
-        answer = self._path.answer_locally(cost)
-        if answer is None:
-            answer = await self._runner.batcher(self._slot).submit(self._path, cost)
+    async def _request(self, cost: float) -> PathReply:
+        reply = self._path.answer_locally(cost)
+        if reply is None:
+            reply = await self._runner.batcher(self._slot).submit(self._path, cost)
         if self._monitor is not None:
             self._monitor.wake()
-        return answer
+        return reply
 
     async def _decide(self, cost: float) -> Decision:
-        return self._path.decision(await self._ask(cost))
+        return self._path.decision(await self._request(cost))
 
-    async def _look(self, cost: float) -> Decision:
+    async def _peek(self, cost: float) -> Decision:
         return await self._decide(-cost)
 
 
@@ -224,19 +235,19 @@ def create_redis_bucket_hierarchy(
     redis_client: Client, config: Mapping[str, object], *, timeout: float = 1.0, lease: float | None = None
 ) -> dict[str, RedisTokenBucket]:
     """
-    Make a tree of buckets in Redis from nested mappings. Every name is a key.
+    Create a tree of buckets in Redis from nested mappings. Each name is the bucket's key.
 
     Args:
         redis_client: See :class:`RedisTokenBucket`.
-        config: As :func:`bucketflow.hierarchical.create_bucket_hierarchy` takes it.
+        config: See :func:`bucketflow.hierarchical.create_bucket_hierarchy`.
         timeout: See :class:`RedisTokenBucket`.
-        lease: See :class:`RedisTokenBucket`; of each bucket.
+        lease: See :class:`RedisTokenBucket`; applies to each bucket.
 
     Returns:
         Every bucket by its name, parents before their children.
 
     Raises:
-        ConfigError: As :func:`bucketflow.hierarchical.create_bucket_hierarchy` does; or a name cannot be a key.
+        ConfigError: See :func:`bucketflow.hierarchical.create_bucket_hierarchy`; or a name cannot be a key.
     """
     return _hierarchy(RedisTokenBucket, redis_client, config, timeout=timeout, lease=lease)
 
@@ -244,7 +255,7 @@ def create_redis_bucket_hierarchy(
 def create_async_redis_bucket_hierarchy(
     redis_client: AsyncClient, config: Mapping[str, object], *, timeout: float = 1.0, lease: float | None = None
 ) -> dict[str, AsyncRedisTokenBucket]:
-    """See :func:`create_redis_bucket_hierarchy`."""
+    """Create a tree of :class:`AsyncRedisTokenBucket`, see :func:`create_redis_bucket_hierarchy`."""
     return _hierarchy(AsyncRedisTokenBucket, redis_client, config, timeout=timeout, lease=lease)
 
 
@@ -255,8 +266,8 @@ def _hierarchy(
     **options: Any,  # noqa: ANN401 - the constructor's
 ) -> dict[str, BucketT]:
     buckets: dict[str, BucketT] = {}
-    for one in parse_hierarchy(config):
-        parent = None if one.parent is None else buckets[one.parent]
-        numbers = (one.limit.capacity, one.limit.fill_rate, one.initial_tokens)
-        buckets[one.name] = kind(client, one.name, *numbers, parent=parent, **options)
+    for entry in parse_hierarchy(config):
+        parent = None if entry.parent is None else buckets[entry.parent]
+        numbers = (entry.limit.capacity, entry.limit.fill_rate, entry.initial_tokens)
+        buckets[entry.name] = kind(client, entry.name, *numbers, parent=parent, **options)
     return buckets

@@ -1,4 +1,4 @@
-"""Give leases back when nobody has used them for a while; a watch runs only while there is something to give back."""
+"""Return of idle leases: a monitor runs only while its path holds leased tokens."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
 
 __all__ = ["AsyncLeaseMonitor", "ThreadLeaseMonitor"]
 
-#: Seconds between two looks: a lease that nobody used from one to the next goes back.
-IDLE = 1.0
+#: Seconds between two checks. Leases that were not used between them are returned.
+CHECK_INTERVAL = 1.0
 
 
 class ThreadLeaseMonitor:
     """
-    Watches from a daemon thread, which outlives its bucket if somebody forgot to close that.
+    Monitors a path from a daemon thread, which also returns the leases of a bucket that was never closed.
 
     Args:
-        path: What may be on lease.
-        runner: Runs the call that settles it. If Redis does not answer, what is on lease is left to fade.
+        path: The path that leases tokens.
+        runner: Runs the call that returns them. If Redis does not reply, the leases decay instead.
     """
 
     def __init__(self, path: LeasedPath, runner: ScriptRunner) -> None:
@@ -32,13 +32,13 @@ class ThreadLeaseMonitor:
         reset_after_fork(self)
 
     def after_fork(self) -> None:
-        """Begin anew: the thread is the parent's."""
+        """Reset the monitor: in a forked child its thread does not exist."""
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._runs = False
 
     def wake(self) -> None:
-        """Watch, if there is something to watch."""
+        """Start the thread, unless it runs or the path holds no tokens."""
         if self._runs or self._path.left <= 0:
             return
         with self._lock:
@@ -47,38 +47,38 @@ class ThreadLeaseMonitor:
                 self._closed.clear()
                 try:
                     threading.Thread(target=self._run, name="bucketflow-lease", daemon=True).start()
-                except RuntimeError:  # no thread can be had, or the interpreter ends: the lease fades by itself
+                except RuntimeError:  # no thread available, or the interpreter is shutting down: the lease decays
                     self._runs = False
 
     def close(self) -> None:
-        """End the watch, and give back what there is."""
+        """Stop the thread, and return the leased tokens."""
         self._closed.set()
-        self._give_back()
+        self._return_tokens()
 
     def _run(self) -> None:
         try:
             left = self._path.left
-            while left > 0 and not self._closed.wait(IDLE):
+            while left > 0 and not self._closed.wait(CHECK_INTERVAL):
                 if self._path.left == left:
-                    self._give_back()
+                    self._return_tokens()
                 left = self._path.left
         finally:
             self._runs = False
         if not self._closed.is_set():
-            self.wake()  # unless somebody leased between the last look and the line before
+            self.wake()  # a lease may have arrived after the last check, while wake() still saw this thread
 
-    def _give_back(self) -> None:
-        call = self._path.give_back()
+    def _return_tokens(self) -> None:
+        call = self._path.settle()
         if call is not None:
             self._runner.run_all([call])
 
 
 class AsyncLeaseMonitor:
     """
-    Watches from every event loop that leases.
+    Monitors a path with a timer in each event loop that leases tokens.
 
     Args:
-        path: What may be on lease.
+        path: The path that leases tokens.
         runner: See :class:`ThreadLeaseMonitor`.
     """
 
@@ -89,31 +89,32 @@ class AsyncLeaseMonitor:
         self._tasks: set[asyncio.Future[None]] = set()
 
     def wake(self) -> None:
-        """Watch from this loop, if there is something to watch."""
+        """Start this loop's timer, unless it runs or the path holds no tokens."""
         loop = asyncio.get_running_loop()
         if loop not in self._timers and self._path.left > 0:
-            for other in [other for other in self._timers if other.is_closed()]:
-                self._timers.pop(other, None)  # it would stay: its timer knows it
-            self._timers[loop] = loop.call_later(IDLE, self._look, loop, self._path.left)
+            # A closed loop's timer refers to the loop, so the weak key alone would never be collected.
+            for closed in [known for known in self._timers if known.is_closed()]:
+                self._timers.pop(closed, None)
+            self._timers[loop] = loop.call_later(CHECK_INTERVAL, self._check, loop, self._path.left)
 
     async def close(self) -> None:
-        """End the watch from this loop, and give back what there is."""
+        """Stop this loop's timer, and return the leased tokens."""
         timer = self._timers.pop(asyncio.get_running_loop(), None)
         if timer is not None:
             timer.cancel()
-        await self._give_back()
+        await self._return_tokens()
 
-    def _look(self, loop: asyncio.AbstractEventLoop, before: float) -> None:
+    def _check(self, loop: asyncio.AbstractEventLoop, before: float) -> None:
         self._timers.pop(loop, None)
         left = self._path.left
         if left == before:
-            task = asyncio.ensure_future(self._give_back())
+            task = asyncio.ensure_future(self._return_tokens())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         elif left > 0:
-            self._timers[loop] = loop.call_later(IDLE, self._look, loop, left)
+            self._timers[loop] = loop.call_later(CHECK_INTERVAL, self._check, loop, left)
 
-    async def _give_back(self) -> None:
-        call = self._path.give_back()
+    async def _return_tokens(self) -> None:
+        call = self._path.settle()
         if call is not None:
             await self._runner.run_all([call])

@@ -1,10 +1,15 @@
-"""A path of buckets of which this process holds tokens on lease, to be spent without asking Redis."""
+"""
+A path of buckets from which this process leases tokens, to spend them without a round trip each.
+
+The arithmetic of leases is in :mod:`bucketflow.algorithm.token_lease`.
+"""
 
 from __future__ import annotations
 
 import struct
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bucketflow.algorithm.token_lease import TokenLease
@@ -12,7 +17,7 @@ from bucketflow.clock import fast_reader
 from bucketflow.distributed.path import RedisBucketRef, RedisPath, pack_numbers
 from bucketflow.fork import reset_after_fork
 from bucketflow.limit import SECOND
-from bucketflow.redis_client.batching import Answer
+from bucketflow.redis_client.batching import PathReply, ReadReply
 from bucketflow.redis_client.encoding import exact, pack, pack_words
 from bucketflow.redis_client.topology import ScriptCall
 
@@ -22,129 +27,145 @@ if TYPE_CHECKING:
 __all__ = ["LeasedPath"]
 
 
-class _Granted:
-    """A lease as Redis granted it: *whole* on its clock, *behind* as it was *since*, µs on ours."""
+class _HeldLease:
+    """
+    A lease, and the state of its path when it was granted.
 
-    __slots__ = ("behind", "lease", "since", "whole")
+    Args:
+        lease: The tokens, on the clock of this process.
+        decays_from: µs on the server's clock at which the lease begins to decay at each level; length of the path.
+        deficits: The deficit of each level after the grant, without the leased tokens, in µs; length of the path.
+        since: µs on the clock of this process; the time of *deficits*.
+    """
 
-    def __init__(self, lease: TokenLease, whole: Sequence[float], behind: Sequence[float], since: int) -> None:
+    __slots__ = ("decays_from", "deficits", "lease", "since")
+
+    def __init__(self, lease: TokenLease, decays_from: Sequence[float], deficits: Sequence[float], since: int) -> None:
         self.lease = lease
-        self.whole = whole
-        self.behind = behind
+        self.decays_from = decays_from
+        self.deficits = deficits
         self.since = since
 
 
 class LeasedPath(RedisPath):
     """
-    Each call to Redis settles what was leased before, answers those who ask, and takes more ahead.
-
-    Any thread may call.
+    A path each call of which settles the earlier leases, evaluates the costs, and leases more tokens. Thread-safe.
 
     Args:
         levels: See :class:`RedisPath`.
-        most: Tokens to take ahead in one call, at most.
-        clock: What leases fade by. They count from before their call was sent, so none lasts too long.
+        lease: Maximum number of tokens to lease in one call.
+        clock: Measures the decay of leases. A lease counts from before its call was sent, so none lasts too long.
     """
 
-    def __init__(self, levels: Sequence[RedisBucketRef], most: float, clock: Clock) -> None:
+    def __init__(self, levels: Sequence[RedisBucketRef], lease: float, clock: Clock) -> None:
         super().__init__(levels)
-        self._most = exact(most).encode()
-        self._limits: bytes | None = None  # packed once they do not change any more, and all before them in the call
-        self._head = b""
+        self._lease_size = exact(lease).encode()
+        self._limits: bytes | None = None  # encoded once, as soon as they no longer carry the initial state
+        self._call_head = b""  # the encoded call up to the limits
         self._now = clock.now
-        self._read, self._scale = fast_reader(clock)
+        self._read_clock, self._clock_scale = fast_reader(clock)
         self.after_fork()
         reset_after_fork(self)
 
     def after_fork(self) -> None:
-        """Hold nothing: what is on lease belongs to the parent."""
+        """Drop all leases: in a forked child they belong to the parent process."""
         self._lock = threading.Lock()
-        # One, unless loops of several threads asked at the same time.
-        self._granted: list[_Granted] = []
-        self.newest = None
+        self._held: list[_HeldLease] = []  # several only if event loops of several threads leased at the same time
+        self._newest: TokenLease | None = None
 
     @property
     def left(self) -> float:
-        """Tokens on lease, as far as they have not faded since somebody last looked."""
-        return sum([granted.lease.left for granted in self._granted])
+        """Tokens left in all leases, less what had decayed when each lease was last used."""
+        return sum([held.lease.left for held in self._held])
 
-    def spend(self, lease: TokenLease, cost: float) -> bool:
-        """Take *cost* tokens of *lease* if they are there, and have not faded."""
+    def try_spend(self, cost: float) -> bool:
+        """Spend *cost* tokens, above 0, of the newest lease if it has them and none can have decayed yet."""
+        lease = self._newest
+        if lease is None:
+            return False
         with self._lock:
-            if lease.left >= cost and self._read() * self._scale <= lease.whole_until:
-                lease.left -= cost  # TokenLease.spend, at a third of its price
+            if lease.left >= cost and self._read_clock() * self._clock_scale <= lease.whole_until:
+                lease.left -= cost  # inlined TokenLease.spend: a third of its cost
                 return True
         return False
 
-    def answer_locally(self, cost: float) -> Answer | None:
+    def answer_locally(self, cost: float) -> PathReply | None:
         """
-        See :class:`bucketflow.redis_client.batching.BatchTarget`.
+        Spend *cost* tokens of any lease; return the reply, or ``None`` if no lease has them.
 
-        What others have taken since the lease began is not in the answer.
+        The deficits in the reply leave out what other processes have taken since the lease was granted.
         """
         with self._lock:
-            granted = self._spend(cost)
-            if granted is None:
+            held = self._spend(cost)
+            if held is None:
                 return None
-            passed, spent = self._now() - granted.since, (granted.lease.tokens - granted.lease.left) * SECOND
-        behind = [
-            max(0.0, late - passed) + spent / limit.fill_rate
-            for late, limit in zip(granted.behind, self.limits, strict=True)
+            elapsed, spent = self._now() - held.since, (held.lease.tokens - held.lease.left) * SECOND
+        deficits = [
+            max(0.0, deficit - elapsed) + spent / limit.fill_rate
+            for deficit, limit in zip(held.deficits, self.limits, strict=True)
         ]
-        return (0.0, -1.0, *behind)
+        return (0.0, -1.0, *deficits)
 
-    def call(self, costs: tuple[float, ...]) -> ScriptCall:
+    def prepare(self, costs: tuple[float, ...]) -> tuple[ScriptCall, ReadReply]:
         """See :class:`bucketflow.redis_client.batching.BatchTarget`."""
         with self._lock:
-            return self._lease(costs)
+            now = self._now()
+            return self._settling_call(costs, now), partial(self._read_lease, now)
 
-    def give_back(self) -> ScriptCall | None:
-        """Return the call that settles what is on lease, ``None`` if nothing is."""
+    def settle(self) -> ScriptCall | None:
+        """End all leases; return the call that returns their unspent tokens, or ``None`` if none is held."""
         with self._lock:
-            return self._lease(()) if self._granted else None
+            return self._settling_call((), self._now()) if self._held else None
 
     def refund(self, cost: float) -> list[ScriptCall]:
-        """See :class:`RedisPath`. A lease takes what was spent of it; for the rest it would stand in the way."""
+        """
+        Return the calls, in order, that return *cost* tokens to every level.
+
+        A lease takes back what was spent of it. For the rest the leases are settled first, because Redis accepts no
+        refund that would fill a bucket before the leases on it have decayed.
+        """
         with self._lock:
-            for granted in self._granted:
-                cost -= granted.lease.refund(self._now(), cost)
+            for held in self._held:
+                cost -= held.lease.refund(self._now(), cost)
         if cost <= 0:
             return []
-        settled = self.give_back()
-        return [*([] if settled is None else [settled]), *super().refund(cost)]
+        settling = self.settle()
+        return [*([] if settling is None else [settling]), *super().refund(cost)]
 
-    def answers(self, call: ScriptCall, reply: bytes) -> Sequence[Answer]:
-        """See :class:`bucketflow.redis_client.batching.BatchTarget`."""
-        depth = len(self.levels)
-        tokens, now, *whole = struct.unpack_from(f"<{2 + depth}d", reply)
-        answers = super().answers(call, reply[8 * (2 + depth) :])
-        if tokens > 0:
-            lease = TokenLease(tokens, self.limits, [call.made_at + (instant - now) for instant in whole])
-            with self._lock:
-                self._granted.append(_Granted(lease, whole, answers[-1][2:], call.made_at))
-                self.newest = lease
-        return answers
-
-    def _spend(self, cost: float) -> _Granted | None:
+    def _spend(self, cost: float) -> _HeldLease | None:
         if cost > 0:
-            for granted in self._granted:
-                if granted.lease.spend(self._now(), cost):
-                    return granted
+            for held in self._held:
+                if held.lease.spend(self._now(), cost):
+                    return held
         return None
 
-    def _lease(self, costs: tuple[float, ...]) -> ScriptCall:
-        now, settled = self._now(), []
-        for granted in self._granted:
-            settled.append(granted.lease.tokens)
-            for instant, unspent in zip(granted.whole, granted.lease.unspent(now), strict=True):
-                settled += (instant, unspent)
-            granted.lease.left = 0.0
-        self._granted = []
-        self.newest = None
+    def _settling_call(self, costs: tuple[float, ...], now: int) -> ScriptCall:
+        """End all leases; return the call that settles them, evaluates *costs*, and leases if a cost is above 0."""
+        settled: list[float] = []
+        for held in self._held:
+            settled.append(held.lease.tokens)
+            for decays_from, unspent in zip(held.decays_from, held.lease.unspent(now), strict=True):
+                settled += (decays_from, unspent)
+            held.lease.left = 0.0
+        self._held = []
+        self._newest = None
         limits = self._limits
         if limits is None:
-            is_new, limits = self._is_new, self.packed_limits()
-            self._head = pack(("EVALSHA", self.script.sha, len(self.keys), *self.keys, limits), more=3)
-            self._limits = None if is_new else limits
-        args = (pack_numbers(costs), self._most if max(costs, default=0.0) > 0 else b"0", pack_numbers(settled))
-        return ScriptCall(self.script, self.keys, (limits, *args), self._head + pack_words(args), now)
+            is_final, limits = not self._sends_initial_state, self.packed_limits()
+            self._call_head = pack(("EVALSHA", self.script.sha, len(self.keys), *self.keys, limits), more=3)
+            self._limits = limits if is_final else None
+        lease_size = self._lease_size if max(costs, default=0.0) > 0 else b"0"
+        args = (pack_numbers(costs), lease_size, pack_numbers(settled))
+        return ScriptCall(self.script, self.keys, (limits, *args), self._call_head + pack_words(args))
+
+    def _read_lease(self, sent_at: int, reply: bytes) -> list[PathReply]:
+        """Store the lease in *reply*, whose call was made at *sent_at*, µs; return the path replies."""
+        depth = len(self.levels)
+        tokens, server_now, *decays_from = struct.unpack_from(f"<{2 + depth}d", reply)
+        replies = self._read(reply[8 * (2 + depth) :])
+        if tokens > 0:
+            lease = TokenLease(tokens, self.limits, [sent_at + (instant - server_now) for instant in decays_from])
+            with self._lock:
+                self._held.append(_HeldLease(lease, decays_from, replies[-1][2:], sent_at))
+                self._newest = lease
+        return replies

@@ -1,9 +1,9 @@
 """
-Waiting in order where nobody can say ahead when a turn comes: in Redis, or where buckets share an ancestor.
+FIFO queue of waiting callers for remote buckets, whose next grant time is unknown locally.
 
-Only the head of the line asks. Refused, it sleeps as long as it was told, outside every lock, and asks again; the
-others sleep until they are the head. So a line of a thousand costs no more questions than a line of one. Whoever
-leaves, granted or not, wakes the next.
+Only the head polls. After a refusal it sleeps for ``retry_after``, outside every lock, and polls again. All others
+sleep until they are the head. So a queue of a thousand costs as many calls as a queue of one. A caller that leaves,
+granted or not, wakes the next.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncPollingQueue", "ThreadPollingQueue"]
 
-#: What is known while the head waits for its very first answer.
+#: The refusal until the head has received its first reply.
 _UNKNOWN = Decision(allowed=False, retry_after=0.0, binding=None, tokens=())
 
 
 class _ThreadWaiter:
-    """The waiter of a thread in the line."""
+    """A waiting thread."""
 
     __slots__ = ("event",)
 
@@ -39,16 +39,16 @@ class _ThreadWaiter:
         self.event = threading.Event()
 
     def is_abandoned(self) -> bool:
-        """Return whether nobody stands here any more."""
+        """Return whether the waiter can no longer run, so that it will not leave the queue by itself."""
         return False
 
     def wake(self) -> None:
-        """Wake whoever stands here."""
+        """Wake the waiter."""
         self.event.set()
 
 
 class _AsyncWaiter:
-    """The waiter of a coroutine in the line, which may run in another thread's loop than the one that wakes it."""
+    """A waiting coroutine. The thread that wakes it may run another event loop."""
 
     __slots__ = ("event", "loop")
 
@@ -57,12 +57,12 @@ class _AsyncWaiter:
         self.loop = asyncio.get_running_loop()
 
     def is_abandoned(self) -> bool:
-        """See :class:`_ThreadWaiter`."""
-        return self.loop.is_closed()  # over its head
+        """See :class:`_ThreadWaiter`; true if the loop was closed while the coroutine waited."""
+        return self.loop.is_closed()
 
     def wake(self) -> None:
         """See :class:`_ThreadWaiter`."""
-        with suppress(RuntimeError):  # closed since we looked: the next who looks passes it over
+        with suppress(RuntimeError):  # closed just now: the next call that reads the head removes this waiter
             self.loop.call_soon_threadsafe(self.event.set)
 
 
@@ -71,10 +71,10 @@ _WaiterT = TypeVar("_WaiterT", _ThreadWaiter, _AsyncWaiter)
 
 class _PollingQueue(Generic[_WaiterT]):
     """
-    The line itself, and what both kinds of waiting share. Every method here is short and never sleeps.
+    The queue without the waiting itself. Its methods are short and never sleep.
 
     Attributes:
-        line: Who waits. While :meth:`is_busy`, a caller who does not wait must be refused: it would overtake.
+        waiters: In order of arrival. It may contain abandoned ones, see :meth:`has_waiters`.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -83,41 +83,42 @@ class _PollingQueue(Generic[_WaiterT]):
         reset_after_fork(self)
 
     def after_fork(self) -> None:
-        """Begin anew: those who wait are the parent's threads."""
+        """Drop all waiters: in a forked child their threads do not exist."""
         self._lock = threading.Lock()
-        self.line: OrderedDict[_WaiterT, None] = OrderedDict()
-        self._last: Decision = _UNKNOWN
-        self._asks_again_at = 0
+        self.waiters: OrderedDict[_WaiterT, None] = OrderedDict()
+        self._last_refusal: Decision = _UNKNOWN
+        self._next_poll_at = 0
 
-    def is_busy(self) -> bool:
-        """Return whether somebody waits; whoever left without a word does not count."""
-        if not self.line:
+    def has_waiters(self) -> bool:
+        """Return whether a caller waits; then one that does not wait must be refused, because it would overtake."""
+        if not self.waiters:
             return False
         with self._lock:
             return self._head() is not None
 
     def current_refusal(self) -> Decision:
         """
-        Return the answer to a caller who may not overtake.
+        Return the refusal for a caller that must not overtake.
 
-        It repeats what the head was told. ``retry_after`` is the time until the head asks again: nobody behind it is
-        served sooner. It is 0, and ``tokens`` is empty, while the head still waits for its first answer.
+        It repeats the head's last refusal. ``retry_after`` is the time until the head polls again, before which no
+        waiter behind it is granted. Until the head has received its first reply, ``retry_after`` is 0 and ``tokens``
+        is empty.
         """
         with self._lock:
-            return replace(self._last, retry_after=max(0, self._asks_again_at - self._clock.now()) / SECOND)
+            return replace(self._last_refusal, retry_after=max(0, self._next_poll_at - self._clock.now()) / SECOND)
 
     def wake_head(self) -> None:
-        """Let the head ask at once: tokens came back sooner than it was told."""
+        """Let the head poll at once, because tokens have been returned."""
         with self._lock:
             self._wake_head()
 
     def _head(self) -> _WaiterT | None:
-        while self.line:
-            head = next(iter(self.line))
+        while self.waiters:
+            head = next(iter(self.waiters))
             if not head.is_abandoned():
                 return head
-            del self.line[head]
-            self._last, self._asks_again_at = _UNKNOWN, 0
+            del self.waiters[head]
+            self._last_refusal, self._next_poll_at = _UNKNOWN, 0
         return None
 
     def _wake_head(self) -> None:
@@ -127,16 +128,16 @@ class _PollingQueue(Generic[_WaiterT]):
 
     def _leave(self, waiter: _WaiterT) -> None:
         with self._lock:
-            if waiter in self.line:
-                was_head = waiter is next(iter(self.line))
-                del self.line[waiter]
+            if waiter in self.waiters:
+                was_head = waiter is next(iter(self.waiters))
+                del self.waiters[waiter]
                 if was_head:
-                    self._last, self._asks_again_at = _UNKNOWN, 0
+                    self._last_refusal, self._next_poll_at = _UNKNOWN, 0
                     self._wake_head()
 
-    def _enter(self, waiter: _WaiterT) -> None:
+    def _join(self, waiter: _WaiterT) -> None:
         with self._lock:
-            self.line[waiter] = None
+            self.waiters[waiter] = None
 
     def _is_head(self, waiter: _WaiterT) -> bool:
         with self._lock:
@@ -147,107 +148,108 @@ class _PollingQueue(Generic[_WaiterT]):
             return None
         return self._clock.now() + round(check_number("timeout", timeout, "seconds, 0 or more, or None") * SECOND)
 
-    def _too_late(self, deadline: int | None) -> bool:
-        """Return whether *deadline* has come, or comes before the head asks again."""
-        return deadline is not None and (deadline <= self._clock.now() or deadline < self._asks_again_at)
+    def _cannot_meet(self, deadline: int | None) -> bool:
+        """Return whether *deadline* has passed, or will pass before the head polls again."""
+        return deadline is not None and (deadline <= self._clock.now() or deadline < self._next_poll_at)
 
-    def _left(self, deadline: int) -> float:
+    def _seconds_until(self, deadline: int) -> float:
         return (deadline - self._clock.now()) / SECOND
 
     def _record_reply(self, decision: Decision, deadline: int | None) -> bool:
-        """Note what the head was told. Return whether to wait and ask again."""
-        asks_again = self._clock.now() + round(decision.retry_after * SECOND)
-        if decision.allowed or (deadline is not None and asks_again > deadline):
+        """Store the head's *decision* if it is a refusal; return whether to wait and poll again."""
+        next_poll_at = self._clock.now() + round(decision.retry_after * SECOND)
+        if decision.allowed or (deadline is not None and next_poll_at > deadline):
             return False
         with self._lock:
-            self._last, self._asks_again_at = decision, asks_again
+            self._last_refusal, self._next_poll_at = decision, next_poll_at
         return True
 
 
 class ThreadPollingQueue(_PollingQueue[_ThreadWaiter]):
     """
-    A line of threads.
+    A queue of threads.
 
     Args:
-        clock: What the waiting is measured and slept with.
+        clock: Measures and sleeps the waiting time.
     """
 
-    def wait(self, ask: Callable[[], Decision], timeout: float | None = None) -> Decision:
+    def wait(self, poll: Callable[[], Decision], timeout: float | None = None) -> Decision:
         """
-        Join the line, and ask when it is one's turn until granted or out of time.
+        Join the queue and, as its head, call *poll* until it grants or *timeout* is over.
 
-        Whoever is interrupted, or whose *ask* raises, leaves the line too, and the next moves up.
+        The caller also leaves the queue if it is interrupted or *poll* raises; then the next waiter is the head.
 
         Args:
-            ask: Takes the tokens or says when to come again. Called by the head only, never under a lock, and by no
-                two threads at once. To be granted twice it must be called twice: nothing is taken behind its back.
-            timeout: Seconds to wait at most; ``None``: for ever. A refusal that reaches beyond it ends the wait at
-                once, because nobody could be served sooner. 0 asks at most once.
+            poll: Takes the tokens or returns a refusal. Only the head calls it: never under a lock, never from two
+                threads at once. Each grant is the result of a separate call.
+            timeout: Maximum wait in seconds; ``None``: unlimited. A refusal whose ``retry_after`` exceeds the time
+                left ends the wait at once, because no waiter could be granted sooner. With 0, *poll* is called at
+                most once.
 
         Returns:
-            The grant, or the last refusal. One who never became the head gets :meth:`refusal`.
+            The grant, or the last refusal. A caller that never became the head gets :meth:`current_refusal`.
 
         Raises:
-            ConfigError: *timeout* is no number of 0 or more.
+            ConfigError: *timeout* is not a number of 0 or more.
         """
         deadline = self._deadline(timeout)
         waiter = _ThreadWaiter()
         try:
-            self._enter(waiter)
+            self._join(waiter)
             while not self._is_head(waiter):
-                if self._too_late(deadline):
+                if self._cannot_meet(deadline):
                     return self.current_refusal()
-                self._await_turn(waiter, deadline)
+                self._sleep_behind_head(waiter, deadline)
             while True:
-                waiter.event.clear()  # before asking: a nudge that comes during the question must not be lost
-                decision = ask()
+                waiter.event.clear()  # before the poll: a wake-up that arrives during it must not be lost
+                decision = poll()
                 if not self._record_reply(decision, deadline):
                     return decision
                 self._clock.sleep(decision.retry_after, waiter.event)
         finally:
             self._leave(waiter)
 
-    def _await_turn(self, waiter: _ThreadWaiter, deadline: int | None) -> None:
+    def _sleep_behind_head(self, waiter: _ThreadWaiter, deadline: int | None) -> None:
         if deadline is None:
             waiter.event.wait()
         else:
-            self._clock.sleep(self._left(deadline), waiter.event)
+            self._clock.sleep(self._seconds_until(deadline), waiter.event)
 
 
 class AsyncPollingQueue(_PollingQueue[_AsyncWaiter]):
     """
-    A line of coroutines, in one event loop or in several threads' loops at once.
+    A queue of coroutines, in one event loop or in the loops of several threads.
 
     Args:
-        clock: What the waiting is measured and slept with.
+        clock: Measures and sleeps the waiting time.
     """
 
-    async def wait(self, ask: Callable[[], Awaitable[Decision]], timeout: float | None = None) -> Decision:
+    async def wait(self, poll: Callable[[], Awaitable[Decision]], timeout: float | None = None) -> Decision:
         """
-        Join the line, and ask when it is one's turn until granted or out of time.
+        Join the queue and, as its head, await *poll* until it grants or *timeout* is over.
 
-        Whoever is cancelled, or whose *ask* raises, leaves the line too, and the next moves up. Parameters, result
-        and errors are those of :meth:`ThreadPollingQueue.wait`; *ask* is awaited.
+        The caller also leaves the queue if it is cancelled or *poll* raises; then the next waiter is the head.
+        Parameters, result and errors are those of :meth:`ThreadPollingQueue.wait`.
         """
         deadline = self._deadline(timeout)
         waiter = _AsyncWaiter()
         try:
-            self._enter(waiter)
+            self._join(waiter)
             while not self._is_head(waiter):
-                if self._too_late(deadline):
+                if self._cannot_meet(deadline):
                     return self.current_refusal()
-                await self._await_turn(waiter, deadline)
+                await self._sleep_behind_head(waiter, deadline)
             while True:
                 waiter.event.clear()
-                decision = await ask()
+                decision = await poll()
                 if not self._record_reply(decision, deadline):
                     return decision
                 await self._clock.sleep_async(decision.retry_after, waiter.event)
         finally:
             self._leave(waiter)
 
-    async def _await_turn(self, waiter: _AsyncWaiter, deadline: int | None) -> None:
+    async def _sleep_behind_head(self, waiter: _AsyncWaiter, deadline: int | None) -> None:
         if deadline is None:
             await waiter.event.wait()
         else:
-            await self._clock.sleep_async(self._left(deadline), waiter.event)
+            await self._clock.sleep_async(self._seconds_until(deadline), waiter.event)

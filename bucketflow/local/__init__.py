@@ -1,1 +1,1 @@
-"""What the in-process buckets share: locking, the lock-free fast path, waiting."""
+"""Common parts of the in-process buckets: locking, the lock-free fast path and waiting."""

@@ -1,4 +1,4 @@
-"""What the buckets of threads and of coroutines have in common: everything but the waiting."""
+"""Common base of the thread and asyncio buckets: everything but the waiting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bucketflow.algorithm.gcra import Decision, burst_tolerance, initial_state
 from bucketflow.algorithm.wait_queue import Waiter, WaitQueue
 from bucketflow.clock import SYSTEM_CLOCK, fast_reader
 from bucketflow.limit import SECOND, Limit
-from bucketflow.local.fast_path import SlowPath, popping
+from bucketflow.local.fast_path import FastPathState, popping
 from bucketflow.validation import check_cost
 
 if TYPE_CHECKING:
@@ -20,13 +20,9 @@ __all__ = ["Bucket", "Reservation"]
 
 
 class Bucket:
-    """
-    A :class:`~bucketflow.algorithm.wait_queue.WaitQueue`, a lock and a clock.
+    """A :class:`~bucketflow.algorithm.wait_queue.WaitQueue`, a lock and a clock. No caller sleeps under the lock."""
 
-    The lock is never held while anybody sleeps.
-    """
-
-    #: How the bucket is called in errors when it was given no name.
+    #: Name of the bucket in errors if it was given none.
     _KIND = "bucket"
 
     def __init__(
@@ -44,13 +40,13 @@ class Bucket:
         self._now = clock.now
         self._queue = WaitQueue(self.limit, initial_state(self.limit, initial_tokens, clock.now()))
         self._lock = threading.Lock()
-        self._slow_path = SlowPath(self._queue)
-        # What the quick way of consume needs, worked out once: the cost that needs no check and its µs, the state, the
-        # time, the limit. Below a capacity of 1 there is no such cost: nobody has that object.
-        one: object = 1 if capacity >= 1 else object()
-        slot = self._queue.slot
+        self._state = FastPathState(self._queue)
+        # What the fast path of consume needs, computed once: the cost that needs no check, the µs in which it refills,
+        # the state, the time, the limit. Below a capacity of 1 every cost is checked: no caller has that object.
+        unchecked: object = 1 if capacity >= 1 else object()
+        slot = self._state.slot
         self._fast_path = (
-            one,
+            unchecked,
             1.0 * SECOND / fill_rate,
             popping(slot),
             slot,
@@ -70,20 +66,20 @@ class Bucket:
 
     def try_consume(self, tokens: float = 1) -> Decision:
         """
-        Take *tokens* now or not at all, and say what there was to say.
+        Take *tokens* without waiting, and return the decision with its details.
 
         Args:
-            tokens: How many; 0 only looks.
+            tokens: Tokens to take, >= 0; 0 takes none and reports the state.
 
         Returns:
-            The decision. Its ``retry_after``, in seconds, counts everybody who waits already.
+            The decision. Its ``retry_after``, in seconds, includes all callers that already wait.
 
         Raises:
-            ConfigError: *tokens* is no number of 0 or more.
-            CostExceedsCapacity: More than the bucket can ever hold.
+            ConfigError: *tokens* is not a number of 0 or more.
+            CostExceedsCapacity: *tokens* is above the capacity.
         """
         cost = self._cost(tokens)
-        with self._lock, self._slow_path as queue:
+        with self._lock, self._state as queue:
             now = self._now()
             allowed = queue.consume(now, cost)
             wait = 0 if allowed else queue.wait(now, cost)
@@ -91,97 +87,101 @@ class Bucket:
 
     def wait_time(self, tokens: float = 1) -> float:
         """
-        Return the seconds until *tokens* could be taken, behind everybody who waits already; 0 if now.
+        Return the seconds until *tokens* could be taken, behind all callers that already wait; 0 if now.
 
-        Takes nothing and holds no place: for that there is :meth:`reserve`. Raises as :meth:`try_consume` does.
+        Takes no tokens and reserves none, see :meth:`reserve`. Raises the same errors as :meth:`try_consume`.
         """
         cost = self._cost(tokens)
-        with self._lock, self._slow_path as queue:
+        with self._lock, self._state as queue:
             return queue.wait(self._now(), cost) / SECOND
 
     def reserve(self, tokens: float = 1) -> Reservation:
         """
-        Take a place in the line now, to act when its time has come. Raises as :meth:`try_consume` does.
+        Reserve *tokens* behind all callers that already wait, without blocking.
 
-        For those who cannot, or need not, block: look at ``wait``, do something else meanwhile, or think better of
-        it and ``cancel()``.
+        The caller can do other work until the reservation is ready, or cancel it. Raises the same errors as
+        :meth:`try_consume`.
+
+        Returns:
+            The reservation. The tokens may be used once it is ``ready``.
         """
-        waiter = Waiter(self._cost(tokens), _nobody_sleeps, promised=True)
-        with self._lock, self._slow_path as queue:
+        waiter = Waiter(self._cost(tokens), _do_not_wake, reserved=True)
+        with self._lock, self._state as queue:
             queue.join(waiter, self._now())
         return Reservation(self, waiter)
 
     def refund(self, tokens: float = 1) -> None:
         """
-        Give back *tokens* that were taken but not used; those who wait move up.
+        Return *tokens* that were taken but not used. Waiting callers move up.
 
-        A bucket never holds more than its capacity: what would be above it is gone. Raises as :meth:`try_consume`.
+        Tokens above the capacity are lost. Raises the same errors as :meth:`try_consume`.
         """
         cost = self._cost(tokens)
-        with self._lock, self._slow_path as queue:
-            nearer = queue.refund(self._now(), cost)
-        _wake(nearer)
+        with self._lock, self._state as queue:
+            moved_up = queue.refund(self._now(), cost)
+        _wake(moved_up)
 
     def _cost(self, tokens: float) -> float:
         return check_cost(tokens, self.limit.capacity, self.name or self._KIND)
 
-    def _step_of(self, tokens: float) -> float:
-        """Return the µs in which *tokens* come, once they are found to be a cost."""
+    def _refill_time(self, tokens: float) -> float:
+        """Check *tokens* and return the µs in which they refill."""
         limit = self.limit
         return check_cost(tokens, limit.capacity, self.name or self._KIND) * SECOND / limit.fill_rate
 
     def _consume(self, cost: float) -> bool:
-        """Take *cost* tokens, or say that they are not there, when the quick way was closed."""
-        with self._lock, self._slow_path as queue:
+        """Take *cost* tokens under the lock. Return whether they were there."""
+        with self._lock, self._state as queue:
             return queue.consume(self._now(), cost)
 
     def _tokens(self) -> float:
-        with self._lock, self._slow_path as queue:
+        with self._lock, self._state as queue:
             return queue.tokens(self._now())
 
     def _join(self, waiter: Waiter, timeout: float | None) -> int | None:
-        """Put *waiter* in the line unless it would wait longer than *timeout*. Return the last µs it may wait until."""
-        with self._lock, self._slow_path as queue:
+        """Append *waiter* to the queue unless it would wait longer than *timeout*. Return its deadline in µs."""
+        with self._lock, self._state as queue:
             now = self._now()
             deadline = None if timeout is None else now + round(timeout * SECOND)
             if deadline is None or now + queue.wait(now, waiter.cost) <= deadline:
                 queue.join(waiter, now)
             else:
-                waiter.at = deadline + 1
+                waiter.due_at = deadline + 1
         return deadline
 
-    def _left(self, waiter: Waiter, deadline: int | None) -> float | None:
-        """Return the seconds until *waiter* is due; ``None`` if it was granted, or will not be by *deadline*."""
-        with self._lock, self._slow_path as queue:
+    def _time_left(self, waiter: Waiter, deadline: int | None) -> float | None:
+        """Return the seconds until *waiter* is due; ``None`` if it is granted, or will not be by *deadline*."""
+        with self._lock, self._state as queue:
             now = self._now()
             queue.grant_due(now)
-            if waiter.granted or (deadline is not None and waiter.at > deadline):
+            if waiter.granted or (deadline is not None and waiter.due_at > deadline):
                 return None
-            return (waiter.at - now) / SECOND
+            return (waiter.due_at - now) / SECOND
 
-    def _cancel(self, waiter: Waiter) -> bool:
-        """Give the place of *waiter* back, if it still has one."""
-        with self._lock, self._slow_path as queue:
+    def _cancel(self, waiter: Waiter) -> None:
+        """Remove *waiter* from the queue. If it was granted, refund its tokens."""
+        with self._lock, self._state as queue:
+            moved_up = queue.cancel(waiter, self._now())
+        _wake(moved_up)
+
+    def _cancel_unless_granted(self, waiter: Waiter) -> bool:
+        """Remove *waiter* from the queue. Return False if it is granted: its tokens stay spent."""
+        with self._lock, self._state as queue:
             now = self._now()
             queue.grant_due(now)
             if waiter.granted:
                 return False
-            nearer = queue.cancel(waiter, now)
-        _wake(nearer)
+            moved_up = queue.cancel(waiter, now)
+        _wake(moved_up)
         return True
-
-    def _abandon(self, waiter: Waiter) -> None:
-        with self._lock, self._slow_path as queue:
-            nearer = queue.cancel(waiter, self._now())
-        _wake(nearer)
 
 
 class Reservation:
     """
-    A place in a bucket's line, from :meth:`Bucket.reserve`.
+    Tokens reserved by :meth:`Bucket.reserve`.
 
-    Act once :attr:`ready`. After sleeping for :attr:`wait`, look again: the instant comes nearer when somebody ahead
-    leaves the line, and moves away when somebody ahead started late.
+    Use them once the reservation is :attr:`ready`. After sleeping for :attr:`wait`, check again: the grant time moves
+    earlier when a waiter ahead leaves the queue, and later when a waiter ahead was granted late.
     """
 
     __slots__ = ("_bucket", "_cancelled", "_waiter")
@@ -196,7 +196,7 @@ class Reservation:
         """Seconds left until the tokens are there; 0 once they are, infinity once cancelled."""
         if self._cancelled:
             return math.inf
-        return self._bucket._left(self._waiter, None) or 0.0  # noqa: SLF001 - the other half of the same object
+        return self._bucket._time_left(self._waiter, None) or 0.0  # noqa: SLF001 - the other half of the same object
 
     @property
     def ready(self) -> bool:
@@ -205,20 +205,20 @@ class Reservation:
 
     def cancel(self) -> bool:
         """
-        Give the place back; those behind it move up.
+        Cancel the reservation. Callers behind it move up.
 
         Returns:
-            Whether there was anything to give back. Once :attr:`ready` there is not: the tokens are spent, and only
-            who knows that they were not used may :meth:`~Bucket.refund` them.
+            Whether it was cancelled. A reservation that is :attr:`ready` is spent and is not cancelled. If its tokens
+            are not used, :meth:`~Bucket.refund` returns them.
         """
-        if self._cancelled or not self._bucket._cancel(self._waiter):  # noqa: SLF001 - see wait
+        if self._cancelled or not self._bucket._cancel_unless_granted(self._waiter):  # noqa: SLF001 - see wait
             return False
         self._cancelled = True
         return True
 
 
-def _nobody_sleeps() -> None:
-    """Wake nobody: who holds a reservation looks for himself."""
+def _do_not_wake() -> None:
+    """Do nothing: no thread sleeps for a reservation, its holder polls it."""
 
 
 def _wake(waiters: list[Waiter]) -> None:

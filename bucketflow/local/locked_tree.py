@@ -1,4 +1,4 @@
-"""What the buckets of one tree share, and how their callers wait."""
+"""Lock, clock and blocking wait that the buckets of one tree share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bucketflow.algorithm.wait_tree import Path, Waiter, WaitTree
 from bucketflow.limit import SECOND
-from bucketflow.local.fast_path import SlowPath
+from bucketflow.local.fast_path import FastPathState
 
 if TYPE_CHECKING:
     from bucketflow.clock import Clock
@@ -17,52 +17,62 @@ __all__ = ["LockedTree"]
 
 class LockedTree:
     """
-    A tree, its lock and its clock. The lock is never held while anybody sleeps.
+    A :class:`~bucketflow.algorithm.wait_tree.WaitTree` with a lock and a clock. No caller sleeps under the lock.
 
     Args:
         clock: Of the whole tree.
 
     Attributes:
         clock: As given.
-        tree: Who waits. Its ``slot`` is open to quick callers; for the rest: ``with lock, closed as tree``.
-        lock: See *tree*.
-        closed: See *tree*.
+        tree: The waiters of the tree.
+        lock: Protects *tree*: ``with lock, state as tree``.
+        state: Ownership of *tree*; the fast path uses its ``slot`` without the lock.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.tree = WaitTree()
         self.lock = threading.Lock()
-        self.slow_path = SlowPath(self.tree)
+        self.state = FastPathState(self.tree)
 
     def wait(self, path: Path, cost: float, timeout: float | None) -> bool:
-        """Block until *cost* tokens were taken at every level of *path*, for *timeout* seconds at most."""
+        """
+        Block until *cost* tokens are taken at every level of *path*, or until *timeout*.
+
+        Args:
+            path: Buckets, root first; length = depth >= 1.
+            cost: Tokens, >= 0.
+            timeout: Seconds; ``None``: no limit.
+
+        Returns:
+            Whether the tokens were taken.
+        """
         wake = threading.Event()
         waiter = Waiter(path, cost, wake.set)
         try:
-            with self.lock, self.slow_path as tree:
+            with self.lock, self.state as tree:
                 now = self.clock.now()
                 deadline = None if timeout is None else now + round(timeout * SECOND)
                 if deadline is None or now + max(tree.waits(path, now, cost)) <= deadline:
                     tree.join(waiter, now)
             while self._sleep(waiter, wake, deadline):
                 pass
-        except BaseException:  # also KeyboardInterrupt: it must not leave a hole in the line
-            self._abandon(waiter)
+        except BaseException:  # also KeyboardInterrupt: an interrupted caller must not keep its position
+            self._cancel(waiter)
             raise
         if not waiter.granted:
-            self._abandon(waiter)
+            self._cancel(waiter)
         return waiter.granted
 
     def _sleep(self, waiter: Waiter, wake: threading.Event, deadline: int | None) -> bool:
-        """Sleep until *waiter* should look again. Return False once there is nothing left to wait for."""
-        with self.lock, self.slow_path as tree:
+        """Sleep until *waiter* must retry. Return False once it no longer waits, or cannot be granted in time."""
+        with self.lock, self.state as tree:
             now = self.clock.now()
-            tree.serve(now)
-            wake.clear()  # under the lock, where alone it is set
-            if waiter not in tree.waiting:
+            tree.grant_due(now)
+            wake.clear()  # under the lock, because it is set under the lock only
+            if waiter not in tree.waiters:
                 return False
-            until = deadline if waiter.at is None else waiter.at
+            until = deadline if waiter.retry_at is None else waiter.retry_at
         if until is None:
             wake.wait()
         elif deadline is not None and (until > deadline or deadline <= now):
@@ -71,6 +81,6 @@ class LockedTree:
             self.clock.sleep((until - now) / SECOND, wake)
         return True
 
-    def _abandon(self, waiter: Waiter) -> None:
-        with self.lock, self.slow_path as tree:
+    def _cancel(self, waiter: Waiter) -> None:
+        with self.lock, self.state as tree:
             tree.cancel(waiter, self.clock.now())

@@ -1,1 +1,1 @@
-"""How a script reaches Redis: encoding, connections, topology, batching. Knows nothing of buckets."""
+"""Running a Lua script on Redis: encoding, connections, topology, batching. Independent of token buckets."""

@@ -1,9 +1,10 @@
 """
-Put what waits in one round trip: questions for one path in one call, calls for several paths in one exchange.
+Batching of concurrent requests: requests for one path share a script call, calls for several paths share a round trip.
 
-Whoever finds nobody asking asks at once, alone. Those who come while an answer is under way wait for it, and are then
-asked for together; each is answered as if it had come alone. So nobody waits for company, and under load the number
-of round trips does not grow with the number of callers.
+The scheme is that of a database's group commit. While no batch is in flight, a request is sent at once, alone. Requests
+that arrive during a round trip become pending; when it ends, one of their callers becomes the leader and sends all of
+them as the next batch. Each request gets the reply that it would have got alone. No request waits for others to join
+it, and the number of round trips does not grow with the number of callers.
 """
 
 from __future__ import annotations
@@ -20,272 +21,280 @@ import redis
 from bucketflow.errors import StoreUnavailable
 from bucketflow.redis_client.topology import ScriptCall
 
-__all__ = ["Answer", "AsyncBatcher", "BatchTarget", "ThreadBatcher"]
+__all__ = ["AsyncBatcher", "BatchTarget", "PathReply", "ReadReply", "ThreadBatcher"]
 
-#: Most questions in one exchange.
-_MOST = 128
+#: Maximum number of requests in one round trip.
+_MAX_BATCH = 128
 
-#: µs to wait, the binding level from 0 or -1, then µs behind full at each level.
-Answer = tuple[float, ...]
+#: µs until the tokens are there (0: granted), index of the binding level or -1, then the deficit of each level in µs.
+PathReply = tuple[float, ...]
+
+#: Decodes the reply to one call: a path reply for each of its costs, same order.
+ReadReply = Callable[[bytes], Sequence[PathReply]]
 
 RunAll = Callable[[Sequence[ScriptCall]], list[Any]]
 AsyncRunAll = Callable[[Sequence[ScriptCall]], Awaitable[list[Any]]]
 
 
 class BatchTarget(Protocol):
-    """A path of buckets, as a batcher sees it. A cost is a number of tokens; negative: whether they are there."""
+    """A path of buckets, as the batchers see it. A cost is in tokens; a negative one is evaluated but not taken."""
 
-    def answer_locally(self, cost: float) -> Answer | None:
-        """Return the answer to one exchange if it can be given here."""
+    def answer_locally(self, cost: float) -> PathReply | None:
+        """Return the reply for *cost* if it needs no call to Redis, else ``None``."""
 
-    def call(self, costs: tuple[float, ...]) -> ScriptCall:
-        """Return the call that answers *costs*, length >= 1."""
-
-    def answers(self, call: ScriptCall, reply: bytes) -> Sequence[Answer]:
-        """Return an answer for each cost of *call*, same order, from the reply to it."""
+    def prepare(self, costs: tuple[float, ...]) -> tuple[ScriptCall, ReadReply]:
+        """Return the call that evaluates *costs*, length >= 1, and the function that decodes its reply."""
 
 
 class _PendingCall:
     """
-    A exchange that waits.
+    A request that waits for the next batch.
 
     Attributes:
-        answer: Once it is there.
-        error: Why there is none.
-        turn: What its caller waits for: the answer, or its turn to ask.
-        asks: Whether its caller was told to ask for all that wait.
-        thread: Its caller's.
+        wakeup: Wakes the caller, which has become the leader or has its result: a held lock, or a future.
+        thread: Identifier of the caller's thread; 0 for a coroutine.
+        reply: The result, once there is one.
+        error: The error, if there will be no reply.
+        is_leader: Whether the caller must send the next batch.
     """
 
-    __slots__ = ("answer", "asks", "cost", "error", "path", "thread", "turn")
+    __slots__ = ("cost", "error", "is_leader", "path", "reply", "thread", "wakeup")
 
-    def __init__(self, path: BatchTarget, cost: float, turn: Any, thread: int = 0) -> None:  # noqa: ANN401 - a lock, or a future
+    def __init__(self, path: BatchTarget, cost: float, wakeup: Any, thread: int = 0) -> None:  # noqa: ANN401 - a lock, or a future
         self.path = path
         self.cost = cost
-        self.turn = turn
+        self.wakeup = wakeup
         self.thread = thread
-        self.answer: Answer | None = None
+        self.reply: PathReply | None = None
         self.error: StoreUnavailable | None = None
-        self.asks = False
+        self.is_leader = False
 
     def fail(self, error: StoreUnavailable) -> None:
-        """Note that there will be no answer; each caller raises an error of its own."""
+        """Set a copy of *error*: each caller raises an exception object of its own."""
         self.error = StoreUnavailable(error.store, error.reason)
         self.error.__cause__ = error.__cause__
 
-    def result(self) -> Answer:
-        """Return the answer, or raise the error."""
-        if self.answer is None:
-            raise self.error or StoreUnavailable("the store", "whoever asked it was interrupted")
-        return self.answer
+    def result(self) -> PathReply:
+        """Return the reply, or raise the error."""
+        if self.reply is None:
+            raise self.error or StoreUnavailable("the store", "the call that sent this request was interrupted")
+        return self.reply
 
 
 class _Batch:
     """
-    Questions that are asked at once. Pure.
+    Requests that share a round trip.
 
     Attributes:
-        calls: What to run; it may be nothing.
+        calls: The calls to run, one a path; empty if every request was answered locally.
     """
 
     def __init__(self, requests: Sequence[_PendingCall]) -> None:
-        self._groups: dict[BatchTarget, list[_PendingCall]] = {}
+        groups: dict[BatchTarget, list[_PendingCall]] = {}
         for request in requests:
-            request.answer = request.path.answer_locally(request.cost)  # it may have come since this one began to wait
-            if request.answer is None:
-                self._groups.setdefault(request.path, []).append(request)
-        self.calls = [path.call(tuple([request.cost for request in group])) for path, group in self._groups.items()]
+            request.reply = request.path.answer_locally(request.cost)  # a lease may have arrived since it was submitted
+            if request.reply is None:
+                groups.setdefault(request.path, []).append(request)
+        prepared = [path.prepare(tuple([request.cost for request in group])) for path, group in groups.items()]
+        self.calls = [call for call, _ in prepared]
+        self._groups = [(read, group) for (_, read), group in zip(prepared, groups.values(), strict=True)]
 
-    def settle(self, results: Sequence[Any]) -> StoreUnavailable | None:
-        """Answer everybody by the *results* of the calls; return the error if the server did not answer in time."""
-        late = None
-        for (path, group), call, result in zip(self._groups.items(), self.calls, results, strict=True):
+    def distribute(self, results: Sequence[Any]) -> StoreUnavailable | None:
+        """Pass the *results* of the calls to their requests; return the error if the server timed out."""
+        timed_out = None
+        for (read, group), result in zip(self._groups, results, strict=True):
             if isinstance(result, StoreUnavailable):
                 for request in group:
                     request.fail(result)
-                late = result if _is_late(result) else late
+                timed_out = result if _is_timeout(result) else timed_out
             else:
-                for request, answer in zip(group, path.answers(call, result), strict=True):
-                    request.answer = answer
-        return late
+                for request, reply in zip(group, read(result), strict=True):
+                    request.reply = reply
+        return timed_out
 
 
-def _is_late(error: StoreUnavailable) -> bool:
+def _is_timeout(error: StoreUnavailable) -> bool:
     return isinstance(error.__cause__, redis.TimeoutError)
 
 
 class ThreadBatcher:
     """
-    For threads: one of those who wait asks for all of them.
+    Batches the requests of threads: the thread of one pending request leads the next batch.
 
-    An exception out of a signal handler may end a call between any two lines, so nobody relies on whoever asks: the
-    same thread does not wait for itself, and others take over when their patience ends. Two who ask at once do no harm.
+    An exception from a signal handler may interrupt a thread between any two lines, also while it leads. So a handler
+    that runs in the leader's thread sends its request at once, instead of waiting for its own thread. And a pending
+    request whose leader is lost takes the lead itself after *leader_timeout*. Two leaders at a time do no harm: they
+    send separate batches.
 
     Args:
         run_call: Runs one call, or raises ``StoreUnavailable``.
-        run_all: Runs calls in one exchange, see :meth:`bucketflow.redis_client.runner.ScriptRunner.run_all`.
-        patience: Seconds, more than two exchanges can take.
+        run_all: Runs calls in one round trip, see :meth:`bucketflow.redis_client.runner.ScriptRunner.run_all`.
+        leader_timeout: Seconds; longer than two round trips can take.
     """
 
-    def __init__(self, run_call: Callable[[ScriptCall], Any], run_all: RunAll, patience: float) -> None:
+    def __init__(self, run_call: Callable[[ScriptCall], Any], run_all: RunAll, leader_timeout: float) -> None:
         self._run_call = run_call
         self._run_all = run_all
-        self._patience = min(patience, threading.TIMEOUT_MAX)
+        self._leader_timeout = min(leader_timeout, threading.TIMEOUT_MAX)
         self.reset()
 
     def reset(self) -> None:
-        """Forget all calls: in a forked child those who made them are not there."""
+        """Drop all requests: in a forked child the threads that submitted them do not exist."""
         self._lock = threading.RLock()
-        self._waiting: list[_PendingCall] = []
-        self._asker = 0  # the thread that asks
+        self._pending: list[_PendingCall] = []
+        self._leader = 0  # thread identifier; 0: no batch is in flight
 
-    def submit(self, path: BatchTarget, cost: float) -> Answer:
+    def submit(self, path: BatchTarget, cost: float) -> PathReply:
         """
-        Return the answer to one exchange.
+        Return the reply for *cost* on *path*.
 
         Raises:
-            StoreUnavailable: The server did not answer this call, or timed out on the one before it.
+            StoreUnavailable: The call failed, or the server timed out on the batch before it.
         """
         request, thread = None, get_ident()
         with self._lock:
-            if self._asker in (0, thread):
-                self._asker = thread
+            if self._leader in (0, thread):
+                self._leader = thread
             else:
                 request = _PendingCall(path, cost, threading.Lock(), thread)
-                request.turn.acquire()
-                self._waiting.append(request)
-        return self._ask_alone(path, cost) if request is None else self._ask_together(request)
+                request.wakeup.acquire()
+                self._pending.append(request)
+        return self._run_alone(path, cost) if request is None else self._run_batched(request)
 
-    def _ask_alone(self, path: BatchTarget, cost: float) -> Answer:
-        late = None
+    def _run_alone(self, path: BatchTarget, cost: float) -> PathReply:
+        timed_out = None
         try:
-            call = path.call((cost,))
-            return path.answers(call, self._run_call(call))[0]
+            call, read = path.prepare((cost,))
+            return read(self._run_call(call))[0]
         except StoreUnavailable as error:
-            late = error if _is_late(error) else None
+            timed_out = error if _is_timeout(error) else None
             raise
         finally:
-            self._pass_on(late)
+            self._appoint_leader(timed_out)
 
-    def _ask_together(self, request: _PendingCall) -> Answer:
-        batch: list[_PendingCall] = []
-        late = None
+    def _run_batched(self, request: _PendingCall) -> PathReply:
+        sent: list[_PendingCall] = []
+        timed_out = None
         try:
-            if not request.turn.acquire(timeout=self._patience):
-                self._take_over(request)
-            if request.asks:
+            if not request.wakeup.acquire(timeout=self._leader_timeout):
+                self._take_lead(request)
+            if request.is_leader:
                 with self._lock:
-                    batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
-                together = _Batch(batch)
-                late = together.settle(self._run_all(together.calls) if together.calls else ())
-        finally:  # also after KeyboardInterrupt: the others must be asked for all the same
+                    sent, self._pending = self._pending[:_MAX_BATCH], self._pending[_MAX_BATCH:]
+                batch = _Batch(sent)
+                timed_out = batch.distribute(self._run_all(batch.calls) if batch.calls else ())
+        finally:  # also after KeyboardInterrupt: the other requests still need a leader
             with self._lock:
-                if request in self._waiting:
-                    self._waiting.remove(request)
-            if request.asks:
-                self._pass_on(late)
-            for other in batch:
-                _release(other)
+                if request in self._pending:
+                    self._pending.remove(request)
+            if request.is_leader:
+                self._appoint_leader(timed_out)
+            for other in sent:
+                _wake_thread(other)
         return request.result()
 
-    def _take_over(self, request: _PendingCall) -> None:
+    def _take_lead(self, request: _PendingCall) -> None:
         with self._lock:
-            if request in self._waiting:
-                self._waiting.remove(request)
-                self._waiting.insert(0, request)
-                self._asker, request.asks = request.thread, True
+            if request in self._pending:
+                self._pending.remove(request)
+                self._pending.insert(0, request)
+                self._leader, request.is_leader = request.thread, True
 
-    def _pass_on(self, late: StoreUnavailable | None) -> None:
-        """Let the first of those who wait ask for all; if the server was *late*, they have waited long enough, too."""
+    def _appoint_leader(self, timed_out: StoreUnavailable | None) -> None:
+        """
+        Let the first pending request lead the next batch.
+
+        If the server *timed_out*, fail all pending requests instead: they have waited for a timeout already.
+        """
         with self._lock:
-            if late is not None:
-                for request in self._waiting:
-                    request.fail(late)
-                    _release(request)
-                self._waiting = []
-            self._asker = self._waiting[0].thread if self._waiting else 0
-            if self._waiting:
-                self._waiting[0].asks = True
-                _release(self._waiting[0])
+            if timed_out is not None:
+                for request in self._pending:
+                    request.fail(timed_out)
+                    _wake_thread(request)
+                self._pending = []
+            self._leader = self._pending[0].thread if self._pending else 0
+            if self._pending:
+                self._pending[0].is_leader = True
+                _wake_thread(self._pending[0])
 
 
-def _release(request: _PendingCall) -> None:
+def _wake_thread(request: _PendingCall) -> None:
     with suppress(RuntimeError):  # it is awake already
-        request.turn.release()
+        request.wakeup.release()
 
 
 class AsyncBatcher:
     """
-    For coroutines of one event loop: the first asks for itself, then a task for all who came meanwhile.
+    Batches the requests of one event loop: the first is sent by its own coroutine, later ones by a background task.
 
     Args:
         run_call: Runs one call, or raises ``StoreUnavailable``.
-        run_all: Runs calls in one exchange, see :meth:`bucketflow.redis_client.runner.AsyncScriptRunner.run_all`.
+        run_all: Runs calls in one round trip, see :meth:`bucketflow.redis_client.runner.AsyncScriptRunner.run_all`.
     """
 
     def __init__(self, run_call: Callable[[ScriptCall], Awaitable[Any]], run_all: AsyncRunAll) -> None:
         self._run_call = run_call
         self._run_all = run_all
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[_PendingCall] = []
-        self._is_asking = False
+        self._pending: list[_PendingCall] = []
+        self._in_flight = False
         self._task: asyncio.Task[None] | None = None
 
-    async def submit(self, path: BatchTarget, cost: float) -> Answer:
+    async def submit(self, path: BatchTarget, cost: float) -> PathReply:
         """
-        Do what :meth:`ThreadBatcher.submit` does.
+        Return the reply for *cost* on *path*, see :meth:`ThreadBatcher.submit`.
 
-        Whoever is cancelled before the call has left has spent nothing.
+        A coroutine that is cancelled before its request was sent has spent nothing.
         """
-        if self._is_asking:
-            return await self._wait(_PendingCall(path, cost, self._loop.create_future()))
-        self._is_asking = True
+        if self._in_flight:
+            return await self._join(_PendingCall(path, cost, self._loop.create_future()))
+        self._in_flight = True
         try:
-            call = path.call((cost,))
-            return path.answers(call, await self._run_call(call))[0]
+            call, read = path.prepare((cost,))
+            return read(await self._run_call(call))[0]
         except StoreUnavailable as error:
-            self._fail(error)
+            self._fail_after_timeout(error)
             raise
         finally:
-            self._is_asking = bool(self._waiting) and not self._loop.is_closed()
-            if self._is_asking:
-                self._task = self._loop.create_task(self._work())
+            self._in_flight = bool(self._pending) and not self._loop.is_closed()
+            if self._in_flight:
+                self._task = self._loop.create_task(self._drain())
 
-    async def _wait(self, request: _PendingCall) -> Answer:
-        self._waiting.append(request)
+    async def _join(self, request: _PendingCall) -> PathReply:
+        self._pending.append(request)
         try:
-            await request.turn
+            await request.wakeup
         except BaseException:
-            if request in self._waiting:
-                self._waiting.remove(request)
+            if request in self._pending:
+                self._pending.remove(request)
             raise
         return request.result()
 
-    async def _work(self) -> None:
-        batch: list[_PendingCall] = []
+    async def _drain(self) -> None:
+        sent: list[_PendingCall] = []
         try:
-            while self._waiting:
-                batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
-                together = _Batch(batch)
-                late = together.settle(await self._run_all(together.calls) if together.calls else ())
-                _wake(batch)
-                if late is not None:
-                    self._fail(late)
-                await asyncio.sleep(0)  # whoever was answered may ask again, and would be alone a moment later
+            while self._pending:
+                sent, self._pending = self._pending[:_MAX_BATCH], self._pending[_MAX_BATCH:]
+                batch = _Batch(sent)
+                timed_out = batch.distribute(await self._run_all(batch.calls) if batch.calls else ())
+                _wake_coroutines(sent)
+                if timed_out is not None:
+                    self._fail_after_timeout(timed_out)
+                await asyncio.sleep(0)  # the woken coroutines may submit again: together, not each alone a moment later
         finally:
-            self._is_asking = False
-            _wake([*batch, *self._waiting])  # unless this was cut short, everybody is awake
+            self._in_flight = False
+            _wake_coroutines([*sent, *self._pending])  # some still wait if the task was cancelled
 
-    def _fail(self, error: StoreUnavailable) -> None:
-        """Tell those who wait, if the server was late: they have waited long enough."""
-        if _is_late(error):
-            failed, self._waiting = self._waiting, []
+    def _fail_after_timeout(self, error: StoreUnavailable) -> None:
+        """Fail all pending requests if *error* is a timeout: they have waited for it already."""
+        if _is_timeout(error):
+            failed, self._pending = self._pending, []
             for request in failed:
                 request.fail(error)
-            _wake(failed)
+            _wake_coroutines(failed)
 
 
-def _wake(requests: Sequence[_PendingCall]) -> None:
+def _wake_coroutines(requests: Sequence[_PendingCall]) -> None:
     for request in requests:
-        if not request.turn.done():
-            request.turn.set_result(None)
+        if not request.wakeup.done():
+            request.wakeup.set_result(None)

@@ -1,4 +1,8 @@
-"""One server, and the connections to it: a call is some commands packed beforehand and their replies, nothing more."""
+"""
+Connections to one server, and the exchange of encoded commands for replies over them.
+
+Which server an exchange goes to is decided in :mod:`bucketflow.redis_client.topology`.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +23,12 @@ __all__ = ["Node"]
 
 ResultT = TypeVar("ResultT")
 
-# redis-py below 5.3 wants the command's name before it hands out a connection; later ones warn of it.
+# get_connection() requires the command's name in redis-py below 5.3; later versions deprecate the argument.
 _name = inspect.signature(redis.ConnectionPool.get_connection).parameters.get("command_name")
-_NAME = ("EVALSHA",) if _name is not None and _name.default is inspect.Parameter.empty else ()
+_GET_CONNECTION_ARGS = ("EVALSHA",) if _name is not None and _name.default is inspect.Parameter.empty else ()
 
-#: Seconds for which a connection that has just answered is not looked at before it is used again.
-_SURELY_UP = 0.005
+#: Seconds after a reply within which a connection is reused without a health check.
+_FRESHNESS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +37,11 @@ class Node:
     One server, or the master that Sentinel names.
 
     Attributes:
-        client: Its private client.
-        label: What errors call it.
-        pools: All connections that were opened for it, those to sentinels too.
-        timeout: Seconds it may take to accept a connection, and to answer.
-        is_blocking_pool: Whether the pool has others wait for connections.
+        client: The private redis-py client of this server.
+        label: Name of the server in errors.
+        pools: Every connection pool opened for this server, including those to sentinels.
+        timeout: Seconds the server may take to accept a connection, and to reply.
+        is_blocking_pool: Whether callers of the pool block while all its connections are in use.
     """
 
     client: Any
@@ -48,27 +52,31 @@ class Node:
     _idle: list[_IdleConnection] = field(default_factory=list)
     _spin_wait: SpinWait = field(default_factory=SpinWait)
 
-    def exchange(self, commands: Sequence[bytes], *, alone: bool = False) -> list[Any]:
+    def exchange(self, commands: Sequence[bytes], *, may_spin: bool = False) -> list[Any]:
         """
-        Send *commands* at once, and return a reply or an error of the server for each; only for the half with threads.
+        Send *commands* in one write and return their replies; for synchronous clients only.
 
-        redis-py's ``execute_command`` costs four times the CPU, for what a script does not need: packing arguments of
-        any type, callbacks for replies, telemetry, and the loop that would repeat the call.
+        redis-py's ``execute_command`` costs four times the CPU, for features that a script does not need: encoding
+        of arbitrary types, reply callbacks, telemetry and a retry loop.
 
         Args:
-            commands: Packed.
-            alone: Whether no other thread waits for this exchange: it would need what a spin takes.
+            commands: RESP-encoded.
+            may_spin: Whether to poll for the reply before blocking. False if other threads wait for this exchange:
+                they need the CPU that polling takes.
+
+        Returns:
+            For each command its reply, or the error that the server replied with; same order.
         """
         connection = None
         try:
             connection = self.connect()
             connection.send_packed_command(commands if len(commands) == 1 else [b"".join(commands)])
-            if alone:
+            if may_spin:
                 self._spin_wait.wait(connection.can_read)
             replies = [_read(connection) for _ in commands]
         except BaseException:
             if connection is not None:
-                connection.disconnect()  # or a late reply would answer the next call
+                connection.disconnect()  # otherwise a late reply would answer the next call
                 self.release(connection)
             raise
         if not self._retain(connection, replies):
@@ -76,10 +84,10 @@ class Node:
         return replies
 
     async def exchange_async(self, commands: Sequence[bytes]) -> list[Any]:
-        """Do what :meth:`exchange` does, in the half that has coroutines."""
+        """Do the same as :meth:`exchange`, for asynchronous clients."""
         try:
             connection = await _within(self.timeout, self._connect_async())
-            return await _within(self.timeout, self._converse(connection, commands))
+            return await _within(self.timeout, self._exchange_over(connection, commands))
         except asyncio.TimeoutError:
             raise redis.TimeoutError(f"no answer within {self.timeout:g} s") from None
 
@@ -89,9 +97,9 @@ class Node:
             if idle.is_fresh():
                 return idle.connection
             await pool.release(idle.connection)
-        return await pool.get_connection(*_NAME)
+        return await pool.get_connection(*_GET_CONNECTION_ARGS)
 
-    async def _converse(self, connection: Any, commands: Sequence[bytes]) -> list[Any]:  # noqa: ANN401
+    async def _exchange_over(self, connection: Any, commands: Sequence[bytes]) -> list[Any]:  # noqa: ANN401
         pool = self.client.connection_pool
         try:
             await connection.send_packed_command([b"".join(commands)])
@@ -105,38 +113,39 @@ class Node:
         return replies
 
     def connect(self) -> Any:  # noqa: ANN401 - a connection
-        """Return a connection that is up; give it to :meth:`release` in the end."""
+        """Return an open connection; the caller returns it to :meth:`release`."""
         while (idle := self._take_idle()) is not None:
             if idle.is_fresh():
                 return idle.connection
             self.release(idle.connection)
-        return self.client.connection_pool.get_connection(*_NAME)
+        return self.client.connection_pool.get_connection(*_GET_CONNECTION_ARGS)
 
     def release(self, connection: Any) -> None:  # noqa: ANN401
         """Return *connection* to the pool."""
         self.client.connection_pool.release(connection)
 
     def release_idle(self) -> None:
-        """Return to the pool what is idle for the next call; only for the half that has threads."""
+        """Return the idle connections to the pool; for synchronous clients only."""
         while (idle := self._take_idle()) is not None:
             self.release(idle.connection)
 
     def close(self) -> None:
-        """Close the connections, but those of calls under way; the next call opens new ones."""
+        """Close the connections that no call uses; the next call opens new ones."""
         self.release_idle()
         for pool in self.pools:
             if isinstance(pool, redis.BlockingConnectionPool):
-                pool.disconnect()  # redis-py 5's knows no other way
+                pool.disconnect()  # redis-py 5's blocking pool has no inuse_connections argument
             else:
                 pool.disconnect(inuse_connections=False)
 
     def _retain(self, connection: Any, replies: Sequence[Any]) -> bool:  # noqa: ANN401
         """
-        Keep *connection*, which gave *replies*, for the next call; return whether it is idle.
+        Keep *connection*, which delivered *replies*, for the next call; return whether it was kept.
 
-        A visit to the pool costs as much as a call, because it looks whether the server has closed the connection. A
-        blocking pool has others wait for what is not given back. And an error may be the reply to something else, such
-        as a handshake that was interrupted: the pool looks whether there is more to read.
+        Returning it to the pool and taking it out again costs as much as a call, because the pool checks whether the
+        server has closed the connection. Two cases go back to the pool all the same. A blocking pool's other callers
+        wait for its connections. And an error may be the reply to something else, such as an interrupted handshake:
+        the pool checks whether there is more to read.
         """
         if self.is_blocking_pool:
             return False
@@ -154,19 +163,19 @@ class Node:
 
 
 class _IdleConnection(NamedTuple):
-    """A connection, and when it answered."""
+    """An open connection, and the time of its last reply in seconds of the monotonic clock."""
 
     connection: Any
     used_at: float
 
     def is_fresh(self) -> bool:
-        """Return whether it answered a moment ago: no server restarts within it."""
-        return monotonic() - self.used_at < _SURELY_UP
+        """Return whether the last reply is so recent that the server cannot have restarted since."""
+        return monotonic() - self.used_at < _FRESHNESS
 
 
 async def _within(seconds: float, awaited: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Await within *seconds*; raises ``asyncio.TimeoutError``."""
-    if sys.version_info >= (3, 11):  # where wait_for would make it a task of its own, up to 3.11
+    """Await *awaited* for at most *seconds*; then raise ``asyncio.TimeoutError``."""
+    if sys.version_info >= (3, 11):  # wait_for() of Python 3.11 and older starts a task for each call
         async with asyncio.timeout(seconds):
             return await awaited
     return await asyncio.wait_for(awaited, seconds)

@@ -1,4 +1,4 @@
-"""Encoding of commands and of numbers for the Redis protocol."""
+"""Encoding of commands and numbers for the Redis protocol (RESP)."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ __all__ = ["exact", "pack", "pack_words"]
 
 
 def exact(number: float) -> str:
-    """Return *number* for ARGV: Lua reads back the same bits."""
+    """Return *number* as decimal text from which Lua reads back the same bits."""
     return repr(float(number))
 
 
 def pack(command: Sequence[str | bytes | int], more: int = 0) -> bytes:
     """
-    Return *command* in the form of the Redis protocol: an array of strings, each with its length.
+    Encode *command* as a RESP array of bulk strings.
 
     Args:
-        command: Its words.
-        more: How many will follow: see :func:`pack_words`.
+        command: The words of the command.
+        more: Number of words that the caller appends with :func:`pack_words`.
     """
     return b"*%d\r\n%b" % (len(command) + more, pack_words(command))
 
 
 def pack_words(words: Sequence[str | bytes | int]) -> bytes:
-    """Return *words* as they stand in a command."""
+    """Encode *words* as RESP bulk strings, without the array header."""
     parts = []
     for word in words:
         raw = word if isinstance(word, bytes) else str(word).encode()

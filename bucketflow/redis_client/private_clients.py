@@ -1,8 +1,9 @@
 """
-Private clients: connections to the user's Redis that give up in time and never repeat a call.
+Private redis-py clients, derived from the user's client, with a deadline for each wait and no retries.
 
-redis-py repeats a call ten times by default, and a repeated script spends twice; its timeouts may be seconds, or none.
-So the library takes the address, credentials and TLS settings from the user's client, and keeps connections of its own.
+redis-py retries a call ten times by default, and a retried script may spend tokens twice. Its timeouts may be seconds,
+or absent. So the library copies address, credentials and TLS settings from the user's client and opens its own
+connections.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ __all__ = [
 
 Address = tuple[str, int]
 
-# redis-py's own types have no parameters, those of types-redis have: mypy is content with either.
+# redis-py's own types take no parameters, those of types-redis do: mypy accepts either.
 Client: TypeAlias = "redis.Redis | redis.RedisCluster"  # type: ignore[type-arg, unused-ignore]
 AsyncClient: TypeAlias = "redis.asyncio.Redis | redis.asyncio.RedisCluster"  # type: ignore[type-arg, unused-ignore]
 
-#: Settings that tie a connection to the user's pool, or that pools do not take.
-_NOT_OURS = {
+#: Settings that are not copied: they tie a connection to the user's pool, or pools do not accept them.
+_NOT_COPIED = {
     "cache",
     "cache_config",
     "connection_pool",
@@ -68,7 +69,7 @@ _NOT_OURS = {
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """The classes of one half of redis-py: what it makes for threads, or for coroutines."""
+    """The classes of one half of redis-py: synchronous or asynchronous."""
 
     client: Any
     cluster: Any
@@ -101,10 +102,10 @@ ASYNC = Driver(
 
 def is_cluster(driver: Driver, client: object) -> bool:
     """
-    Return whether *client* is one of a cluster.
+    Return whether *client* is a Redis Cluster client.
 
     Raises:
-        ConfigError: It is no client of *driver*, or one that reads from replicas.
+        ConfigError: *client* is not a client of *driver*, or is connected to replicas.
     """
     expected = f"a client of {driver.name}: Redis or RedisCluster"
     if not isinstance(client, (driver.client, driver.cluster)):
@@ -117,22 +118,22 @@ def is_cluster(driver: Driver, client: object) -> bool:
 
 
 def node_of(driver: Driver, client: Any, timeout: float) -> Node:  # noqa: ANN401 - a client of either half
-    """Return the private twin of *client*, which is not a cluster's; every wait of it ends after *timeout* seconds."""
+    """Return a private node for *client*, not a cluster's, each wait of which ends after *timeout* seconds."""
     return _node(driver, client.connection_pool, _settings(driver, client.connection_pool, timeout), timeout)
 
 
 def nodes_of_cluster(driver: Driver, client: Any, timeout: float) -> dict[Address, Node]:  # noqa: ANN401
     """
-    Return a private client for every node that a cluster's *client* knows.
+    Return a private node for every node that the cluster client *client* knows.
 
-    Like every answer of a cluster, it is where to begin; :func:`node_at` makes those that are heard of later.
+    They are only the nodes to start with: :func:`node_at` makes those that are discovered later.
     """
     known = [*client.nodes_manager.startup_nodes.values(), *client.get_nodes()]
     return {(node.host, node.port): node_at(driver, client, (node.host, node.port), timeout) for node in known}
 
 
 def node_at(driver: Driver, client: Any, address: Address, timeout: float) -> Node:  # noqa: ANN401
-    """Return a private client of the node at *address* of a cluster, with the settings of the cluster's *client*."""
+    """Return a private node for the cluster node at *address*, with the settings of the cluster client *client*."""
     if driver is SYNC:
         pool = client.get_redis_connection(client.get_nodes()[0]).connection_pool
         settings = _settings(driver, pool, timeout)
@@ -140,7 +141,7 @@ def node_at(driver: Driver, client: Any, address: Address, timeout: float) -> No
         pool = None
         settings = _override(driver, dict(client.connection_kwargs), timeout)
     if client.read_from_replicas or getattr(client, "load_balancing_strategy", None):
-        settings.pop("redis_connect_func", None)  # it tells the node that stale answers are welcome
+        settings.pop("redis_connect_func", None)  # it sends READONLY, which permits stale reads from replicas
     settings["host"], settings["port"] = client.nodes_manager.remap_host_port(*address)
     return _node(driver, pool, settings, timeout)
 
@@ -156,10 +157,10 @@ def _node(
     label = settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
     sentinels: list[Node] = []
     if driver is ASYNC and not is_sentinel:
-        settings = settings | {"socket_timeout": None}  # Node has one deadline for all; redis-py's cost a task a call
+        settings = settings | {"socket_timeout": None}  # Node sets one deadline; redis-py's own costs a task a call
     if isinstance(pool, driver.sentinel_pool):
         label = f"{pool.service_name} (Sentinel)"
-        # Every sentinel must have been asked before the time is up.
+        # Each sentinel gets an equal share, so that all of them can be tried within the timeout.
         share = timeout / len(pool.sentinel_manager.sentinels)
         sentinels = [_sentinel(driver, sentinel.connection_pool, share) for sentinel in pool.sentinel_manager.sentinels]
         manager = copy.copy(pool.sentinel_manager)
@@ -184,7 +185,7 @@ def _settings(driver: Driver, pool: Any, timeout: float) -> dict[str, Any]:  # n
 
 
 def _override(driver: Driver, settings: dict[str, Any], timeout: float) -> dict[str, Any]:
-    settings = {name: value for name, value in settings.items() if name not in _NOT_OURS}
+    settings = {name: value for name, value in settings.items() if name not in _NOT_COPIED}
     settings |= {
         "socket_timeout": timeout,
         "retry": driver.retry(NoBackoff(), 0),
@@ -192,9 +193,9 @@ def _override(driver: Driver, settings: dict[str, Any], timeout: float) -> dict[
         "retry_on_error": [],
         "decode_responses": False,
     }
-    if "path" not in settings:  # redis-py 5's Unix sockets do not know it
+    if "path" not in settings:  # Unix sockets of redis-py 5 do not accept the option
         settings["socket_connect_timeout"] = timeout
     if "maint_notifications_config" in inspect.signature(driver.pool).parameters:
-        # They would lift the timeouts to 10 s while a server is maintained.
+        # Enabled, they raise the timeouts to 10 s while a server is under maintenance.
         settings["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
     return settings

@@ -1,8 +1,9 @@
 """
-Run scripts on the user's Redis: one round trip, an explicit deadline, and never twice.
+Execution of scripts on the user's Redis: one round trip a call, an explicit timeout, no retries.
 
-Where a call goes, and what an error means for it, is written once in :mod:`bucketflow.redis_client.topology`; here
-two short loops put its questions, one for threads and one for coroutines.
+:mod:`bucketflow.redis_client.topology` decides where a call goes and what an error means. The runners here perform
+its exchanges, one class for threads and one for coroutines.
+:mod:`bucketflow.redis_client.batching` combines concurrent calls of one runner.
 """
 
 from __future__ import annotations
@@ -34,20 +35,21 @@ class Subscription:
     A subscription to one channel.
 
     Args:
-        pubsub: Of redis-py, subscribed.
+        pubsub: A redis-py ``PubSub`` that has subscribed already.
     """
 
     def __init__(self, pubsub: Any) -> None:  # noqa: ANN401 - redis-py's
         self._pubsub = pubsub
 
     def get(self, timeout: float) -> bytes | None:
-        """Return what is published next, ``None`` if that takes longer than *timeout* seconds."""
+        """Return the next published message, or ``None`` after *timeout* seconds without one."""
         message = self._pubsub.get_message(timeout=timeout)
         return None if message is None else message["data"]
 
 
-#: Exchanges that a call may take: it must connect, find out whom to ask, and be repeated with the script's text.
-_PATIENCE = 10
+#: A batch's leader counts as lost after this many timeouts. A healthy one may have to connect, discover the slot's
+#: owner, and repeat the call with the script's text.
+_LEADER_TIMEOUTS = 10
 
 
 def _check_timeout(timeout: float) -> float:
@@ -57,16 +59,16 @@ def _check_timeout(timeout: float) -> float:
 ReplyT = TypeVar("ReplyT")
 
 
-def _only(results: Sequence[ReplyT | StoreUnavailable]) -> ReplyT:
-    """Return the only result, or raise it."""
+def _single_result(results: Sequence[ReplyT | StoreUnavailable]) -> ReplyT:
+    """Return the single result, or raise it if it is an error."""
     (result,) = results
     if isinstance(result, StoreUnavailable):
         raise result
     return result
 
 
-def _checked(node: Node, reply: Any) -> Any:  # noqa: ANN401 - the script knows
-    """Return *reply*, or raise it if it is an error of the server."""
+def _checked(node: Node, reply: Any) -> Any:  # noqa: ANN401 - of any type
+    """Return *reply*, or raise ``StoreUnavailable`` if the server replied with an error."""
     if isinstance(reply, Exception):
         raise unavailable(node, reply) from reply
     return reply
@@ -74,69 +76,69 @@ def _checked(node: Node, reply: Any) -> Any:  # noqa: ANN401 - the script knows
 
 class ScriptRunner:
     """
-    Runs scripts on the Redis of *client*, over connections of its own. Threads may share it.
+    Runs scripts on the Redis of *client*, over private connections. Thread-safe.
 
     Args:
-        client: ``redis.Redis``, also from a Sentinel or with a pool of any kind, or ``redis.RedisCluster``. It is read
-            for where and how to connect, and not used otherwise.
-        timeout: Seconds a server may take to accept a connection, and to answer.
+        client: ``redis.Redis``, also from a Sentinel or with a pool of any kind, or ``redis.RedisCluster``. The runner
+            only reads its connection settings.
+        timeout: Seconds a server may take to accept a connection, and to reply.
 
     Raises:
-        ConfigError: *client* is another thing, or a replica's; *timeout* is no number above 0.
+        ConfigError: *client* is not such a client, or is connected to replicas; *timeout* is not a number above 0.
     """
 
     def __init__(self, client: Client, timeout: float = 1.0) -> None:
         self._client = client
         self._timeout = _check_timeout(timeout)
         self._is_cluster = is_cluster(SYNC, client)
-        self._made: Topology | None = topology_of(SYNC, client, self._timeout)
+        self._current_topology: Topology | None = topology_of(SYNC, client, self._timeout)
         self._batchers: dict[int, ThreadBatcher] = {}
         reset_after_fork(self)
 
     @classmethod
     def from_url(cls, url: str, timeout: float = 1.0) -> ScriptRunner:
-        """Return a runner for the single server at *url*; ``ValueError`` if that cannot be read."""
+        """Return a runner for the single server at *url*. Raises ``ValueError`` if *url* is malformed."""
         return cls(redis.Redis.from_url(url), timeout)
 
-    def run(self, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> Any:  # noqa: ANN401 - the script knows
+    def run(self, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> Any:  # noqa: ANN401 - depends on the script
         """
         Run *script* once.
 
         Args:
-            script: The operation.
-            keys: Every key it touches, at least one; on a cluster all of one slot.
+            script: The script to run.
+            keys: Every key that the script touches, length >= 1; on a cluster all in one slot.
             args: Its other arguments, numbers as :func:`bucketflow.redis_client.encoding.exact` writes them.
 
         Returns:
-            Its reply, strings as bytes.
+            The script's reply, strings as bytes.
 
         Raises:
-            StoreUnavailable: Redis is away, did not answer in time, or answered with an error. Whether the script
-                ran is unknown; it was not repeated.
+            StoreUnavailable: Redis is unreachable, did not reply in time, or replied with an error. Whether the
+                script ran is unknown; it was not repeated.
         """
         return self.run_call(ScriptCall.of(script, keys, args))
 
     def run_call(self, call: ScriptCall) -> Any:  # noqa: ANN401 - see run
-        """Run a script once, see :meth:`run`."""
-        node = self._topology.only
-        if node is not None:  # one server that knows the script needs no plan: nearly every call ends here
+        """Run *call* once, see :meth:`run`."""
+        node = self._topology.sole_node
+        if node is not None:  # a single server that has cached the script needs no plan: nearly every call ends here
             try:
-                (reply,) = node.exchange([call.packed], alone=True)
+                (reply,) = node.exchange([call.packed], may_spin=True)
             except FAILURES as error:
                 raise unavailable(node, error) from error
             if not isinstance(reply, NoScriptError):
                 return _checked(node, reply)
-        return _only(self.run_all([call]))
+        return _single_result(self.run_all([call]))
 
     def run_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """
         Run several calls, each once, in one round trip.
 
         Args:
-            calls: Length >= 1; on a cluster their keys are of one slot.
+            calls: Length >= 1; on a cluster all their keys are in one slot.
 
         Returns:
-            Its reply, or ``StoreUnavailable``, for each call; same order. See :meth:`run`.
+            For each call its reply or ``StoreUnavailable``; same order. See :meth:`run`.
         """
         plan = self._plan(calls)
         exchange = next(plan)
@@ -154,35 +156,39 @@ class ScriptRunner:
             return [error] * len(calls)
 
     def plan(self, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> CallPlan:
-        """Return the way of one call, for a caller that must not wait for the answer; see :func:`advance`."""
+        """Return the plan of one call, for a caller that does not block on its exchanges; see :func:`advance`."""
         return self._plan([ScriptCall.of(script, keys, args)])
 
     def _plan(self, calls: Sequence[ScriptCall]) -> CallPlan:
         return self._topology.plan(calls)
 
     def batcher(self, slot: int) -> ThreadBatcher:
-        """Return what puts the questions of the buckets in *slot*: on a cluster others may be on another server."""
+        """
+        Return the batcher of *slot*.
+
+        On a cluster each slot has its own, because two slots may belong to different servers.
+        """
         slot = slot if self._is_cluster else 0
         return self._batchers.get(slot) or self._batchers.setdefault(
-            slot, ThreadBatcher(self.run_call, self.run_all, _PATIENCE * self._timeout)
+            slot, ThreadBatcher(self.run_call, self.run_all, _LEADER_TIMEOUTS * self._timeout)
         )
 
     @contextmanager
     def subscribe(self, channel: str) -> Iterator[Subscription]:
         """
-        Return a context manager that yields a subscription to *channel*, on a connection of its own.
+        Return a context manager that yields a subscription to *channel*, on a separate connection.
 
         Raises:
-            StoreUnavailable: Redis is away; also raised by the subscription.
+            StoreUnavailable: Redis is unreachable; :meth:`Subscription.get` raises it, too.
         """
         address, node = next(iter(list(self._topology.nodes.items())))
-        node.release_idle()  # or a small pool would have none left
+        node.release_idle()  # otherwise a small pool has no connection left
         pubsub = node.client.pubsub(ignore_subscribe_messages=True)
         try:
             pubsub.subscribe(channel)
             yield Subscription(pubsub)
         except FAILURES as error:
-            self._topology.failed(address)
+            self._topology.on_failure(address)
             raise unavailable(node, error) from error
         finally:
             pubsub.close()
@@ -193,21 +199,21 @@ class ScriptRunner:
             node.close()
 
     def after_fork(self) -> None:
-        """Leave the parent's connections to the parent, and its calls; every fork does so by itself."""
-        self._made = None
+        """Drop the connections and pending calls of the parent process; called in each forked child."""
+        self._current_topology = None
         for batcher in self._batchers.values():
             batcher.reset()
 
     @property
     def _topology(self) -> Topology:
-        topology = self._made
+        topology = self._current_topology
         if topology is None:
-            topology = self._made = topology_of(SYNC, self._client, self._timeout)
+            topology = self._current_topology = topology_of(SYNC, self._client, self._timeout)
         return topology
 
 
-class _Here:
-    """What an :class:`AsyncScriptRunner` has in one event loop."""
+class _LoopState:
+    """State of an :class:`AsyncScriptRunner` in one event loop: connections belong to the loop that opened them."""
 
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
@@ -216,7 +222,9 @@ class _Here:
 
 class AsyncScriptRunner:
     """
-    :class:`ScriptRunner` for coroutines, in any number of event loops, one after another or at once.
+    Runs scripts for coroutines, in any number of event loops, consecutive or concurrent.
+
+    The counterpart of :class:`ScriptRunner`.
 
     Args:
         client: ``redis.asyncio.Redis`` or ``redis.asyncio.RedisCluster``; see :class:`ScriptRunner`.
@@ -227,15 +235,15 @@ class AsyncScriptRunner:
         self._is_cluster = is_cluster(ASYNC, client)
         self._client = client
         self._timeout = _check_timeout(timeout)
-        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Here] = WeakKeyDictionary()
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopState] = WeakKeyDictionary()
 
     async def run(self, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> Any:  # noqa: ANN401
-        """See :meth:`ScriptRunner.run`. Whether a cancelled call ran the script is unknown, too."""
+        """See :meth:`ScriptRunner.run`. Whether the script of a cancelled call ran is unknown."""
         return await self.run_call(ScriptCall.of(script, keys, args))
 
     async def run_call(self, call: ScriptCall) -> Any:  # noqa: ANN401 - see run
         """See :meth:`ScriptRunner.run_call`."""
-        node = self._here().topology.only
+        node = self._loop_state().topology.sole_node
         if node is not None:
             try:
                 (reply,) = await node.exchange_async([call.packed])
@@ -243,7 +251,7 @@ class AsyncScriptRunner:
                 raise unavailable(node, error) from error
             if not isinstance(reply, NoScriptError):
                 return _checked(node, reply)
-        return _only(await self.run_all([call]))
+        return _single_result(await self.run_all([call]))
 
     async def run_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """See :meth:`ScriptRunner.run_all`."""
@@ -263,25 +271,26 @@ class AsyncScriptRunner:
             return [error] * len(calls)
 
     def _plan(self, calls: Sequence[ScriptCall]) -> CallPlan:
-        return self._here().topology.plan(calls)
+        return self._loop_state().topology.plan(calls)
 
     def batcher(self, slot: int) -> AsyncBatcher:
-        """See :meth:`ScriptRunner.batcher`; of this event loop."""
-        slot, batchers = slot if self._is_cluster else 0, self._here().batchers
+        """See :meth:`ScriptRunner.batcher`; each event loop has its own."""
+        slot, batchers = slot if self._is_cluster else 0, self._loop_state().batchers
         return batchers.get(slot) or batchers.setdefault(slot, AsyncBatcher(self.run_call, self.run_all))
 
     async def close(self) -> None:
         """Close the connections of this event loop. The next call opens new ones."""
-        here = self._loops.pop(asyncio.get_running_loop(), None)
-        for node in list(here.topology.nodes.values()) if here else []:
+        state = self._loops.pop(asyncio.get_running_loop(), None)
+        for node in list(state.topology.nodes.values()) if state else []:
             for pool in node.pools:
                 await pool.disconnect()
 
-    def _here(self) -> _Here:
+    def _loop_state(self) -> _LoopState:
         loop = asyncio.get_running_loop()
-        here = self._loops.get(loop)
-        if here is None:
-            for other in [other for other in self._loops if other.is_closed()]:
-                self._loops.pop(other, None)  # it would stay: what is in it knows it
-            here = self._loops[loop] = _Here(topology_of(ASYNC, self._client, self._timeout))
-        return here
+        state = self._loops.get(loop)
+        if state is None:
+            # A closed loop's state refers to the loop, so the weak key alone would never be collected.
+            for closed in [known for known in self._loops if known.is_closed()]:
+                self._loops.pop(closed, None)
+            state = self._loops[loop] = _LoopState(topology_of(ASYNC, self._client, self._timeout))
+        return state

@@ -1,4 +1,8 @@
-"""Wait awake for what comes at once: to fall asleep and be woken up takes a processor longer than such a wait."""
+"""
+Adaptive spinning: poll briefly before blocking on a reply.
+
+Putting a thread to sleep and waking it takes the processor longer than a round trip to a server on the same machine.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +11,35 @@ from time import monotonic
 
 __all__ = ["SPIN_TIMEOUT", "SpinWait"]
 
-#: Seconds that a wait stays awake: a server on the same machine answers sooner, one across a network does not.
+#: Seconds for which a wait polls. A server on the same machine answers sooner, one across a network does not.
 SPIN_TIMEOUT = 0.0001
 
-#: Most waits in a row that go to sleep at once.
-_MOST_SKIPPED = 255
+#: Maximum number of consecutive waits that skip polling.
+_MAX_SKIPPED = 255
 
 
 class SpinWait:
     """
-    Decides which waits stay awake: after one that was of no use twice as many sleep at once as before, at most 255.
+    Polls only while polling pays off: exponential back-off after misses, up to 255 skipped waits.
 
-    It is of use if the answer comes meanwhile. It is of none if that takes longer than :data:`SPIN_TIMEOUT`, nor if
-    the answer is there at once: then the server runs on this processor, and sleeping costs nothing.
+    A spin hits if the reply arrives while it polls. It misses if the reply takes longer than :data:`SPIN_TIMEOUT`.
+    It also misses if the reply is there at the first poll: then the server runs on this processor, and blocking
+    costs nothing. A miss raises the number of skipped waits from n to 2n + 1, a hit halves it.
 
     Args:
         clock: Returns seconds.
     """
 
-    __slots__ = ("_clock", "_skipping", "_to_skip")
+    __slots__ = ("_clock", "_skip_count", "_to_skip")
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._skipping = 0  # waits that sleep between two that stay awake
-        self._to_skip = 0  # of which are still to come
+        self._skip_count = 0  # waits that skip polling between two that poll
+        self._to_skip = 0  # how many of those are left
 
     def wait(self, is_ready: Callable[[], object]) -> None:
         """
-        Return once *is_ready*, or as soon as it is better to sleep until then.
+        Poll *is_ready* until it is true, or return early if the caller had better block.
 
         Raises what *is_ready* raises.
         """
@@ -42,11 +47,11 @@ class SpinWait:
             self._to_skip -= 1
             return
         hit = not is_ready() and self._spin(is_ready)
-        self._skipping = self._skipping // 2 if hit else min(2 * self._skipping + 1, _MOST_SKIPPED)
-        self._to_skip = self._skipping
+        self._skip_count = self._skip_count // 2 if hit else min(2 * self._skip_count + 1, _MAX_SKIPPED)
+        self._to_skip = self._skip_count
 
     def _spin(self, is_ready: Callable[[], object]) -> bool:
-        # Without sched_yield: on a busy machine that costs the rest of a time slice.
+        # Without sched_yield: on a busy machine it costs the rest of a time slice.
         ends_at = self._clock() + SPIN_TIMEOUT
         while not is_ready():
             if self._clock() >= ends_at:

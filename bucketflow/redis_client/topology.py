@@ -1,8 +1,13 @@
 """
-Which server runs some scripts, and what to do about its answers. No I/O: generators yield what to ask whom.
+Routing of script calls: which server runs them, and what to do about each reply.
 
-The runners of :mod:`bucketflow.redis_client.runner` put the questions, for threads and for coroutines. A call is
-repeated only after an answer which proves that nothing was executed: NOSCRIPT, MOVED.
+This module does no I/O. A :data:`CallPlan` is a generator that yields the next :class:`Exchange` and receives its
+outcome. The runners of :mod:`bucketflow.redis_client.runner` perform the exchanges, for threads and for coroutines.
+Like redis-py and Jedis it has one class for a single server and one for a cluster.
+
+**Invariants**
+
+- A call is repeated only after a reply which proves that the server executed nothing: NOSCRIPT or MOVED.
 """
 
 from __future__ import annotations
@@ -22,191 +27,206 @@ from bucketflow.redis_client.scripts import Script
 
 __all__ = ["FAILURES", "CallPlan", "Exchange", "ScriptCall", "Topology", "advance", "topology_of", "unavailable"]
 
-#: What a driver raises when a server is away, slow or unwilling.
+#: Errors that redis-py raises when a server is unreachable, slow or refuses a command.
 FAILURES = (RedisError, OSError)
 
-#: A slot that moves more often than this within one call is a cluster at odds with itself.
-_REDIRECTIONS = 3
+#: Maximum number of MOVED redirections in one call. More mean that the nodes disagree about the slot's owner.
+_MAX_REDIRECTIONS = 3
 
 _CLUSTER_SLOTS = pack(("CLUSTER", "SLOTS"))
 
 
 class ScriptCall(NamedTuple):
     """
-    One run of a script.
+    One invocation of a script.
 
     Attributes:
-        script: The operation.
-        keys: Every key it touches, at least one; on a cluster all of one slot.
-        args: Its other arguments, numbers as :func:`bucketflow.redis_client.encoding.exact` writes them, or packed.
-        packed: The whole as ``EVALSHA`` in the form of the Redis protocol.
-        made_at: When it was made, for whoever made it.
+        script: The script to run.
+        keys: Every key that the script touches, length >= 1; on a cluster all in one slot.
+        args: The other arguments: text, numbers as :func:`bucketflow.redis_client.encoding.exact` writes them, or
+            packed doubles.
+        packed: The call as ``EVALSHA``, RESP-encoded.
     """
 
     script: Script
     keys: Sequence[bytes]
     args: Sequence[str | bytes]
     packed: bytes
-    made_at: int = 0
 
     @classmethod
-    def of(cls, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes], made_at: int = 0) -> ScriptCall:
-        """Return the call, packed."""
-        return cls(script, keys, args, pack(("EVALSHA", script.sha, len(keys), *keys, *args)), made_at)
+    def of(cls, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> ScriptCall:
+        """Return the call with its ``EVALSHA`` encoding."""
+        return cls(script, keys, args, pack(("EVALSHA", script.sha, len(keys), *keys, *args)))
 
-    def with_text(self) -> bytes:
-        """Return the call as ``EVAL``, which runs the script and keeps it."""
+    def as_eval(self) -> bytes:
+        """Encode the call as ``EVAL``, which runs the script and caches it on the server."""
         return pack(("EVAL", self.script.text, len(self.keys), *self.keys, *self.args))
 
 
 class Exchange(NamedTuple):
-    """What to send to which server at once, next: commands in the form of the Redis protocol, length >= 1."""
+    """
+    One round trip.
+
+    Attributes:
+        node: The server to send to.
+        commands: RESP-encoded commands, sent in one write; length >= 1.
+    """
 
     node: Node
     commands: list[bytes]
 
 
-#: Receives the outcomes of a exchange, same length and order: replies, or errors of the server. Returns a reply, or
-#: ``StoreUnavailable``, for each of its calls.
+#: Yields the next exchange. Receives its outcomes, length and order of the commands: a reply, or an error that the
+#: server replied with. Returns a reply or ``StoreUnavailable`` for each of its calls.
 CallPlan = Generator[Exchange, list[Any], list[Any]]
 
 
 class Topology(Protocol):
-    """Where the calls of one client go."""
+    """
+    The servers behind one client.
+
+    Attributes:
+        nodes: The known servers by address.
+    """
 
     nodes: dict[Address, Node]
 
     @property
-    def only(self) -> Node | None:
-        """The node that every call goes to, if there is but one."""
+    def sole_node(self) -> Node | None:
+        """The server that every call goes to, or ``None`` on a cluster."""
 
-    def failed(self, address: Address) -> None:
-        """Take note that a node did not answer."""
+    def on_failure(self, address: Address) -> None:
+        """Record that the node at *address* did not reply."""
 
     def plan(self, calls: Sequence[ScriptCall]) -> CallPlan:
-        """Return the way of *calls*, length >= 1; on a cluster their keys are of one slot."""
+        """Return the plan that runs *calls*, length >= 1; on a cluster all their keys are in one slot."""
 
 
 def _evaluate(node: Node, calls: Sequence[ScriptCall]) -> CallPlan:
     outcomes = yield Exchange(node, [call.packed for call in calls])
-    unknown = [place for place, outcome in enumerate(outcomes) if isinstance(outcome, NoScriptError)]
-    if unknown:  # the server was restarted or flushed
-        again = yield Exchange(node, [calls[place].with_text() for place in unknown])
-        for place, outcome in zip(unknown, again, strict=True):
-            outcomes[place] = outcome
+    unknown = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, NoScriptError)]
+    if unknown:  # the server was restarted, or its script cache flushed
+        repeated = yield Exchange(node, [calls[index].as_eval() for index in unknown])
+        for index, outcome in zip(unknown, repeated, strict=True):
+            outcomes[index] = outcome
     return outcomes
 
 
 def unavailable(node: Node, error: Exception) -> StoreUnavailable:
-    """Return what a caller is told of *error*, which is its cause."""
+    """Return the error for callers of *node*, with *error* as its cause."""
     unavailable = StoreUnavailable(node.label, str(error) or type(error).__name__)
     unavailable.__cause__ = error
     return unavailable
 
 
-def _final(node: Node, outcomes: list[Any]) -> list[Any]:
+def _wrap_errors(node: Node, outcomes: list[Any]) -> list[Any]:
     return [unavailable(node, outcome) if isinstance(outcome, Exception) else outcome for outcome in outcomes]
 
 
 class SingleNode:
-    """One server, or the master that Sentinel names."""
+    """Topology of one server, or of the master that Sentinel names."""
 
     def __init__(self, driver: Driver, client: object, timeout: float) -> None:
-        self.only = node_of(driver, client, timeout)
-        self.nodes = {("", 0): self.only}
+        self.sole_node = node_of(driver, client, timeout)
+        self.nodes = {("", 0): self.sole_node}
 
-    def failed(self, address: Address) -> None:
-        """There is no other."""
+    def on_failure(self, address: Address) -> None:
+        """Do nothing: there is no other node to prefer."""
 
     def plan(self, calls: Sequence[ScriptCall]) -> CallPlan:
         """See :class:`Topology`."""
-        return _final(self.only, (yield from _evaluate(self.only, calls)))
+        return _wrap_errors(self.sole_node, (yield from _evaluate(self.sole_node, calls)))
 
 
 class ClusterNodes:
     """
-    The nodes of a cluster, and which of them answers for which slot, as far as they said so.
+    Topology of a Redis Cluster: its nodes, and the owner of each slot as last announced by a node.
 
-    redis-py's own cluster client would repeat a call after an error that proves nothing, and asks for the topology
-    without our deadline. This one asks when it has to: at first, and after any error.
+    redis-py's cluster client is not used for calls. It repeats a call after errors that do not prove that nothing
+    was executed, and it refreshes the topology without our deadline. This class refreshes it with ``CLUSTER SLOTS``
+    when a slot's owner is unknown: at first, and after any error but MOVED, which names the owner itself.
     """
 
-    only = None
+    sole_node = None
 
     def __init__(self, driver: Driver, client: Any, timeout: float) -> None:  # noqa: ANN401 - of either half
         self._driver, self._client, self._timeout = driver, client, timeout
         self.nodes = nodes_of_cluster(driver, client, timeout)
-        self._first = frozenset(self.nodes)
+        self._seeds = frozenset(self.nodes)
         self._owners: dict[int, Address] = {}
 
     def plan(self, calls: Sequence[ScriptCall]) -> CallPlan:
         """See :class:`Topology`."""
         slot, results = key_slot(calls[0].keys[0]), dict[int, Any]()
-        left = list(range(len(calls)))
-        for _ in range(1 + _REDIRECTIONS):
-            address = self._owners.get(slot) or (yield from self._learn(slot))
+        remaining = list(range(len(calls)))
+        for _ in range(1 + _MAX_REDIRECTIONS):
+            address = self._owners.get(slot) or (yield from self._discover(slot))
             node = self._node(address)
             try:
-                outcomes = yield from _evaluate(node, [calls[place] for place in left])
+                outcomes = yield from _evaluate(node, [calls[index] for index in remaining])
             except FAILURES:
-                self._doubt(address)
+                self._forget_owners(address)
                 raise
-            results |= zip(left, _final(node, outcomes), strict=True)
+            results |= zip(remaining, _wrap_errors(node, outcomes), strict=True)
             errors: dict[int, Any] = {
-                place: error for place, error in zip(left, outcomes, strict=True) if isinstance(error, Exception)
+                index: error for index, error in zip(remaining, outcomes, strict=True) if isinstance(error, Exception)
             }
-            left = [place for place, error in errors.items() if isinstance(error, MovedError)]
-            if len(left) < len(errors):
-                self._doubt(address)
-            if not left:
+            remaining = [index for index, error in errors.items() if isinstance(error, MovedError)]
+            if len(remaining) < len(errors):
+                self._forget_owners(address)
+            if not remaining:
                 break
-            self._owners[slot] = (errors[left[0]].host or address[0], errors[left[0]].port)
-        return [results[place] for place in range(len(calls))]
+            self._owners[slot] = (errors[remaining[0]].host or address[0], errors[remaining[0]].port)
+        return [results[index] for index in range(len(calls))]
 
-    def _doubt(self, address: Address) -> None:
+    def _forget_owners(self, address: Address) -> None:
         self._owners = {}
-        self.failed(address)
+        self.on_failure(address)
 
     def _node(self, address: Address) -> Node:
         node = self.nodes.get(address)
         if node is None:
             made = node_at(self._driver, self._client, address, self._timeout)
-            node = self.nodes.setdefault(address, made)  # another thread may have been quicker
+            node = self.nodes.setdefault(address, made)  # another thread may have added it meanwhile
         return node
 
-    def failed(self, address: Address) -> None:
-        """Move a node that failed to the end of those :meth:`_learn` asks."""
+    def on_failure(self, address: Address) -> None:
+        """Move the node at *address* to the end of the order in which :meth:`_discover` queries nodes."""
         node = self.nodes.pop(address, None)
-        if node is not None:  # another thread may have forgotten it
+        if node is not None:  # another thread may have removed it
             self.nodes[address] = node
 
-    def _learn(self, slot: int) -> Generator[Exchange, Any, Address]:
-        """AdmissionRequest who has which slots, from the first node that answers; return the owner of *slot*."""
-        error: Exception = RedisError("it knows no node")
+    def _discover(self, slot: int) -> Generator[Exchange, Any, Address]:
+        """Query the slot owners from the first node that replies; return the owner of *slot*."""
+        error: Exception = RedisError("the cluster client knows no node")
         for address, node in list(self.nodes.items()):
             try:
                 (ranges,) = yield Exchange(node, [_CLUSTER_SLOTS])
                 if isinstance(ranges, Exception):
                     raise ranges
-                self._take_down(address, ranges)
+                self._update(address, ranges)
             except FAILURES as raised:
                 error = raised
-                self.failed(address)
-                if isinstance(raised, redis.TimeoutError):  # the caller has waited long enough
+                self.on_failure(address)
+                if isinstance(raised, redis.TimeoutError):  # a second timeout would exceed the caller's deadline
                     break
             else:
                 owner = self._owners.get(slot)
                 if owner is not None:
                     return owner
-                error = RedisError(f"no node has slot {slot}")
+                error = RedisError(f"no node owns slot {slot}")
         raise error
 
-    def _take_down(self, source: Address, ranges: Any) -> None:  # noqa: ANN401 - a reply
-        """Note the owners and nodes of CLUSTER SLOTS; forget nodes that have left, but never how it began."""
+    def _update(self, source: Address, ranges: Any) -> None:  # noqa: ANN401 - a reply
+        """
+        Store the owners and nodes that *source* announced, and remove nodes that have left.
+
+        The seeds stay: they are where discovery starts again once all other nodes are gone.
+        """
         owners: dict[int, Address] = {}
-        announced = set(self._first)
+        announced = set(self._seeds)
         for first, last, *nodes in ranges:
-            # A node that does not know its own name sends none: it is the one asked.
+            # A node that does not know its own hostname omits it: then it is the node that was queried.
             addresses = [(host.decode() if host else source[0], port) for host, port, *_ in nodes]
             owners |= dict.fromkeys(range(first, last + 1), addresses[0])
             announced.update(addresses)
@@ -218,17 +238,22 @@ class ClusterNodes:
 
 
 def topology_of(driver: Driver, client: object, timeout: float) -> Topology:
-    """Return where the calls of *client* go."""
+    """Return the topology behind *client*."""
     return (ClusterNodes if is_cluster(driver, client) else SingleNode)(driver, client, timeout)
 
 
 def advance(plan: CallPlan, exchange: Exchange, outcome: list[Any] | Exception) -> Exchange:
     """
-    Tell *plan* what came of *exchange*: an outcome for each command, or why there is none; return its next exchange.
+    Pass the outcome of *exchange* to *plan* and return its next exchange.
+
+    Args:
+        plan: Suspended at *exchange*.
+        exchange: The exchange that the plan yielded last.
+        outcome: An outcome for each command, or the error that left the exchange without replies.
 
     Raises:
-        StopIteration: It is done; ``value`` has the reply of each call, or ``StoreUnavailable``.
-        StoreUnavailable: It has no further exchange, and no reply.
+        StopIteration: The plan is complete; ``value`` holds a reply or ``StoreUnavailable`` for each call.
+        StoreUnavailable: The plan gave up: it has neither a further exchange nor a reply.
     """
     if not isinstance(outcome, Exception):
         return plan.send(outcome)

@@ -4,69 +4,48 @@ Admission control in front of a worker's pool: which tasks are asked for, and wh
 A task is asked for only when a slot is free, so that no waiting task holds tokens. A refusal by ``all`` or a queue
 blocks the whole queue: its tasks are held, and only the head asks again, once, when the store said that tokens come.
 Tasks refused by their tenant or task type are deferred: they return to the broker with a ticket.
+
+Everything happens in rounds: see :meth:`AdmissionController.run`. ``decisions.py`` applies what the store decides.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from bucketflow.errors import BucketflowError, StoreUnavailable
 from bucketflow_celery.admission.actions import TaskActions
-from bucketflow_celery.admission.decisions import DecisionHandler
+from bucketflow_celery.admission.decisions import DecidedTask, DecisionHandler
 from bucketflow_celery.admission.hold_queues import HoldQueue, HoldQueues
-from bucketflow_celery.admission.interfaces import NoParking, Parking, Worker
+from bucketflow_celery.admission.interfaces import HoldLimits, NoParking, Parking, Worker
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.admission.prechecks import Prechecks
-from bucketflow_celery.admission.reservations import ReservationPool
-from bucketflow_celery.config.policy import ThrottlePolicy
 from bucketflow_celery.scheduling.admit import AdmissionRequest
-from bucketflow_celery.scheduling.ticket import Ticket
-from bucketflow_celery.stats import Stats
-from bucketflow_celery.store.calls import Asker, InFlightCall, Outcome
-from bucketflow_celery.store.circuit_breaker import CircuitBreaker
+from bucketflow_celery.store.calls import CallRunner, StoreClient, WorkerContext
+from bucketflow_celery.store.interfaces import StaleLimits
 
-__all__ = ["AdmissionController", "HoldLimits"]
+__all__ = ["AdmissionController"]
 
-logger = logging.getLogger(__name__)
-
-#: Tasks to ask for, each with the queue that it stood in, if it stood in any.
+#: Tasks to ask for, each with the hold queue that it was taken from, if it was held.
 Batch: TypeAlias = "list[tuple[PendingTask, HoldQueue | None]]"
 
 #: Most tasks asked for in one call.
-MOST = 64
-#: Seconds after which a worker that is at work looks for new limits, if it had no other reason to call the store.
-LOOK = 5.0
-#: Seconds for which a task that may be parked waits for a slot here: longer than that, another worker may have one.
-NO_SLOT = 0.1
-#: Seconds between two looks for tasks that have been held too long.
-SWEEP = 1.0
+MAX_BATCH = 64
+#: Seconds after which the version of the limits is compared, if no other call has done so.
+VERSION_CHECK_INTERVAL = 5.0
+#: Seconds that a task that may be parked waits for a slot of this worker: then another worker may have one.
+MAX_SLOT_WAIT = 0.1
+#: Seconds between two checks for tasks that have been held too long.
+SWEEP_INTERVAL = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class HoldLimits:
-    """
-    How long is too long, in seconds.
-
-    Attributes:
-        max_hold: A message held longer goes back to the broker.
-        max_countdown: No countdown is longer.
-    """
-
-    max_hold: float
-    max_countdown: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """What was asked: for each task of the batch its ask, same order."""
+class _Asked(NamedTuple):
+    """The tasks of a call, and its requests; same length and order."""
 
     batch: Batch
     requests: Sequence[AdmissionRequest]
@@ -74,280 +53,254 @@ class _Question:
 
 class AdmissionController:
     """
-    Admission in one worker.
+    Admission in one worker, on one connection to its broker.
 
     Args:
         worker: The worker.
-        asker: Puts questions to the store.
-        resolve: What a request needs that came from a queue; raises ``BucketflowError`` if that cannot be told.
-        breaker: What to do while the store is away.
-        hold_limits: How long is too long.
-        stats: Where to count.
+        context: What its components share.
+        runner: Runs calls to the store.
+        hold_limits: The longest waits outside of the queue.
+
+    Attributes:
+        actions: Acts on tasks.
+        prechecks: Decides about tasks without a call.
     """
 
-    def __init__(  # noqa: PLR0913 - its seams, each given by name
-        self,
-        worker: Worker,
-        *,
-        asker: Asker,
-        resolve: Callable[[Any, str], ThrottlePolicy],
-        breaker: CircuitBreaker,
-        hold_limits: HoldLimits,
-        stats: Stats,
-    ) -> None:
+    def __init__(self, worker: Worker, context: WorkerContext, runner: CallRunner, hold_limits: HoldLimits) -> None:
+        settings, self._store, self._limits, self._stats = context
         self._worker = worker
-        self._resolve = resolve
-        self._breaker = breaker
         self._max_hold = hold_limits.max_hold
-        self._stats = stats
-        self._room: Parking = NoParking()
-        self._room_first = False
-        self._actions = TaskActions(worker, stats, hold_limits.max_countdown)
+        self._on_store_error = settings.on_store_error
+        self._client: StoreClient[_Asked] = StoreClient("admission", runner, context, self.run, worker.monotonic)
+        self._breaker = self._client.breaker
         self._inbox: deque[PendingTask] = deque()
         self._hold_queues = HoldQueues()
-        self._reservations = ReservationPool()
-        self._turn = threading.Lock()
+        self._parking: Parking = NoParking()
+        self._parking_first = False
+        self._version = self._limits.version  # the one that the policies of all tasks here come from
+        self._limits.checked_at = -inf
+        self._round_lock = threading.Lock()
         self._again = False
         self._closed = False
         self._next_sweep = 0.0
-        self._asker = asker
-        self._asked_at = -inf
-        self._in_flight: InFlightCall[_Question] = InFlightCall(stats, self.run)
-        self._prechecks = Prechecks(self._hold_queues, self._actions, breaker, worker.monotonic)
-        self._decisions = DecisionHandler(self._hold_queues, self._reservations, self._actions, self._prechecks)
+        self.actions = TaskActions(worker, self._stats)
+        self.prechecks = Prechecks(
+            self._hold_queues, self.actions, self._breaker, self._on_store_error, worker.monotonic
+        )
+        self._decisions = DecisionHandler(self._hold_queues, self.actions, self.prechecks, hold_limits.max_countdown)
 
-    def open(self, room: Parking) -> None:
-        """Let tasks be parked in *room*, and be dispatched out from there."""
-        self._room = self._prechecks.room = room
+    def open(self, parking: Parking) -> None:
+        """Park tasks in *parking*, and let it dispatch."""
+        self._parking = self.prechecks.parking = parking
         self.run()
 
-    def submit(self, request: Any, queue: str, ticket: Ticket) -> None:
-        """Let a task queue up; it starts, waits, returns or fails from here on."""
-        try:
-            policy = self._resolve(request, queue)
-        except BucketflowError as error:
-            self._actions.fail(request, error)
-            return
-        task = PendingTask(
-            request, queue, policy, self._worker.monotonic(), ticket.first_refused_at, dict(ticket.reservations)
-        )
-        if not self._prechecks.can_start(task):
+    def submit(self, task: PendingTask) -> None:
+        """Admit *task* when its limits allow: from here on it starts, waits, leaves the worker, or fails."""
+        if not self._resolve(task):
             return
         self._inbox.append(task)
-        # While a question is on its way nobody else can ask: the round that lands it requests for all who came
-        # meanwhile.
-        if self._in_flight.context is None:
+        # While a call is in flight no other can be sent: the round that takes its reply asks for all new tasks.
+        if self._client.context is None:
             self.run()
 
     def run(self) -> None:
-        """Let in whoever may start. Any thread may call; one at a time works for all of them."""
+        """Run rounds until there is nothing to do. Any thread may call; one at a time works for all of them."""
         self._again = True
-        while self._again and not self._closed and self._turn.acquire(blocking=False):
+        while self._again and not self._closed and self._round_lock.acquire(blocking=False):
             try:
                 while self._again and not self._closed:
                     self._again = False
                     self._round()
             finally:
-                self._turn.release()
+                self._round_lock.release()
 
     def stop(self) -> None:
-        """Let nobody in any more. Safe in a signal handler: it only sets a flag."""
+        """Stop admitting tasks. Async-signal-safe: only sets a flag."""
         self._closed = True
 
     def close(self) -> list[PendingTask]:
-        """Stop, and return those who were waiting: the caller leaves them to the broker."""
+        """Stop, and return the tasks that were waiting: the caller leaves them to the broker."""
         self.stop()
-        with self._turn:
-            flight = self._in_flight.drop()
-            asked = [] if flight is None else [task for task, _ in flight.context.batch]
-            waiting = [*asked, *self._hold_queues.clear(), *self._inbox]
+        with self._round_lock:
+            asked = self._client.drop()
+            waiting = [] if asked is None else [task for task, _ in asked.batch]
+            waiting += [*self._hold_queues.clear(), *self._inbox]
             self._inbox.clear()
             self._stats.waiting = 0
+        self._client.close()
         return waiting
 
     def _round(self) -> None:
         self._on_reply()
-        self._room.on_reply()
-        if self._free() > 0:  # when slots are scarce, fresh tasks and parked ones take turns
-            self._room_first = not self._room_first
-        if self._room_first:
-            self._room.work(self._free)
+        self._parking.on_reply()
+        if self._free() > 0:  # when slots are scarce, new tasks and parked ones go first in turns
+            self._parking_first = not self._parking_first
+        if self._parking_first:
+            self._parking.work(self._free)
         self._sweep()
-        self._look()
-        self._park_those_without_a_slot()
-        while self._in_flight.context is None and (free := self._free()) > 0:
-            batch = self._collect(min(free, MOST))
+        self._check_version()
+        self._park_without_asking()
+        while self._client.context is None and (free := self._free()) > 0:
+            batch = self._collect(min(free, MAX_BATCH))
             if batch is None:
                 break
-            self._put(batch)
-        self._room.work(self._free)
-        if self._in_flight.context is None:  # else whoever comes meanwhile is asked for next, in one call
+            self._ask(batch)
+        self._parking.work(self._free)
+        if self._client.context is None:  # else tasks that arrive meanwhile may join these queues
             self._hold_queues.prune()
         self._stats.waiting = len(self._hold_queues) + len(self._inbox)
-        self._rest()
+        self._schedule_next_round()
 
     def _free(self) -> int:
-        question = self._in_flight.context
-        asked = 0 if question is None else len(question.batch)
-        return self._worker.free() - asked - self._room.reserved
+        """Return the number of free slots that no call in flight may fill."""
+        asked = self._client.context
+        return self._worker.free() - (0 if asked is None else len(asked.batch)) - self._parking.reserved_slots
 
-    def _rest(self) -> None:
+    def _schedule_next_round(self) -> None:
         now, wake_at = self._worker.monotonic(), inf
-        if self._in_flight.context is None:
-            ready_at = max(self._hold_queues.next_ready_at(), self._breaker.until)
-            if self._inbox or ready_at <= now:
-                self._when_free()
+        if self._client.context is None:
+            retry_at = max(self._hold_queues.next_retry_at(), self._breaker.open_until)
+            if self._inbox or retry_at <= now:
+                self._run_when_free()
             if len(self._hold_queues):
-                wake_at = min(ready_at if ready_at > now else self._next_sweep, self._next_sweep)
-            first = self._first_worth_parking()
-            if first is not None:
-                wake_at = min(wake_at, max(first.received_at + NO_SLOT, self._breaker.until))
-        room_at = self._room.wake_at()
-        if room_at is not None and room_at <= now:
-            self._when_free()
-        elif room_at is not None:
-            wake_at = min(wake_at, room_at)
+                wake_at = min(retry_at if retry_at > now else self._next_sweep, self._next_sweep)
+            parkable = next((task for task in self._inbox if task.policy.is_worth_parking), None)
+            if parkable is not None and self._parking.is_open:
+                wake_at = min(wake_at, max(parkable.received_at + MAX_SLOT_WAIT, self._breaker.open_until))
+        parking_at = self._parking.next_work_at()
+        if parking_at is not None and parking_at <= now:
+            self._run_when_free()
+        elif parking_at is not None:
+            wake_at = min(wake_at, parking_at)
         if wake_at < inf:
             self._worker.call_after(max(0.001, wake_at - now), self.run)
 
-    def _when_free(self) -> None:
-        if self._free() > 0:  # it got free meanwhile
+    def _run_when_free(self) -> None:
+        if self._free() > 0:  # a slot became free during the round
             self._again = True
-        elif self._worker.free() <= 0:  # else it waits for an answer, and so do we
+        elif self._worker.free() <= 0:  # else a reply will start the next round
             self._worker.when_free(self.run)
 
-    def _collect(self, most: int) -> Batch | None:
-        """Take up to *most* tasks that may ask, each with the queue it stood in; ``None`` if there is nothing to do."""
+    def _collect(self, limit: int) -> Batch | None:
+        """Take up to *limit* tasks to ask for; ``None`` if there is nothing to do."""
         now = self._worker.monotonic()
         batch: Batch = []
-        if self._breaker.until <= now:
+        if self._breaker.open_until <= now:
             for queue in self._hold_queues.ready(now):
-                taken = queue.take_ready(now, most - len(batch))
+                taken = queue.take_ready(now, limit - len(batch))
                 if queue.level is None:
                     self._inbox.extendleft(reversed(taken))
                 else:
                     batch += [(task, queue) for task in taken]
         if not batch and not self._inbox:
             return None
-        while self._inbox and len(batch) < min(most, self._free()):
+        while self._inbox and len(batch) < min(limit, self._free()):
             task = self._inbox.popleft()
-            if self._prechecks.must_ask(task, now):
+            if self.prechecks.must_ask(task, now):
                 batch.append((task, None))
         return batch
 
-    def _park_those_without_a_slot(self) -> None:
-        """Park who has waited for a slot, so that another worker can start it, and who would be parked in any case."""
+    def _park_without_asking(self) -> None:
+        """Park tasks that would be refused in any case, and those that have waited too long for a slot."""
         now = self._worker.monotonic()
-        if not self._room.is_open or self._in_flight.context is not None or self._breaker.until > now:
+        if not self._parking.is_open or self._client.context is not None or self._breaker.open_until > now:
             return
-        before = now - NO_SLOT if self._free() <= 0 else -inf
-        waiting = deque(task for task in self._inbox if not self._is_parked_at_once(task, now, before))
-        if len(waiting) < len(self._inbox):
-            self._inbox = waiting
+        received_before = now - MAX_SLOT_WAIT if self._free() <= 0 else -inf
+        self._inbox = self.prechecks.park_early(self._inbox, received_before, now)
 
-    def _first_worth_parking(self) -> PendingTask | None:
-        if not self._room.is_open:
-            return None
-        return next((task for task in self._inbox if task.policy.is_worth_parking), None)
-
-    def _is_parked_at_once(self, task: PendingTask, now: float, before: float) -> bool:
-        policy = task.policy
-        if not policy.is_worth_parking or (task.received_at >= before and not self._prechecks.blocks(task, now)):
-            return False
-        self._prechecks.park(task)
-        return True
-
-    def keep(self, task: PendingTask, seconds: float) -> None:
-        """Hold an task that could not be parked, for so many seconds."""
-        self._prechecks.keep(task, seconds)
-
-    def leave(self, task: PendingTask) -> None:
-        """Take note that an task does not wait here any more."""
-        self._actions.leave(task)
-
-    def _put(self, batch: Batch) -> None:
-        batch = [(task, queue) for task, queue in batch if not self._actions.is_revoked_or_expired(task)]
-        requests = [self._reservations.question(task, self._actions.waited(task)) for task, _ in batch]
-        if requests:
-            self._ask(batch, requests)
-
-    def _look(self) -> None:
-        """Make a call without requests to learn of new limits, if no task has been asked for recently."""
+    def _check_version(self) -> None:
+        """Compare the version of the limits, if no call has done so recently: no task here may be limited yet."""
         now = self._worker.monotonic()
-        is_due = self._room.must_look or now - max(self._asked_at, self._room.looked_at) >= LOOK
-        if self._in_flight.context is None and self._breaker.until <= now and is_due:
-            self._ask([], [])
+        is_due = self._limits.is_stale or now - self._limits.checked_at >= VERSION_CHECK_INTERVAL
+        if self._client.context is None and self._breaker.open_until <= now and is_due:
+            self._send([], [])
 
-    def _ask(self, batch: Batch, requests: Sequence[AdmissionRequest]) -> None:
-        self._asked_at = self._worker.monotonic()
-        self._room.must_look = False
-        send = partial(self._asker.ask, requests, inline=bool(requests and self._inbox))
-        self._in_flight.put(_Question(batch, requests), send)
+    def _ask(self, batch: Batch) -> None:
+        batch = [(task, queue) for task, queue in batch if not self.actions.has_ended(task)]
+        if batch:
+            requests = [self._hold_queues.request(task, self.actions.begin_waiting(task)) for task, _ in batch]
+            self._send(batch, requests)
+
+    def _send(self, batch: Batch, requests: Sequence[AdmissionRequest]) -> None:
+        self._limits.checked_at, self._limits.is_stale = self._worker.monotonic(), False
+        if self._limits.version != self._version:  # another component has refreshed them
+            self._hold_queues.restore(requests)
+            self._resolve_all(batch)
+            return
+        call = self._store.admit(requests, self._version)
+        self._client.send(call, _Asked(batch, requests), inline=bool(requests and self._inbox))
         self._on_reply()
 
     def _on_reply(self) -> None:
-        """Act on the outcome of the question that was put, if it is there."""
-        flight = self._in_flight.take()
-        if flight is None:
+        """Act on the reply to the call in flight, if there is one."""
+        taken = self._client.take(f"on_store_error={self._on_store_error!r}")
+        if taken is None:
             return
-        batch, requests = flight.context.batch, flight.context.requests
-        outcome: Outcome = flight.outcome
-        if isinstance(outcome, StoreUnavailable):
-            self._reservations.restore(requests)
-            self._store_failed(outcome, batch)
-            return
-        if self._breaker.recovered():
-            logger.warning("the store of the limits answers again")
-        if outcome is None:
-            self._reservations.restore(requests)
-            self._resolve_again(batch)
-            return
-        unsettled = deque(zip(batch, requests, outcome, strict=True))
-        try:
-            self._decisions.settle(unsettled)
-        finally:
-            self._inbox.extendleft(task for (task, _), _, _ in reversed(unsettled))
+        (batch, requests), reply = taken
+        if isinstance(reply, StoreUnavailable):
+            self._hold_queues.restore(requests)
+            self._on_failure(batch)
+        elif isinstance(reply, StaleLimits):
+            self._hold_queues.restore(requests)
+            self._resolve_all(batch)
+        else:
+            decided = deque(
+                DecidedTask(task, queue, request, decision)
+                for (task, queue), request, decision in zip(batch, requests, reply, strict=True)
+            )
+            try:
+                self._decisions.apply(decided)
+            finally:
+                self._inbox.extendleft(one.task for one in reversed(decided))
 
-    def _store_failed(self, error: StoreUnavailable, batch: Batch) -> None:
-        self._stats.store_errors += 1
-        if self._breaker.failed(self._worker.monotonic()):
-            logger.error("%s; on_store_error=%r until it answers", error, self._breaker.policy)
-        if self._breaker.policy != "hold":
-            # Nobody waits for the store, so nobody waits for their turn to ask it either.
-            self._inbox.extend(self._everybody(batch))
+    def _on_failure(self, batch: Batch) -> None:
+        if self._on_store_error != "hold":
+            # No task waits for the store, so no task keeps its place in a queue for the store's tokens either.
+            self._inbox = self._take_all(batch)
             return
         for task, queue in batch:
             if queue is None:
-                self._prechecks.without_store(task)
+                self.prechecks.without_store(task)
         for task, queue in reversed(batch):
             if queue is not None:
-                task.retry_at = self._breaker.until
+                task.retry_at = self._breaker.open_until
                 queue.put_back([task])
 
-    def _resolve_again(self, batch: Batch) -> None:
-        self._prechecks.forget()
-        # Under the new limits it may be another bucket that binds, or none: everybody queues up anew, in their order.
-        self._inbox.extend([task for task in self._everybody(batch) if self._renew(task)])
-
-    def _everybody(self, batch: Batch) -> list[PendingTask]:
-        """Take all who are here out of where they stand, in the order in which they came."""
-        newcomers = [self._inbox.popleft() for _ in range(len(self._inbox))]
-        waiting = [*(task for task, _ in batch), *self._hold_queues.clear(), *newcomers]
-        return sorted(waiting, key=attrgetter("received_at"))
-
-    def _renew(self, task: PendingTask) -> bool:
+    def _resolve(self, task: PendingTask) -> bool:
+        """Determine the policy of *task*; return whether it can start under it. If not, it has failed."""
         try:
-            task.policy = self._resolve(task.request, task.queue)
+            policy = self._worker.resolve(task)
         except BucketflowError as error:
-            self._actions.give_up(task, error)
+            self.actions.fail(task, error)
             return False
-        task.retry_at = 0.0
-        return self._prechecks.can_start(task)
+        task.policy = policy if task.can_park or not policy.parks else replace(policy, on_limit="hold")
+        return self.prechecks.can_start(task)
+
+    def _resolve_all(self, batch: Batch) -> None:
+        """Queue all tasks anew, in their order: under new limits other levels may bind."""
+        self._version = self._limits.version
+        self.prechecks.forget_exhausted()
+        tasks = self._take_all(batch)
+        try:
+            while tasks:
+                task = tasks.popleft()
+                task.retry_at = 0.0
+                if self._resolve(task):
+                    self._inbox.append(task)
+        finally:  # an error with one task must not lose the others
+            self._inbox.extend(tasks)
+
+    def _take_all(self, batch: Batch) -> deque[PendingTask]:
+        """Take all tasks out of *batch*, hold queues and inbox, in the order in which they were received."""
+        newcomers, self._inbox = self._inbox, deque()
+        waiting = [*(task for task, _ in batch), *self._hold_queues.clear(), *newcomers]
+        return deque(sorted(waiting, key=attrgetter("received_at")))
 
     def _sweep(self) -> None:
+        """Requeue the tasks that have been held too long."""
         now = self._worker.monotonic()
         if now < self._next_sweep:
             return
-        self._next_sweep = now + SWEEP
-        old = {task for task in self._hold_queues if now - task.received_at > self._max_hold}
-        self._hold_queues.remove({task for task in old if self._actions.requeue(task)})
+        self._next_sweep = now + SWEEP_INTERVAL
+        overdue = {task for task in self._hold_queues if now - task.received_at > self._max_hold}
+        self._hold_queues.remove({task for task in overdue if self.actions.requeue(task)})

@@ -1,97 +1,111 @@
-"""What becomes of those that the store was asked for: they start, are parked, wait in a queue here, or return."""
+"""Applies admission decisions: tasks start, are held, parked or deferred, or fail."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TypeAlias
+from typing import NamedTuple
 
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission.actions import TaskActions
 from bucketflow_celery.admission.hold_queues import HoldQueue, HoldQueues
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.admission.prechecks import Prechecks
-from bucketflow_celery.admission.reservations import ReservationPool
+from bucketflow_celery.admission.refusal import Defer, Fail, Hold, Park, Refusal, on_refusal
 from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest
 
-__all__ = ["DecisionHandler", "Unsettled"]
+__all__ = ["DecidedTask", "DecisionHandler"]
 
-#: Tasks, each with the queue it stood in, the question and the decision.
-Unsettled: TypeAlias = "deque[tuple[tuple[PendingTask, HoldQueue | None], AdmissionRequest, AdmissionDecision]]"
+
+class DecidedTask(NamedTuple):
+    """
+    A task, and what was decided.
+
+    Attributes:
+        task: The task.
+        origin: The hold queue that it was taken from; ``None`` if it was not held.
+        request: What was asked.
+        decision: The decision.
+    """
+
+    task: PendingTask
+    origin: HoldQueue | None
+    request: AdmissionRequest
+    decision: AdmissionDecision
 
 
 class DecisionHandler:
     """
-    Acts on answers.
+    Applies decisions.
 
     Args:
-        hold_queues: Where those wait who stay in this worker.
-        reservations: What the hold_queues were promised.
-        actions: Does to each of them what was decided.
-        prechecks: Parks, and is told which levels are exhausted.
+        hold_queues: Of the worker.
+        actions: Acts on each task.
+        prechecks: Parks tasks, and remembers which levels are exhausted.
+        max_countdown: Longest countdown in seconds.
     """
 
     def __init__(
-        self, hold_queues: HoldQueues, reservations: ReservationPool, actions: TaskActions, prechecks: Prechecks
+        self, hold_queues: HoldQueues, actions: TaskActions, prechecks: Prechecks, max_countdown: float
     ) -> None:
         self._hold_queues = hold_queues
-        self._reservations = reservations
         self._actions = actions
         self._prechecks = prechecks
+        self._max_countdown = max_countdown
 
-    def settle(self, unsettled: Unsettled) -> None:
-        """Act on all of *unsettled*, in order; those that are still in it when this raises were not reached."""
+    def apply(self, decided: deque[DecidedTask]) -> None:
+        """Apply all of *decided*, in order. Those that are still in it when this raises were not reached."""
         fronts: dict[HoldQueue, list[PendingTask]] = {}
         exhausted: dict[str, HoldQueue] = {}
-        left: list[AdmissionRequest] = []
+        departed: list[AdmissionRequest] = []
         try:
-            while unsettled:
-                (task, origin), request, decision = unsettled.popleft()
-                if decision.admitted:
-                    self._actions.start(task)
+            while decided:
+                one = decided.popleft()
+                if one.decision.admitted:
+                    self._actions.start(one.task)
                     continue
-                if task.policy.parks:
-                    self._refuse_and_park(task, request, decision, exhausted)
-                    continue
-                self._reservations.settle(task, decision)
-                queue = self._hold_queue_for(task, origin, request, decision, exhausted)
+                queue = self._refuse(one, exhausted)
                 if queue is None:
-                    left.append(request)
-                elif queue is origin:
-                    fronts.setdefault(queue, []).append(task)
+                    departed.append(one.request)
+                elif queue is one.origin:
+                    fronts.setdefault(queue, []).append(one.task)
                 else:
-                    self._actions.join(task, queue)
-        finally:  # whatever went wrong with one of them, the others are still here
+                    self._actions.hold(one.task, queue)
+        finally:  # an error with one task must not lose the others
             for queue, tasks in fronts.items():
                 queue.put_back(tasks)
-            for request in left:
+            for request in departed:
                 self._hold_queues.wake(request)
 
-    def _refuse_and_park(
-        self, task: PendingTask, request: AdmissionRequest, decision: AdmissionDecision, exhausted: dict[str, HoldQueue]
-    ) -> None:
-        if decision.binding is not None:
-            level = request.path[decision.binding]
-            if level.blocks_queue:
-                exhausted[level.key] = self._hold_queues.of(level.key, level)
-            self._prechecks.mark_exhausted(level, decision.wait / SECOND)
-            if self._actions.is_refused(task, level, decision.wait / SECOND):
-                return
-        self._prechecks.park(task)
-
-    def _hold_queue_for(
-        self,
-        task: PendingTask,
-        origin: HoldQueue | None,
-        request: AdmissionRequest,
-        decision: AdmissionDecision,
-        exhausted: dict[str, HoldQueue],
-    ) -> HoldQueue | None:
-        """Act on a refusal; return the queue in which the task waits, ``None`` if it does not wait here."""
-        if decision.binding is None:
+    def _refuse(self, one: DecidedTask, exhausted: dict[str, HoldQueue]) -> HoldQueue | None:
+        """Act on a refusal; return the queue in which the task is to be held, ``None`` if it is not held."""
+        task, _, request, decision = one
+        if not task.policy.parks:
+            self._hold_queues.keep(task, decision)
+        elif decision.binding is None:
+            self._prechecks.park(task)
+            return None
+        if decision.binding is None:  # skipped, because a task before it was refused
             return next(exhausted[level.key] for level in request.path if level.key in exhausted)
-        level = request.path[decision.binding]
+        level, wait = request.path[decision.binding], decision.wait / SECOND
         queue = self._hold_queues.of(level.key, level)
         if level.blocks_queue:
             exhausted[level.key] = queue
-        wait, had_place = decision.wait / SECOND, request.reservations[decision.binding] > 0
-        return queue if self._actions.refuse(task, origin, level, wait, had_place=had_place) else None
+        if one.origin is not queue:  # else it was counted when it joined that queue
+            self._actions.record_refusal(task, level, wait)
+        self._prechecks.set_retry(task, level, wait)
+        refusal = Refusal(level, wait, self._actions.begin_waiting(task), request.reservations[decision.binding] > 0)
+        return queue if self._is_held(task, refusal) else None
+
+    def _is_held(self, task: PendingTask, refusal: Refusal) -> bool:
+        """Act on *refusal* unless the task is to be held; return whether it is."""
+        outcome = on_refusal(task.policy, refusal, self._max_countdown)
+        match outcome:
+            case Hold():
+                return True
+            case Park():
+                self._prechecks.park(task)
+            case Defer(countdown):
+                return not self._actions.defer(task, countdown)
+            case Fail(error):
+                self._actions.fail(task, error)
+        return False

@@ -1,75 +1,84 @@
-"""The tasks that wait inside a worker, one queue a bucket. Pure bookkeeping: no clock, no Celery."""
+"""Hold queues: the tasks that wait inside a worker, one queue a bucket, and their reservations."""
 
 from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import inf
 
+from bucketflow.limit import SECOND
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level
-from bucketflow_celery.scheduling.admit import AdmissionRequest
+from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest
 
 __all__ = ["HoldQueue", "HoldQueues"]
+
+#: The ``max_wait_us`` of a task that is parked when it is refused: no wait is short enough for a reservation.
+NO_RESERVATION = -1
 
 
 class HoldQueue:
     """
-    Those who wait for one bucket.
+    The tasks that wait for one bucket.
+
+    At ``all`` and at a queue it is first in, first out, and reservations belong to the queue: if its head is revoked,
+    fails, leaves, or turns out to wait for its tenant, the next task uses them. At a tenant or a task type each task
+    has a reservation of its own, and the queue is ordered by these.
 
     Args:
-        level: The level that binds; ``None`` for those who wait for the store to come back.
+        level: The level that binds; ``None`` for tasks that wait for the store.
+
+    Attributes:
+        level: As given.
+        tasks: The tasks, head first.
+        reservations: Of the queue, sorted, in µs of the store's clock. At most a few: each request takes one.
     """
 
     def __init__(self, level: Level | None) -> None:
         self.level = level
         self.tasks: deque[PendingTask] = deque()
-
-    @property
-    def sorted(self) -> bool:
-        """Whether each task has a place of its own; else the queue has places, and whoever is its head uses them."""
-        return self.level is not None and (not self.level.blocks_queue)
+        self.reservations: list[int] = []
 
     @property
     def retry_at(self) -> float:
-        """When its head may request."""
+        """When to ask for the head, in seconds of the monotonic clock; infinity if there is none."""
         return self.tasks[0].retry_at if self.tasks else inf
 
     def add(self, task: PendingTask) -> None:
-        """Join at the end, or at one's place."""
-        if self.level is not None and self.sorted:
-            # By place, not by when they may request: of many who are due and find no tokens only the first requests
-            # again.
-            key = self.level.key
-            insort(self.tasks, task, key=lambda other: other.reservations.get(key, 0))
-        else:
+        """Append *task*, or insert it by its reservation."""
+        level = self.level
+        if level is None or level.blocks_queue:
             self.tasks.append(task)
+        else:
+            # Not by retry_at: of many tasks that are due and find no tokens, only the first asks again.
+            insort(self.tasks, task, key=lambda other: other.reservations.get(level.key, 0))
 
     def put_back(self, tasks: list[PendingTask]) -> None:
-        """Return *tasks*, in their order, to the front they were taken from."""
-        if self.sorted:
+        """Return *tasks*, in their order, to the front that they were taken from."""
+        if self.level is None or self.level.blocks_queue:
+            self.tasks.extendleft(reversed(tasks))
+        else:
             for task in tasks:
                 self.add(task)
-        else:
-            self.tasks.extendleft(reversed(tasks))
 
-    def take_ready(self, now: float, most: int) -> list[PendingTask]:
+    def take_ready(self, now: float, limit: int) -> list[PendingTask]:
         """
-        Take up to *most* tasks that may request.
+        Take the tasks to ask for at *now*, at most *limit*.
 
-        Behind the head come as many as tokens may have come for, and one more: its refusal tells when to request again.
+        Besides the head these are as many as tokens may have come for, and one more: its refusal tells when to ask
+        again.
         """
         if self.level is not None and self.tasks:
             late = max(0.0, now - self.tasks[0].retry_at)
-            most = int(min(most, 2 + late * self.level.limit.fill_rate / max(self.tasks[0].policy.cost, 1e-9)))
+            limit = int(min(limit, 2 + late * self.level.limit.fill_rate / max(self.tasks[0].policy.cost, 1e-9)))
         taken: list[PendingTask] = []
-        while self.tasks and len(taken) < most and self.tasks[0].retry_at <= now:
+        while self.tasks and len(taken) < limit and self.tasks[0].retry_at <= now:
             taken.append(self.tasks.popleft())
         return taken
 
     def wait_ahead(self, now: float) -> float:
-        """Return the least seconds that who joins now will wait, as far as this worker can tell."""
+        """Return a lower bound in seconds of the wait of a task that joins at *now*."""
         if self.level is None or not self.tasks:
             return 0.0
         tokens = sum(task.policy.cost for task in self.tasks)
@@ -77,57 +86,100 @@ class HoldQueue:
 
 
 class HoldQueues:
-    """All hold_queues of a worker, by key of the bucket that binds."""
+    """All hold queues of a worker, by key of the bucket that binds."""
 
     def __init__(self) -> None:
-        self._hold_queues: dict[str, HoldQueue] = {}
+        self._queues: dict[str, HoldQueue] = {}
 
     def __len__(self) -> int:
-        return sum(len(queue.tasks) for queue in self._hold_queues.values())
+        return sum(len(queue.tasks) for queue in self._queues.values())
 
     def __iter__(self) -> Iterator[PendingTask]:
-        for queue in self._hold_queues.values():
+        for queue in self._queues.values():
             yield from queue.tasks
 
     def of(self, key: str, level: Level | None) -> HoldQueue:
-        """Return the queue at *key*, a new one if need be."""
-        return self._hold_queues.setdefault(key, HoldQueue(level))
+        """Return the queue at *key*, a new one if need be; *level* as in :class:`HoldQueue`."""
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = HoldQueue(level)
+        queue.level = level  # its limit may have changed
+        return queue
 
     def blocking(self, path: tuple[Level, ...]) -> HoldQueue | None:
-        """Return the queue that a newcomer on *path* must join: the first of ``all`` and its queue that has one."""
+        """Return the queue that a new task on *path* must join: the first of ``all`` and its queue that holds tasks."""
         for level in path:
-            queue = None if (not level.blocks_queue) else self._hold_queues.get(level.key)
+            queue = self._queues.get(level.key) if level.blocks_queue else None
             if queue is not None and queue.tasks:
                 return queue
         return None
 
     def ready(self, now: float) -> list[HoldQueue]:
-        """Return the hold_queues whose head may request."""
-        return [queue for queue in self._hold_queues.values() if queue.retry_at <= now]
+        """Return the queues whose head is to be asked for at *now*."""
+        return [queue for queue in self._queues.values() if queue.retry_at <= now]
 
-    def next_ready_at(self) -> float:
-        """Return when the first head may request; infinity if nobody waits."""
-        return min((queue.retry_at for queue in self._hold_queues.values()), default=inf)
+    def next_retry_at(self) -> float:
+        """Return when to ask for the next head; infinity if no task is held."""
+        return min((queue.retry_at for queue in self._queues.values()), default=inf)
 
-    def remove(self, gone: set[PendingTask]) -> None:
-        """Take *gone* out of whatever queue they are in."""
-        for queue in self._hold_queues.values():
-            if any(task in gone for task in queue.tasks):
-                queue.tasks = deque(task for task in queue.tasks if task not in gone)
+    def request(self, task: PendingTask, waited: float) -> AdmissionRequest:
+        """
+        Return the admission request of *task*; it takes the first reservation of each queue on its path.
+
+        Args:
+            task: The task.
+            waited: Seconds it has waited so far.
+        """
+        policy = task.policy
+        path, cost = policy.path, policy.cost
+        if policy.parks:
+            return AdmissionRequest(path, cost, (0,) * len(path), NO_RESERVATION, task.queue, policy.tenant or "")
+        reservations = tuple(
+            [self._take(level.key) if level.blocks_queue else task.reservations.get(level.key, 0) for level in path]
+        )
+        if policy.max_wait is None:
+            return AdmissionRequest(path, cost, reservations)
+        return AdmissionRequest(path, cost, reservations, max(0, round((policy.max_wait - waited) * SECOND)))
+
+    def keep(self, task: PendingTask, decision: AdmissionDecision) -> None:
+        """Keep the reservations of a task that was refused: its own with *task*, the others with their queues."""
+        for level, reservation in zip(task.policy.path, decision.reservations, strict=True):
+            if reservation and level.blocks_queue:
+                insort(self.of(level.key, level).reservations, reservation)
+            elif reservation:
+                task.reservations[level.key] = reservation
+
+    def restore(self, requests: Iterable[AdmissionRequest]) -> None:
+        """Return the reservations that unanswered *requests* took."""
+        for request in requests:
+            for level, reservation in zip(request.path, request.reservations, strict=True):
+                if reservation and level.blocks_queue:
+                    insort(self.of(level.key, level).reservations, reservation)
 
     def wake(self, request: AdmissionRequest) -> None:
-        """Let the heads of the queues in which *request* had a reservation ask at once: they inherit it."""
-        for level, due in zip(request.path, request.reservations, strict=True):
-            queue = self._hold_queues.get(level.key) if due and level.blocks_queue else None
+        """Ask at once for the heads of the queues in which *request* had a reservation: its task has left them."""
+        for level, reservation in zip(request.path, request.reservations, strict=True):
+            queue = self._queues.get(level.key) if reservation and level.blocks_queue else None
             if queue is not None and queue.tasks:
                 queue.tasks[0].retry_at = 0.0
 
+    def remove(self, gone: set[PendingTask]) -> None:
+        """Remove the tasks in *gone*."""
+        for queue in self._queues.values():
+            if any(task in gone for task in queue.tasks):
+                queue.tasks = deque(task for task in queue.tasks if task not in gone)
+
     def prune(self) -> None:
-        """Forget hold_queues that are empty."""
-        self._hold_queues = {key: queue for key, queue in self._hold_queues.items() if queue.tasks}
+        """Forget queues that have neither tasks nor reservations."""
+        self._queues = {key: queue for key, queue in self._queues.items() if queue.tasks or queue.reservations}
 
     def clear(self) -> list[PendingTask]:
-        """Empty every queue and return who stood there."""
+        """Remove all tasks and return them. Reservations stay."""
         tasks = list(self)
-        self._hold_queues.clear()
+        for queue in self._queues.values():
+            queue.tasks.clear()
         return tasks
+
+    def _take(self, key: str) -> int:
+        queue = self._queues.get(key)
+        return queue.reservations.pop(0) if queue is not None and queue.reservations else 0

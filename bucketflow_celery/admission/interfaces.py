@@ -1,57 +1,73 @@
-"""What the gate needs of the worker it stands in: the seam between the throttle and Celery."""
+"""What admission needs of the worker and of parking."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 from bucketflow.errors import BucketflowError
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level
+from bucketflow_celery.config.policy import ThrottlePolicy
 
-__all__ = ["NoParking", "Parking", "Worker"]
+__all__ = ["HoldLimits", "NoParking", "Parking", "Worker"]
+
+
+class HoldLimits(NamedTuple):
+    """
+    The longest waits outside of the queue, in seconds.
+
+    Attributes:
+        max_hold: A message held longer is requeued.
+        max_countdown: No countdown is longer.
+    """
+
+    max_hold: float
+    max_countdown: float
 
 
 class Worker(Protocol):
-    """A worker, as the gate sees it. Times are in seconds."""
+    """A worker, as admission sees it. Times are in seconds."""
+
+    def resolve(self, task: PendingTask) -> ThrottlePolicy:
+        """Return what limits *task*. Raises ``BucketflowError`` if that cannot be determined."""
 
     def free(self) -> int:
-        """Return how many slots of the pool are free."""
+        """Return the number of free slots of the pool."""
 
     def when_free(self, callback: Callable[[], None]) -> None:
-        """Call *callback* when a slot gets free; asking twice is asking once."""
+        """Call *callback* when a slot becomes free. A second registration replaces the first."""
 
     def start(self, task: PendingTask) -> None:
-        """Run a task in a free slot."""
+        """Run *task* in a free slot."""
 
     def is_revoked_or_expired(self, task: PendingTask) -> bool:
-        """Return whether the task was revoked or has expired; Celery has then dealt with it."""
+        """Return whether *task* was revoked or has expired; Celery has ended it then."""
 
     def defer(self, task: PendingTask, countdown: float) -> bool:
         """
-        Publish the task again, due in *countdown* seconds, with its ticket; then acknowledge this delivery.
+        Publish *task* again, due in *countdown* seconds, with its ticket; then acknowledge this delivery.
 
-        Returns ``False``, and acknowledges nothing, if the broker did not take it.
+        Returns ``False``, and acknowledges nothing, if the broker did not accept it.
         """
 
     def requeue(self, task: PendingTask) -> bool:
         """Leave this delivery to the broker, for any worker; ``False`` if it must stay here."""
 
-    def fail(self, request: Any, error: BucketflowError) -> None:
-        """Store *error* as the task's result, call its errbacks, acknowledge."""
+    def fail(self, task: PendingTask, error: BucketflowError) -> None:
+        """Store *error* as the result of *task*, call its errbacks, acknowledge."""
 
     def hold(self, task: PendingTask, level: Level | None) -> None:
-        """Take note that a task is held because of *level*; ``None``: because the store is away."""
+        """Make room in the prefetch window for *task*, held by *level*; ``None``: because the store is away."""
 
     def release(self, task: PendingTask) -> None:
-        """Take note that it is no longer."""
+        """Undo :meth:`hold`."""
 
-    def refused(self, task: PendingTask, level: Level, wait: float) -> None:
-        """Take note of a refusal, for whoever watches."""
+    def record_refusal(self, task: PendingTask, level: Level, wait: float) -> None:
+        """Log and announce that *level* has refused *task* for *wait* seconds."""
 
     def call_after(self, seconds: float, callback: Callable[[], None]) -> None:
-        """Call *callback* in *seconds*, or earlier: of several calls only the nearest need be kept."""
+        """Call *callback* in *seconds*, or earlier. Of several registrations only the nearest is kept."""
 
     def monotonic(self) -> float:
         """Return the time of a clock that never steps."""
@@ -61,66 +77,52 @@ class Worker(Protocol):
 
 
 class Parking(Protocol):
-    """
-    Parking, as admission sees it.
+    """Parking, as admission sees it."""
 
-    Attributes:
-        is_open: Whether tasks can be parked.
-        reserved: Slots kept free for tasks that a request for dispatch may bring.
-        must_look: Whether new limits may be in force.
-        looked_at: When the version of the limits was last read, in seconds of the monotonic clock.
-    """
+    @property
+    def is_open(self) -> bool:
+        """Whether tasks can be parked."""
 
-    is_open: bool
-    reserved: int
-    must_look: bool
-    looked_at: float
+    @property
+    def reserved_slots(self) -> int:
+        """Free slots for which tasks were requested and not yet received."""
 
     def blocks(self, task: PendingTask) -> bool:
-        """Return whether the tenant of *task* is known to have tasks parked, so that *task* need not ask."""
-
-    def may_have(self, task: PendingTask) -> bool:
-        """Return whether *task* may have been parked before: only parking it can tell."""
+        """Return whether the tenant of *task* is known to have parked tasks."""
 
     def add(self, task: PendingTask) -> None:
         """Park *task*."""
 
-    def wake_at(self) -> float | None:
-        """Return when to work next, in seconds of the monotonic clock; ``None`` while a call is on its way."""
+    def next_work_at(self) -> float | None:
+        """Return when to call :meth:`work` next, in seconds of the monotonic clock; ``None``: after the next reply."""
 
     def work(self, free: Callable[[], int]) -> None:
-        """Send what there is to send; *free* returns the number of free slots."""
+        """Send the calls that are due; *free* returns the number of slots for parked tasks."""
 
     def on_reply(self) -> None:
-        """Act on the outcome of the call that was on its way, if it is there."""
+        """Act on the reply to the call in flight, if there is one."""
 
 
 class NoParking:
-    """Parking of a worker that parks nothing: a null object of :class:`Parking`."""
+    """Implements :class:`Parking` for a worker that parks nothing."""
 
     is_open = False
-    reserved = 0
-    must_look = False
-    looked_at = -inf
+    reserved_slots = 0
 
     def blocks(self, task: PendingTask) -> bool:  # noqa: ARG002
-        """Return ``False``: no tenant has tasks parked."""
-        return False
-
-    def may_have(self, task: PendingTask) -> bool:  # noqa: ARG002
-        """Return ``False``: nothing was parked before."""
+        """See :class:`Parking`."""
         return False
 
     def add(self, task: PendingTask) -> None:
         """Raise: nothing can be parked."""
         raise NotImplementedError(task)
 
-    def wake_at(self) -> float | None:
-        """Return ``None``: there is no call to make."""
+    def next_work_at(self) -> float | None:
+        """See :class:`Parking`."""
         return None
 
     def work(self, free: Callable[[], int]) -> None:
-        """Do nothing."""
+        """See :class:`Parking`."""
 
     def on_reply(self) -> None:
-        """Do nothing."""
+        """See :class:`Parking`."""

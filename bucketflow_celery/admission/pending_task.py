@@ -1,4 +1,4 @@
-"""A task that is pending in the worker."""
+"""A received task that has neither started nor left the worker."""
 
 from __future__ import annotations
 
@@ -13,25 +13,29 @@ __all__ = ["PendingTask"]
 @dataclass(slots=True, eq=False)
 class PendingTask:
     """
-    One task at the gate.
+    One delivery, and what admission knows of it.
 
     Attributes:
         request: Celery's request.
-        queue: The queue it came from.
-        policy: What it needs in order to start.
-        arrived: When it came to this worker, in seconds of the monotonic clock.
-        first_refused_at: When it was first refused anywhere, in seconds since the Unix epoch; ``None`` if it never was.
-        reservations: The places it has in the hold_queues of levels that send tasks back, by key, in µs of the
-            store's clock.
-        retry_at: Not worth asking before, in seconds of the monotonic clock.
-        is_held: Whether it stands in a line.
+        queue: The queue it was delivered from.
+        received_at: When this worker received it, in seconds of the monotonic clock.
+        waiting_since: Since when it waits for its limits, in seconds since the Unix epoch; ``None``: it does not yet.
+            Kept over all its deliveries.
+        reservations: Its reservations at the levels of tenant and task, by key, in µs of the store's clock.
+        policy: What limits it.
+        redelivered: Whether it was delivered before; ``None``: the broker does not say.
+        can_park: Whether its message can wait outside of its queue.
+        retry_at: When to ask for it again, in seconds of the monotonic clock.
+        is_held: Whether it stands in a hold queue.
     """
 
     request: Any
     queue: str
-    policy: ThrottlePolicy
     received_at: float
-    first_refused_at: float | None = None
+    waiting_since: float | None = None
     reservations: dict[str, int] = field(default_factory=dict)
+    policy: ThrottlePolicy = ThrottlePolicy(())  # noqa: RUF009 - frozen
+    redelivered: bool | None = None
+    can_park: bool = False
     retry_at: float = 0.0
     is_held: bool = False

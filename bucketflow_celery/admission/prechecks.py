@@ -1,8 +1,9 @@
-"""What becomes of a task before the store is asked about it, where that is known: only the others must ask."""
+"""Decides about tasks locally where no call to the store is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from math import inf
 
 from bucketflow.errors import CostExceedsCapacity
@@ -15,51 +16,58 @@ from bucketflow_celery.store.circuit_breaker import CircuitBreaker
 
 __all__ = ["Prechecks"]
 
-#: Seconds after which a task of a paused tenant that was sent back comes again.
-PAUSE = 5.0
-#: Most levels remembered as dry.
+#: The countdown in seconds of a deferred task of a paused tenant or task type.
+PAUSED_COUNTDOWN = 5.0
+#: Most levels remembered as exhausted.
 MAX_EXHAUSTED = 10_000
-#: Keys of the hold_queues of those who wait for the store itself, to be parked, and for the end of a pause.
-STORE, FULL, PAUSED = "", " full", " paused"
+#: Keys of the hold queues of tasks that wait for the store, for a place in a full backlog, and for the end of a pause.
+STORE, BACKLOG_FULL, PAUSED = "", " full", " paused"
 
 
 class Prechecks:
     """
-    Sorts those who want to start.
+    Decides about tasks without a call.
 
     Args:
-        hold_queues: Where those wait who stay in this worker.
-        actions: Does to each of them what was decided.
-        breaker: What to do while the store is away.
-        monotonic: Returns the worker's time, in seconds.
+        hold_queues: Of the worker.
+        actions: Acts on each task.
+        breaker: Of the connection to the store.
+        on_store_error: ``"hold"``, ``"admit"`` or ``"refuse"``: what happens while it is open.
+        monotonic: Returns the worker's time in seconds.
 
     Attributes:
-        room: Where tasks are parked.
+        parking: Where tasks are parked.
     """
 
     def __init__(
-        self, hold_queues: HoldQueues, actions: TaskActions, breaker: CircuitBreaker, monotonic: Callable[[], float]
+        self,
+        hold_queues: HoldQueues,
+        actions: TaskActions,
+        breaker: CircuitBreaker,
+        on_store_error: str,
+        monotonic: Callable[[], float],
     ) -> None:
         self._hold_queues = hold_queues
         self._actions = actions
         self._breaker = breaker
+        self._on_store_error = on_store_error
         self._monotonic = monotonic
-        self._exhausted_until: dict[str, float] = {}  # of levels, by key, as those were told who were then parked
-        self.room: Parking = NoParking()
+        self._exhausted_until: dict[str, float] = {}  # by key of the level, as refusals of parked tasks said
+        self.parking: Parking = NoParking()
 
     def can_start(self, task: PendingTask) -> bool:
         """Return whether *task* can ever start under these limits; if not, it has failed."""
         if self._may_be_parked(task):
-            return True  # it may have run under other limits: only parking it can tell, and fails it at its turn
+            return True  # it may have run under other limits; parking finds out, and dispatch fails it if it must
         try:
             check_cost(task.policy.path, task.policy.cost)
         except CostExceedsCapacity as error:
-            self._actions.give_up(task, error)
+            self._actions.fail(task, error)
             return False
         return True
 
     def must_ask(self, task: PendingTask, now: float) -> bool:
-        """Return whether the store decides about *task*; if not, that is done."""
+        """Return whether the store must decide about *task*; if not, it was decided here."""
         policy = task.policy
         if self._may_be_parked(task):
             self.park(task)
@@ -67,60 +75,74 @@ class Prechecks:
             self._pause(task)
         elif not policy.path:
             self._actions.start(task)
-        elif self._breaker.until > now:
+        elif self._breaker.open_until > now:
             self.without_store(task)
         elif policy.parks and self.blocks(task, now):
             self.park(task)
-        elif not policy.parks and (blocked := self._hold_queues.blocking(policy.path)) is not None:
-            self._actions.join(task, blocked)
+        elif not policy.parks and (queue := self._hold_queues.blocking(policy.path)) is not None:
+            self._actions.hold(task, queue)
         else:
             return True
         return False
 
     def blocks(self, task: PendingTask, now: float) -> bool:
-        """Return whether *task* would wait in any case: for its tenant's backlog, or for a level that told when."""
-        if self.room.blocks(task):
+        """Return whether *task* would be refused in any case: its tenant has parked tasks, or a level is exhausted."""
+        if self.parking.blocks(task):
             return True
         if task.policy.max_wait is not None:
-            return False  # only an answer tells whether that would be too long; then it fails at once
+            return False  # only the store knows whether its wait would exceed that
         return any(self._exhausted_until.get(level.key, now) > now for level in task.policy.path)
 
-    def mark_exhausted(self, level: Level, seconds: float) -> None:
-        """Take note that *level* will have no tokens for so many seconds."""
-        if len(self._exhausted_until) >= MAX_EXHAUSTED:
-            self._exhausted_until.clear()
-        self._exhausted_until[level.key] = self._monotonic() + seconds
+    def park_early(self, tasks: Iterable[PendingTask], received_before: float, now: float) -> deque[PendingTask]:
+        """Park, of *tasks*, those received before an instant and those that are blocked; return the others."""
+        waiting: deque[PendingTask] = deque()
+        for task in tasks:
+            is_late = task.received_at < received_before
+            if task.policy.is_worth_parking and (is_late or self.blocks(task, now)):
+                self.park(task)
+            else:
+                waiting.append(task)
+        return waiting
 
-    def forget(self) -> None:
-        """Forget which levels are dry: other limits are in force."""
+    def set_retry(self, task: PendingTask, level: Level, wait: float) -> None:
+        """Record that *level* has refused *task* for *wait* seconds."""
+        task.retry_at = self._monotonic() + wait
+        if task.policy.parks:
+            if len(self._exhausted_until) >= MAX_EXHAUSTED:
+                self._exhausted_until.clear()
+            self._exhausted_until[level.key] = task.retry_at
+
+    def forget_exhausted(self) -> None:
+        """Forget which levels are exhausted: other limits are in force."""
         self._exhausted_until.clear()
 
     def park(self, task: PendingTask) -> None:
-        """Let *task* be parked."""
-        self._actions.waited(task)
-        self.room.add(task)
+        """Park *task*."""
+        self._actions.begin_waiting(task)
+        self.parking.add(task)
 
-    def keep(self, task: PendingTask, seconds: float) -> None:
-        """Hold an task that could not be parked, for so many seconds."""
+    def hold_unparked(self, task: PendingTask, seconds: float) -> None:
+        """Hold *task*, which could not be parked, for *seconds*."""
         if not self.can_start(task):
-            return  # it cannot be parked at all, so it was not
+            return
         task.retry_at = self._monotonic() + seconds
-        self._actions.join(task, self._hold_queues.of(FULL, None))
+        self._actions.hold(task, self._hold_queues.of(BACKLOG_FULL, None))
 
     def without_store(self, task: PendingTask) -> None:
-        """Do with *task* what is to be done while the store is away."""
-        if self._breaker.policy == "admit":
+        """Treat *task* as ``on_store_error`` says."""
+        if self._on_store_error == "admit":
             self._actions.start(task)
-        elif self._breaker.policy != "refuse" or not self._actions.defer(task, max(1.0, self._breaker.pause)):
-            task.retry_at = self._breaker.until
-            self._actions.join(task, self._hold_queues.of(STORE, None))
+        elif self._on_store_error != "refuse" or not self._actions.defer(task, max(1.0, self._breaker.pause)):
+            task.retry_at = self._breaker.open_until
+            self._actions.hold(task, self._hold_queues.of(STORE, None))
 
     def _may_be_parked(self, task: PendingTask) -> bool:
-        return task.policy.parks and self.room.may_have(task)
+        """Return whether an earlier delivery of *task* may have been parked; only parking it finds out."""
+        return task.policy.parks and bool(task.redelivered) and self.parking.is_open
 
     def _pause(self, task: PendingTask) -> None:
         if task.policy.parks:
             self.park(task)
-        elif task.policy.paused in ("all", "queue") or not self._actions.defer(task, PAUSE):
+        elif task.policy.paused in ("all", "queue") or not self._actions.defer(task, PAUSED_COUNTDOWN):
             task.retry_at = inf  # until other limits are in force
-            self._actions.join(task, self._hold_queues.of(PAUSED, None))
+            self._actions.hold(task, self._hold_queues.of(PAUSED, None))

@@ -1,4 +1,4 @@
-"""What becomes of a refused task: it is held, it returns to the broker, or it is given up. Pure."""
+"""What happens to a refused task: it is held, deferred, parked, or fails."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from bucketflow_celery.config.levels import Level
 from bucketflow_celery.config.policy import ThrottlePolicy
 from bucketflow_celery.errors import ThrottleTimeout
 
-__all__ = ["Defer", "Fail", "Hold", "Refused", "exceeds_max_wait", "on_refusal"]
+__all__ = ["Defer", "Fail", "Hold", "Outcome", "Park", "Refusal", "exceeds_max_wait", "on_refusal"]
 
-#: A task whose place comes within so many seconds is not worth a trip to the broker.
-SHORT = 0.05
+#: Seconds. A shorter wait is held: it is not worth a trip to the broker.
+SHORT_WAIT = 0.05
 
-#: Nor is one that has made the trip and finds its place not quite ready: clocks differ, and others may be late.
-NEARLY = 5.0
+#: Seconds. A shorter wait is held if the task has made the trip already: clocks differ, and other tasks may be late.
+SHORT_WAIT_WITH_RESERVATION = 5.0
 
-#: How much longer than ``max_wait`` a task may wait that is late for its place.
-GRACE = 1.1
+#: The factor by which a task with a reservation may exceed its ``max_wait``.
+MAX_WAIT_GRACE = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,13 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class Park:
+    """Store the message in the backlog of its queue."""
+
+
+@dataclass(frozen=True, slots=True)
 class Defer:
-    """Send it to the broker, to come back in *countdown* seconds."""
+    """Return the message to the broker, due in *countdown* seconds."""
 
     countdown: float
 
@@ -40,36 +45,56 @@ class Fail:
     error: ThrottleTimeout
 
 
-Refused: TypeAlias = Hold | Defer | Fail
+Outcome: TypeAlias = Hold | Park | Defer | Fail
 
 
-def exceeds_max_wait(policy: ThrottlePolicy, level: Level, wait: float, *, had_place: bool = False) -> Fail | None:
+@dataclass(frozen=True, slots=True)
+class Refusal:
     """
-    Defer the end of a task that would wait *wait* seconds in all, if that is more than it may.
+    The facts of one refusal.
 
-    One that *had_place* was promised to start in time: for being a little late it is not given up, its place wasted.
+    Attributes:
+        level: The level that binds.
+        wait: Seconds until asking again is worth it.
+        waited: Seconds the task has waited so far.
+        has_reservation: Whether the task came with a reservation at that level.
     """
-    if policy.max_wait is None or wait <= policy.max_wait * (GRACE if had_place else 1):
+
+    level: Level
+    wait: float
+    waited: float
+    has_reservation: bool = False
+
+
+def exceeds_max_wait(
+    policy: ThrottlePolicy, level: Level, wait: float, *, has_reservation: bool = False
+) -> Fail | None:
+    """
+    Return the failure of a task that would wait *wait* seconds in total, if its ``max_wait`` does not allow that.
+
+    A task with a reservation gets 10 % grace, so that a small delay does not waste the reserved start.
+    """
+    if policy.max_wait is None or wait <= policy.max_wait * (MAX_WAIT_GRACE if has_reservation else 1):
         return None
     return Fail(ThrottleTimeout(level.name, wait, policy.max_wait))
 
 
-def on_refusal(  # noqa: PLR0913 - the facts of one refusal
-    policy: ThrottlePolicy, level: Level, wait: float, waited: float, *, had_place: bool, cap: float
-) -> Refused:
+def on_refusal(policy: ThrottlePolicy, refusal: Refusal, max_countdown: float) -> Outcome:
     """
-    Decide about a task that *level* has refused.
+    Decide what happens to a refused task.
 
     Args:
-        policy: What the task needs.
-        level: The level that binds.
-        wait: Seconds until it may ask again.
-        waited: Seconds it has waited already.
-        had_place: Whether it came with a place in that level's line.
-        cap: Longest countdown in seconds; one that returns early keeps its place.
+        policy: What limits the task.
+        refusal: The facts.
+        max_countdown: Longest countdown in seconds. A task that returns before its reservation keeps it.
     """
-    if (end := exceeds_max_wait(policy, level, waited + wait, had_place=had_place)) is not None:
-        return end
-    if level.blocks_queue or policy.on_limit == "hold" or wait <= (NEARLY if had_place else SHORT):
+    level, wait, has_reservation = refusal.level, refusal.wait, refusal.has_reservation
+    failure = exceeds_max_wait(policy, level, refusal.waited + wait, has_reservation=has_reservation)
+    if failure is not None:
+        return failure
+    if policy.parks:
+        return Park()
+    short = SHORT_WAIT_WITH_RESERVATION if has_reservation else SHORT_WAIT
+    if level.blocks_queue or policy.on_limit == "hold" or wait <= short:
         return Hold()
-    return Defer(min(wait, cap))
+    return Defer(min(wait, max_countdown))

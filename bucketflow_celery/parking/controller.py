@@ -1,259 +1,216 @@
 """
-The waiting room, as one worker sees it: who calls the store when. Knows no Celery.
+Schedules this worker's calls to the backlogs: settle, park, dispatch. One call is in flight at a time.
 
-One call to the store is on its way at a time: what has ended is told first; then what is to be parked and the question
-for more take turns. A worker asks for as many tasks as it has free slots, when the store told it to, when it is called,
-or when a slot of its own gets free.
+Settlements go first; then parking and polling take turns. A worker polls for as many tasks as it has free slots: when
+the store told it to, after a notification, or when a slot becomes free.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from math import inf
 from typing import Any, TypeAlias
 
 from bucketflow.errors import StoreUnavailable
 from bucketflow.limit import SECOND
+from bucketflow_celery.admission.controller import AdmissionController
 from bucketflow_celery.admission.pending_task import PendingTask
-from bucketflow_celery.parking.in_flight_tasks import InFlightTasks
-from bucketflow_celery.parking.interfaces import ActiveLimits, Desk, ParkingWorker, Tenure
+from bucketflow_celery.parking.interfaces import ParkingWorker
 from bucketflow_celery.parking.outbox import AckTracker, Outbox, ParkBatch
 from bucketflow_celery.parking.parked_tenants import ParkedTenants
 from bucketflow_celery.parking.poll_schedule import PollSchedule, QueuePolls
-from bucketflow_celery.parking.receiver import PAUSE, DispatchReceiver
+from bucketflow_celery.parking.receiver import RETRY_PAUSE, DispatchReceiver
+from bucketflow_celery.parking.worker_lease import WorkerLease
 from bucketflow_celery.scheduling.model import DispatchReply, DispatchRequest, Settlement
-from bucketflow_celery.stats import Stats
-from bucketflow_celery.store.calls import InFlightCall
-from bucketflow_celery.store.circuit_breaker import CircuitBreaker
-from bucketflow_celery.store.interfaces import LOST, BacklogStore, Call
+from bucketflow_celery.store.calls import CallRunner, StoreClient, WorkerContext
+from bucketflow_celery.store.interfaces import LeaseLost, StaleLimits
 
-__all__ = ["Begin", "ParkingController"]
+__all__ = ["ParkingController"]
 
-logger = logging.getLogger(__name__)
+#: Most messages parked, or tasks requested, in one call.
+MAX_BATCH = 64
+#: About the most bytes parked in one call.
+MAX_BATCH_BYTES = 1 << 20
 
-#: Makes a call, and tells its reply or ``StoreUnavailable`` to its second argument, later or before it returns.
-Begin: TypeAlias = "Callable[[Call[Any], Callable[[Any], None]], None]"
-
-#: Most messages parked, and about the most bytes, or tasks asked for, in one call.
-MOST, MOST_BYTES = 64, 1 << 20
+_OnReply: TypeAlias = Callable[[Any], None]
 
 
 class ParkingController:
     """
-    Parking in one worker, on one connection to its broker.
+    Implements :class:`bucketflow_celery.admission.interfaces.Parking` on one connection to the broker.
 
     Args:
         worker: The worker.
-        desk: The gate in front of its pool.
-        store: Where the backlogs live.
-        begin: Makes calls to it.
-        active_limits: Knows the limits.
-        tenure: The worker's lease.
-        in_flight: What it was dispatched before.
-        limit: Most tasks parked of one queue.
-        stats: Where to count.
+        admission: Its admission controller.
+        context: What the components of the worker share.
+        runner: Runs calls to the store.
+        lease: The worker's lease.
     """
 
-    is_open = True
-
-    def __init__(  # noqa: PLR0913 - its seams, each given by name
+    def __init__(
         self,
         worker: ParkingWorker,
-        desk: Desk,
-        *,
-        store: BacklogStore,
-        begin: Begin,
-        active_limits: ActiveLimits,
-        tenure: Tenure,
-        in_flight: InFlightTasks,
-        limit: int,
-        stats: Stats,
+        admission: AdmissionController,
+        context: WorkerContext,
+        runner: CallRunner,
+        lease: WorkerLease,
     ) -> None:
         self._worker = worker
-        self._desk = desk
-        self._store = store
-        self._begin = begin
-        self._active_limits = active_limits
-        self._tenure = tenure
-        self._in_flight_tasks = in_flight
-        self._limit = limit
-        self._stats = stats
-        self._in_flight: InFlightCall[Callable[[Any], None]] = InFlightCall(
-            stats, desk.run
-        )  # each with what acts on its outcome
-        self._breaker = CircuitBreaker("hold")
+        self._admission = admission
+        self._backlogs = context.store.backlogs
+        self._limits = context.limits
+        self._backlog_limit = context.settings.backlog_limit
+        self._lease = lease
+        self._in_flight_tasks = lease.in_flight_tasks
+        # The context of each call is the function that acts on its reply.
+        self._client: StoreClient[_OnReply] = StoreClient("parking", runner, context, admission.run, worker.monotonic)
+        self._breaker = self._client.breaker
         self._schedule = PollSchedule()
         self._settlements: deque[tuple[str, Settlement]] = deque()
         self._acks = AckTracker()
         self._parked_tenants = ParkedTenants()
-        self._outbox = Outbox(worker, desk, self._parked_tenants, self._acks, stats)
-        self._receiver = DispatchReceiver(worker, tenure, in_flight, stats)
+        self._outbox = Outbox(worker, admission, self._parked_tenants, self._acks, context.stats)
+        self._receiver = DispatchReceiver(worker, lease, context.stats)
         self._parked_last = False
         self._closed = False
-        self.reserved = 0
-        self.must_look = False
-        self.looked_at = -inf
+        self.is_open = True
+        self.reserved_slots = 0
 
-    def call(self, queue: str) -> None:
-        """Take note that there is something to do in *queue*. Any thread may call."""
-        self._schedule.call(queue)
+    def notify(self, queue: str) -> None:
+        """Poll *queue*, or all of them, in the next round. Any thread may call."""
+        self._schedule.notify(queue)
         self.wake()
 
     def wake(self) -> None:
-        """Let the gate do a round. Any thread may call."""
-        self._worker.call_soon(self._desk.run)
+        """Start a round of admission, in which parking works. Any thread may call."""
+        self._worker.call_soon(self._admission.run)
 
     def blocks(self, task: PendingTask) -> bool:
-        """Return whether its tenant is known to have tasks parked, so that *task* need not ask."""
+        """See :class:`~bucketflow_celery.admission.interfaces.Parking`."""
         return self._parked_tenants.blocks(task, self._worker.monotonic())
 
-    def may_have(self, task: PendingTask) -> bool:
-        """Return whether *task* may have been parked before it came, and even have run: only parking it can tell."""
-        return self._worker.is_redelivered(task)
-
     def add(self, task: PendingTask) -> None:
-        """Park *task*."""
+        """See :class:`~bucketflow_celery.admission.interfaces.Parking`."""
         self._outbox.add(task)
 
-    def wake_at(self) -> float | None:
-        """Return when to ask next, in seconds of the monotonic clock; ``None`` while a call is on its way."""
-        if self._in_flight.context is not None or self._closed:
+    def next_work_at(self) -> float | None:
+        """See :class:`~bucketflow_celery.admission.interfaces.Parking`."""
+        if self._client.context is not None or self._closed:
             return None
-        return max(self._breaker.until, self._schedule.next_at())
+        return max(self._breaker.open_until, self._schedule.next_poll_at())
 
     def close(self) -> list[PendingTask]:
         """Stop, and return the tasks that are not known to be stored: the caller leaves them to the broker."""
         self._closed = True
-        self._in_flight.drop()
+        self._client.close()
         for queue, settlement in self._settlements:
             self._in_flight_tasks.confirm(queue, settlement, delivered=False)
         return self._outbox.tasks()
 
     def work(self, free: Callable[[], int]) -> None:
-        """Send what there is to send; *free* tells for how many tasks there are slots."""
-        if self._schedule.update(self._worker.queues(), self._worker.monotonic()):
-            self.must_look = True
-        while self._in_flight.context is None and not self._closed and self._breaker.until <= self._worker.monotonic():
-            if not (self._settle() or self._park_or_ask(free())):
+        """See :class:`~bucketflow_celery.admission.interfaces.Parking`."""
+        now = self._worker.monotonic()
+        if self._schedule.update(self._worker.queues(), now):
+            self._limits.is_stale = True
+        while self._client.context is None and not self._closed and self._breaker.open_until <= now:
+            if not (self._settle() or self._park_or_poll(free())):
                 return
+            now = self._worker.monotonic()
 
     def on_reply(self) -> None:
-        """Act on the outcome of the call that was on its way, if it is there."""
-        flight = self._in_flight.take()
-        if flight is None:
-            return
-        if isinstance(flight.outcome, StoreUnavailable):
-            self._stats.store_errors += 1
-            if self._breaker.failed(self._worker.monotonic()):
-                logger.error("%s; parked tasks wait until it answers", flight.outcome)
-        elif self._breaker.recovered():
-            logger.warning("the store of the parked tasks answers again")
-        flight.context(flight.outcome)
+        """See :class:`~bucketflow_celery.admission.interfaces.Parking`."""
+        taken = self._client.take("parked tasks wait")
+        if taken is not None:
+            on_reply, reply = taken
+            on_reply(reply)
 
-    def _send(self, call: Call[Any], on_reply: Callable[[Any], None]) -> None:
-        self._in_flight.put(on_reply, partial(self._begin, call))
+    def _send(self, call: Any, on_reply: _OnReply) -> None:
+        self._client.send(call, on_reply)
         self.on_reply()
 
-    def _park_or_ask(self, free: int) -> bool:
+    def _park_or_poll(self, free: int) -> bool:
         if self._parked_last:
-            return self._ask(free) or self._park(free)
-        return self._park(free) or self._ask(free)
-
-    # What has ended
+            return self._poll(free) or self._park(free)
+        return self._park(free) or self._poll(free)
 
     def _settle(self) -> bool:
+        """Report the outcomes of dispatched tasks, and which messages the broker has forgotten."""
         self._settlements.extend(self._in_flight_tasks.settlements())
         now = self._worker.monotonic()
         if not self._settlements:
             due = self._acks.due(now)
             if due is None:
                 return False
-            self._settlements.append((due, Settlement(self._tenure.worker)))
+            self._settlements.append((due, Settlement(self._lease.worker)))
         queue, settlement = self._settlements[0]
 
-        def on_reply(outcome: Any) -> None:
-            self._settlements.popleft()  # not earlier: what is under way when the room closes is told again
-            self._in_flight_tasks.confirm(queue, settlement, delivered=not isinstance(outcome, StoreUnavailable))
+        def on_reply(reply: Any) -> None:
+            self._settlements.popleft()  # not earlier: if the controller is closed meanwhile it is reported again
+            self._in_flight_tasks.confirm(queue, settlement, delivered=not isinstance(reply, StoreUnavailable))
 
         confirmed = self._acks.take(queue, now)
-        self._send(self._store.settle(queue, replace(settlement, confirmed=confirmed)), on_reply)
+        self._send(self._backlogs.settle(queue, replace(settlement, confirmed=confirmed)), on_reply)
         return True
 
-    # What is parked
-
     def _park(self, free: int) -> bool:
-        taken = self._outbox.take(MOST, MOST_BYTES)
+        """Park the next messages of the outbox."""
+        taken = self._outbox.take(MAX_BATCH, MAX_BATCH_BYTES)
         if taken is None:
             return False
         queue, batch = taken
         self._parked_last = True
-        call = self._store.park(queue, [parcel for _, parcel in batch], self._limit, busy=free <= 0)
+        call = self._backlogs.park(queue, [message for _, message in batch], self._backlog_limit, busy=free <= 0)
         self._send(call, partial(self._on_parked, queue, batch))
         return True
 
-    def _on_parked(self, queue: str, batch: ParkBatch, outcome: Any) -> None:
-        if isinstance(outcome, StoreUnavailable):
+    def _on_parked(self, queue: str, batch: ParkBatch, reply: Any) -> None:
+        if isinstance(reply, StoreUnavailable):
             self._outbox.on_failure(queue, batch)
-        elif self._outbox.on_answer(queue, batch, outcome):
+        elif self._outbox.on_reply(queue, batch, reply):
             self._schedule.poll_now(queue, self._worker.monotonic())
 
-    # What is dispatched out
-
-    def _ask(self, free: int) -> bool:
-        queue = self._schedule.due(self._worker.monotonic(), free)
+    def _poll(self, free: int) -> bool:
+        """Request tasks for the free slots."""
+        now = self._worker.monotonic()
+        queue = self._schedule.due(now, free)
         if queue is None:
             return False
         self._parked_last = False
-        self._ask_for(queue, max(0, free))
+        self.reserved_slots = max(0, min(free, MAX_BATCH))
+        candidates = tuple(self._limits.tenant_spec(queue.name, tenant) for tenant in queue.tenants)
+        path = self._limits.queue_path(queue.name)
+        request = DispatchRequest(self._lease.worker, self.reserved_slots, path, candidates)
+        queue.sent(now)
+        call = self._backlogs.dispatch(queue.name, request, self._limits.version)
+        self._send(call, partial(self._on_polled, queue, request))
         return True
 
-    def _ask_for(self, queue: QueuePolls, free: int) -> None:
-        free = min(free, MOST)
-        candidates = tuple(self._active_limits.tenant_spec(queue.name, known) for known in queue.known)
-        request = DispatchRequest(self._tenure.worker, free, self._active_limits.queue_path(queue.name), candidates)
-        queue.polled_at, queue.poll_at, queue.is_expected = self._worker.monotonic(), inf, False
-        self.reserved = free
-        call = self._store.dispatch(queue.name, request, self._active_limits.version)
-        self._send(call, partial(self._on_answer, queue, request))
-
-    def _on_answer(self, queue: QueuePolls, request: DispatchRequest, outcome: Any) -> None:
-        self.reserved = 0
+    def _on_polled(self, queue: QueuePolls, request: DispatchRequest, reply: Any) -> None:
+        self.reserved_slots = 0
         now = self._worker.monotonic()
-        if isinstance(outcome, StoreUnavailable):
-            queue.poll_at = now
+        if isinstance(reply, StoreUnavailable):
+            queue.retry_at(now)
             return
-        version, released = outcome
-        self.looked_at = now
-        if released is None:
-            self.must_look = True
-            queue.poll_at = now
-            self._renew_book(version)
-        elif released == LOST:
-            queue.poll_at = now + PAUSE
+        self._limits.checked_at = now
+        if isinstance(reply, StaleLimits):
+            self._limits.is_stale = True
+            queue.retry_at(now)
+        elif isinstance(reply, LeaseLost):
+            queue.retry_at(now + RETRY_PAUSE)  # the lease is about to be renewed
         else:
-            self._on_released(queue, request, released, now)
+            self._on_dispatched(queue, request, reply, now)
 
-    def _renew_book(self, version: str) -> None:
-        try:
-            if version != self._active_limits.version:
-                self._active_limits.refresh()
-        except StoreUnavailable:
-            self._breaker.failed(self._worker.monotonic())
-
-    def _on_released(self, queue: QueuePolls, request: DispatchRequest, released: DispatchReply, now: float) -> None:
-        queue.known = released.next
-        if released.wait is not None:
-            queue.poll_at = min(queue.poll_at, now + released.wait / SECOND)  # it may have been called meanwhile
-            queue.is_expected = released.wait > 0
-        elif sum(dispatched.admitted for dispatched in released.dispatched) >= request.free:
-            queue.poll_at = now  # as soon as a slot is free
-            self._worker.request_scale_up(bool(released.next))
-        for known in released.next:
-            self._parked_tenants.remember(queue.name, known.tenant, now)
-        poll_at = self._receiver.receive(request, released.dispatched, now - queue.polled_at)
+    def _on_dispatched(self, queue: QueuePolls, request: DispatchRequest, reply: DispatchReply, now: float) -> None:
+        queue.tenants = reply.next
+        if reply.wait is not None:
+            queue.announce(now + reply.wait / SECOND, is_expected=reply.wait > 0)
+        elif sum(one.admitted for one in reply.dispatched) >= request.free:
+            queue.retry_at(now)  # as soon as a slot is free
+            self._worker.request_scale_up(has_more=bool(reply.next))
+        for tenant in reply.next:
+            self._parked_tenants.confirm(queue.name, tenant.tenant, now)
+        poll_at = self._receiver.receive(request, reply.dispatched, now - queue.polled_at)
         if poll_at is not None:
-            queue.poll_at = poll_at
+            queue.retry_at(poll_at)

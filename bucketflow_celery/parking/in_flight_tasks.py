@@ -1,4 +1,4 @@
-"""What a worker was dispatched from the backlogs, and what the store must still be told of it. Bookkeeping, no I/O."""
+"""Dispatched tasks of one worker, until their outcome has been reported to the store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["InFlightTasks"]
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A task that was dispatched out, and to whom: a worker that was taken for dead goes on under another name."""
+    """A dispatched task, and the worker name that its lease has: a worker that loses its lease takes another name."""
 
     worker: str
     queue: str
@@ -31,61 +31,61 @@ class _Unreported:
 
 class InFlightTasks:
     """
-    The parked tasks of one worker, over its whole life.
+    The dispatched tasks of one worker process, over all its connections to the broker.
 
     Args:
-        on_news: Called, from any thread, when there is something to tell the store.
+        on_end: Called, from any thread, when there is an outcome to report.
     """
 
-    def __init__(self, on_news: Callable[[], None]) -> None:
-        self._on_news = on_news
+    def __init__(self, on_end: Callable[[], None]) -> None:
+        self._on_end = on_end
         self._tasks: dict[bytes, _Task] = {}
         self._ends: deque[tuple[bytes, bool]] = deque()
         self._unreported: dict[tuple[str, str], _Unreported] = {}
-        self._lock = threading.Lock()  # between two connections to the broker the pool's threads tell of ends
+        self._lock = threading.Lock()  # between two connections to the broker the pool's threads report themselves
 
     def has(self, uid: bytes) -> bool:
-        """Return whether the task *uid* was dispatched to this worker, and the store was not told yet that it.
-
-        has ended.
-        """
+        """Return whether the task *uid* was dispatched to this worker and its end has not been reported."""
         return uid in self._tasks
 
-    def take(self, worker: str, dispatched: DispatchedTask) -> Callable[[bool], None]:
+    def add(self, worker: str, dispatched: DispatchedTask) -> Callable[[bool], None]:
         """
-        Take note of a task that was dispatched to *worker*.
+        Add a task that was dispatched to *worker*.
 
         Returns:
-            What is to be called, from any thread, with ``False`` when it has ended, with ``True`` when it goes back.
+            A function to be called, from any thread, with ``False`` when the task has ended, with ``True`` when it
+            must return to its lane.
         """
-        owned = dispatched.owned
-        uid = owned.item.uid
-        self._tasks[uid] = _Task(worker, owned.queue, owned.lane)
+        leased = dispatched.owned
+        uid = leased.item.uid
+        self._tasks[uid] = _Task(worker, leased.queue, leased.lane)
 
-        def on_end(back: bool) -> None:  # noqa: FBT001 - the answer of whoever ends it
-            self._ends.append((uid, back))
-            self._on_news()
+        def on_end(returns: bool) -> None:  # noqa: FBT001 - the outcome
+            self._ends.append((uid, returns))
+            self._on_end()
 
         return on_end
 
-    def give_back(self, uid: bytes) -> None:
-        """Let a task go back that has not started."""
+    def return_unstarted(self, uid: bytes) -> None:
+        """Return a task that has not started to its lane."""
         task = self._tasks[uid]
         with self._lock:
             self._unreported_of(task).returned.append((uid, task.lane, False))
 
     def refund(self, uid: bytes, path: tuple[Level, ...], cost: float) -> None:
-        """Let the tokens go back that were taken for a task that has not started."""
+        """Refund *cost* tokens to each level of *path*: the task *uid* has not started."""
         with self._lock:
             self._unreported_of(self._tasks[uid]).refunds.append((path, cost))
 
     def settlements(self) -> list[tuple[str, Settlement]]:
-        """Return what is to be told, by queue; call :meth:`told` with each."""
+        """Return what is to be reported, by queue; call :meth:`confirm` with each."""
+        if not self._ends and not self._unreported:
+            return []
         with self._lock:
             while self._ends:
-                uid, back = self._ends.popleft()
+                uid, returns = self._ends.popleft()
                 task = self._tasks.get(uid)
-                if task is not None and back:
+                if task is not None and returns:
                     self._unreported_of(task).returned.append((uid, task.lane, True))
                 elif task is not None:
                     self._unreported_of(task).ended.append(uid)
@@ -97,10 +97,10 @@ class InFlightTasks:
 
     def confirm(self, queue: str, settlement: Settlement, *, delivered: bool) -> None:
         """
-        Take note of what became of a settlement.
+        Record what became of the report of *settlement*.
 
-        If it was not *delivered* it is reported again: a task that the worker no longer owns cannot end or
-        return twice. Its refunds are dropped: they might count twice.
+        A report that was not *delivered* is repeated: a task that the worker no longer owns can neither end nor return
+        twice. Its refunds are dropped: they might count twice.
         """
         if delivered:
             for uid in (*settlement.ended, *(uid for uid, _, _ in settlement.returned)):

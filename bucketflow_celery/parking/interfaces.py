@@ -1,105 +1,53 @@
-"""What a waiting room needs of those around it: the worker, its gate, its lease, and who knows the limits."""
+"""What parking needs of the worker."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from bucketflow_celery.admission.interfaces import Worker
 from bucketflow_celery.admission.pending_task import PendingTask
-from bucketflow_celery.config.levels import Level
-from bucketflow_celery.scheduling.model import DispatchedTask, ParkedMessage, TenantSpec, TenantSummary
+from bucketflow_celery.scheduling.model import DispatchedTask, ParkedMessage
 
-__all__ = ["ActiveLimits", "Desk", "ParkingWorker", "Tenure"]
+__all__ = ["ParkingWorker"]
 
 
-class ParkingWorker(Protocol):
-    """A worker, as its waiting room sees it."""
+class ParkingWorker(Worker, Protocol):
+    """A worker, as parking sees it."""
 
-    def parcel(self, task: PendingTask, *, again: bool) -> ParkedMessage | None:
+    def encode(self, task: PendingTask, *, is_duplicate: bool) -> ParkedMessage | None:
         """
-        Return *task* ready to be parked; ``None`` if it cannot be.
+        Return the message of *task* as it is parked; ``None`` if it cannot be encoded.
 
         Args:
             task: The task.
-            again: Whether another message is parked already that looks the same.
+            is_duplicate: Whether another message with the same uid is parked already.
         """
 
-    def is_fresh(self, task: PendingTask) -> bool:
-        """Return whether the broker says that it delivers *task* for the first time."""
-
-    def is_redelivered(self, task: PendingTask) -> bool:
-        """Return whether the broker says that it has delivered *task* before."""
-
-    def parked(self, task: PendingTask, position: int) -> None:
-        """Acknowledge a message that is stored, at *position* of its lane; 0: it was before."""
+    def on_parked(self, task: PendingTask, position: int) -> None:
+        """Acknowledge a message that is stored at *position* of its lane; 0: an earlier delivery of it was."""
 
     def receive(self, dispatched: DispatchedTask, on_end: Callable[[bool], None]) -> PendingTask | None:
         """
-        Return a task that was dispatched out, as if the broker had delivered it; ``None`` if nobody can read it.
+        Return a dispatched task, as if the broker had delivered it; ``None`` if it cannot be decoded.
 
         Args:
             dispatched: The task.
-            on_end: To be called, from any thread, with ``False`` when it is acknowledged or dropped, with ``True`` when
-                it goes back to where it was.
+            on_end: To be called, from any thread, with ``False`` when the task is acknowledged or dropped, with
+                ``True`` when it must return to its lane.
         """
 
-    def start(self, task: PendingTask) -> None:
-        """Run it in a free slot."""
+    def end_unstarted(self, task: PendingTask) -> None:
+        """End a dispatched task whose deadline has passed, or whose cost exceeds a capacity; its result says which."""
 
-    def is_revoked_or_expired(self, task: PendingTask) -> bool:
-        """Return whether it was revoked or has expired; Celery has then dealt with it."""
+    def is_acknowledged(self, task: PendingTask) -> bool:
+        """Return whether *task* was acknowledged; a task whose end could not be stored is not."""
 
-    def give_up(self, task: PendingTask) -> None:
-        """End a task whose time is over, or that can never start; its result tells which."""
-
-    def is_settled(self, task: PendingTask) -> bool:
-        """Return whether a task that is gone or was given up has ended; else its end could not be stored."""
-
-    def request_scale_up(self, more: bool) -> None:  # noqa: FBT001 - one fact
-        """Take note that all free slots are used now, and whether *more* tasks are parked."""
+    def request_scale_up(self, *, has_more: bool) -> None:
+        """Ask the autoscaler for a slot, if all slots are used and *has_more* tasks are parked."""
 
     def queues(self) -> Sequence[str]:
         """Return the queues this worker consumes."""
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call *callback* in the worker's loop, from any thread."""
-
-    def monotonic(self) -> float:
-        """Return seconds of a clock that never steps."""
-
-
-class Desk(Protocol):
-    """The gate, as the waiting room behind it sees it."""
-
-    def run(self) -> None:
-        """Do a round, in which the waiting room does its work."""
-
-    def keep(self, task: PendingTask, seconds: float) -> None:
-        """Hold an task that could not be parked, for so many seconds."""
-
-    def leave(self, task: PendingTask) -> None:
-        """Take note that an task does not wait in the worker any more."""
-
-
-class Tenure(Protocol):
-    """A worker's lease."""
-
-    worker: str
-
-    def holds(self) -> bool:
-        """Return whether nobody can have taken this worker for dead."""
-
-
-class ActiveLimits(Protocol):
-    """What knows the limits."""
-
-    version: str
-
-    def refresh(self) -> None:
-        """Read the limits again. Raises ``StoreUnavailable``."""
-
-    def queue_path(self, queue: str) -> tuple[Level, ...]:
-        """Return the levels that all tasks of *queue* pass."""
-
-    def tenant_spec(self, queue: str, known: TenantSummary) -> TenantSpec:
-        """Return what this worker says about a tenant of *queue*."""

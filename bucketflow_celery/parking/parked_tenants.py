@@ -1,4 +1,4 @@
-"""Which tenants are known to have tasks parked, so that another one of theirs need not ask. Pure."""
+"""Cache of tenants with parked tasks: their new tasks are parked without asking the store."""
 
 from __future__ import annotations
 
@@ -9,35 +9,37 @@ from bucketflow_celery.admission.pending_task import PendingTask
 
 __all__ = ["MAX_TENANTS", "ParkedTenants"]
 
-#: Seconds for which a tenant is taken to have a backlog since the store last said so, and most tenants remembered.
-FRESH, MAX_TENANTS = 1.0, 10_000
+#: Seconds for which an entry is valid after the store has last confirmed it.
+TTL = 1.0
+#: Most entries.
+MAX_TENANTS = 10_000
 
 
 class ParkedTenants:
-    """The tenants of each queue, by what this worker is about to park and by what the store has said."""
+    """Tenants of each queue with parked tasks, as far as this worker knows: its own outbox, and the store's replies."""
 
     def __init__(self) -> None:
-        self._on_the_way: Counter[tuple[str, str | None]] = Counter()
-        self._blocked: dict[tuple[str, str | None], float] = {}
+        self._being_parked: Counter[tuple[str, str | None]] = Counter()
+        self._confirmed_at: dict[tuple[str, str | None], float] = {}
 
     def blocks(self, task: PendingTask, now: float) -> bool:
-        """Return whether the tenant of *task* is known to have tasks parked at *now*."""
+        """Return whether the tenant of *task* is known to have parked tasks at *now*."""
         key = task.queue, task.policy.tenant
-        return key in self._on_the_way or self._blocked.get(key, -inf) > now - FRESH
+        return key in self._being_parked or self._confirmed_at.get(key, -inf) > now - TTL
 
     def add(self, task: PendingTask) -> None:
-        """Take note that *task* is about to be parked."""
-        self._on_the_way[task.queue, task.policy.tenant] += 1
+        """Record that *task* is about to be parked."""
+        self._being_parked[task.queue, task.policy.tenant] += 1
 
     def remove(self, task: PendingTask) -> None:
-        """Take note that *task* is not about to be parked any more."""
+        """Undo :meth:`add`."""
         key = task.queue, task.policy.tenant
-        self._on_the_way[key] -= 1
-        if not self._on_the_way[key]:
-            del self._on_the_way[key]
+        self._being_parked[key] -= 1
+        if not self._being_parked[key]:
+            del self._being_parked[key]
 
-    def remember(self, queue: str, tenant: str, now: float) -> None:
-        """Take note that the store has said at *now* that *tenant* has tasks parked; ``""``: those without one."""
-        if len(self._blocked) >= MAX_TENANTS:
-            self._blocked.clear()
-        self._blocked[queue, tenant or None] = now
+    def confirm(self, queue: str, tenant: str, now: float) -> None:
+        """Record that the store reported parked tasks of *tenant* at *now*; ``""``: tasks without a tenant."""
+        if len(self._confirmed_at) >= MAX_TENANTS:
+            self._confirmed_at.clear()
+        self._confirmed_at[queue, tenant or None] = now

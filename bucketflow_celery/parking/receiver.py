@@ -1,4 +1,4 @@
-"""What becomes of the tasks that a worker is dispatched from the backlogs: each starts, ends, or goes back."""
+"""Acts on dispatched tasks: each starts, ends, or returns to its lane."""
 
 from __future__ import annotations
 
@@ -6,90 +6,86 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
-from bucketflow_celery.parking.in_flight_tasks import InFlightTasks
-from bucketflow_celery.parking.interfaces import ParkingWorker, Tenure
+from bucketflow_celery.parking.interfaces import ParkingWorker
+from bucketflow_celery.parking.worker_lease import WorkerLease
 from bucketflow_celery.scheduling.model import DispatchedTask, DispatchRequest
 from bucketflow_celery.stats import Stats
 
-__all__ = ["PAUSE", "DispatchReceiver"]
+__all__ = ["RETRY_PAUSE", "DispatchReceiver"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("bucketflow_celery.parking")
 
-#: Seconds after which an answer is not to be acted on: the lease gives back what nobody seems to have.
-STALE = 4.0
-#: Seconds before a worker asks again that had no lease, which is about to be renewed, or could start nothing.
-PAUSE = 0.25
+#: Seconds after which a reply is too old to be acted on: the lease may have returned its tasks as orphans.
+MAX_REPLY_AGE = 4.0
+#: Seconds before the next poll of a worker that had no lease, or could not start what it received.
+RETRY_PAUSE = 0.25
 
-#: It has started or ended; it has ended, and its tokens are there for another; or neither could be done.
-_Outcome: TypeAlias = Literal["over", "unused", "back"]
+#: The task has started or ended; it has ended, and its tokens are free for another; or it must return to its lane.
+_Outcome: TypeAlias = Literal["done", "unused", "returned"]
 
 
 class DispatchReceiver:
     """
-    Acts on tasks that were dispatched out, and counts.
+    Acts on dispatched tasks, and counts.
 
     Args:
         worker: The worker.
-        tenure: Its lease.
-        in_flight: What it was dispatched before.
-        stats: Where to count.
+        lease: Its lease, with the tasks in flight.
+        stats: The worker's counters.
     """
 
-    def __init__(self, worker: ParkingWorker, tenure: Tenure, in_flight: InFlightTasks, stats: Stats) -> None:
+    def __init__(self, worker: ParkingWorker, lease: WorkerLease, stats: Stats) -> None:
         self._worker = worker
-        self._tenure = tenure
-        self._in_flight_tasks = in_flight
+        self._lease = lease
+        self._in_flight_tasks = lease.in_flight_tasks
         self._stats = stats
 
     def receive(self, request: DispatchRequest, dispatched: Sequence[DispatchedTask], age: float) -> float | None:
         """
-        Start, end or give back each task.
+        Start, end or return each task.
 
         Args:
-            request: What was asked for.
-            dispatched: The tasks in the answer.
-            age: Seconds since it was asked for.
+            request: The request.
+            dispatched: The tasks in the reply.
+            age: Seconds since the request was sent.
 
         Returns:
-            When to ask for others instead, in seconds of the monotonic clock; ``None`` if there is no need.
+            When to poll for other tasks instead, in seconds of the monotonic clock; ``None`` if there is no need.
         """
         poll_at = None
-        ends = [self._in_flight_tasks.take(request.worker, one) for one in dispatched]
+        # All of them are in flight before the first is acted on: an error then loses none.
+        ends = [self._in_flight_tasks.add(request.worker, one) for one in dispatched]
         for one, on_end in zip(dispatched, ends, strict=True):
+            outcome: _Outcome = "returned"
             try:
-                outcome = self._receive(one, on_end) if self._is_mine(request, age) else "back"
-            except Exception:  # the others of this answer are still to start
-                logger.exception("a parked task of %s goes back, it could not be received", one.owned.lane.task)
-                outcome = "back"
+                if self._is_still_leased(request, age):
+                    outcome = self._receive(one, on_end)
+            except Exception:  # an error with one task must not lose the others
+                logger.exception("parked task cannot be received and returns: task=%s", one.owned.lane.task)
             if outcome == "unused":
                 poll_at = self._worker.monotonic()
-                self._refund(request, one)
-            elif outcome == "back":
-                poll_at = self._worker.monotonic() + PAUSE  # at once it would be dispatched the same again
-                self._in_flight_tasks.give_back(one.owned.item.uid)
-                self._refund(request, one)
+            elif outcome == "returned":
+                poll_at = self._worker.monotonic() + RETRY_PAUSE  # at once the same task would be dispatched again
+                self._in_flight_tasks.return_unstarted(one.owned.item.uid)
+            if outcome != "done" and one.admitted:
+                self._in_flight_tasks.refund(one.owned.item.uid, request.path_of(one.owned.lane), one.owned.item.cost)
         return poll_at
 
-    def _is_mine(self, request: DispatchRequest, age: float) -> bool:
-        """Return whether the dispatched tasks still belong to this worker; if not they go back."""
-        return self._tenure.holds() and request.worker == self._tenure.worker and age < STALE
+    def _is_still_leased(self, request: DispatchRequest, age: float) -> bool:
+        """Return whether no other worker can have reclaimed the tasks of this reply."""
+        return self._lease.is_valid() and request.worker == self._lease.worker and age < MAX_REPLY_AGE
 
     def _receive(self, dispatched: DispatchedTask, on_end: Callable[[bool], None]) -> _Outcome:
         self._stats.dispatched += 1
         task = self._worker.receive(dispatched, on_end)
         if task is None:
-            on_end(False)  # noqa: FBT003 - it does not go back
-            return "over"
+            on_end(False)  # noqa: FBT003 - it does not return
+            return "done"
         if not dispatched.admitted:
-            self._worker.give_up(task)
-            return "over" if self._worker.is_settled(task) else "back"
+            self._worker.end_unstarted(task)
+            return "done" if self._worker.is_acknowledged(task) else "returned"
         if self._worker.is_revoked_or_expired(task):
-            return "unused" if self._worker.is_settled(task) else "back"
+            return "unused" if self._worker.is_acknowledged(task) else "returned"
         self._stats.admitted += 1
         self._worker.start(task)
-        return "over"
-
-    def _refund(self, request: DispatchRequest, dispatched: DispatchedTask) -> None:
-        if dispatched.admitted:
-            path = request.path_of(dispatched.owned.lane)
-            self._in_flight_tasks.refund(dispatched.owned.item.uid, path, dispatched.owned.item.cost)
+        return "done"

@@ -1,4 +1,9 @@
-"""A worker's lease on the parked tasks dispatched to it, renewed from a thread of its own."""
+"""
+A worker's lease on the parked tasks dispatched to it.
+
+A thread renews it, whatever the worker's loop waits for. The same thread reclaims the tasks of workers whose lease has
+expired, and receives the notifications about queues whose backlog needs a worker.
+"""
 
 from __future__ import annotations
 
@@ -10,57 +15,61 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 
 from bucketflow.errors import StoreUnavailable
+from bucketflow_celery.parking.in_flight_tasks import InFlightTasks
 from bucketflow_celery.scheduling.model import Settlement
+from bucketflow_celery.store.calls import WorkerContext
 from bucketflow_celery.store.interfaces import ALL_QUEUES, BacklogStore, LeasedTaskView
 
-__all__ = ["Lease", "reclaim"]
+__all__ = ["WorkerLease", "reclaim"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("bucketflow_celery.parking")
 
-#: Shares of the lease after which it is renewed, and for which it is: so whoever dies is missed within one lease.
-_RENEW, _HOLD = 0.25, 0.7
-#: Seconds before the store is asked again that did not answer.
-_AGAIN = 0.5
-#: Seconds for which a task must look like nobody's before it is given back: its hand-over may be on the way.
-_ORPHAN = 5.0
+#: Shares of the option ``lease``: how often the lease is renewed, and how long it lasts. The tasks of a killed worker
+#: are reclaimed within their sum.
+_RENEW_AFTER, _LASTS = 0.25, 0.7
+#: Seconds before the store is called again after it did not answer.
+_RETRY_PAUSE = 0.5
+#: Seconds that a task must be unknown to its worker before it is returned: the reply with it may be on its way.
+_ORPHAN_AGE = 5.0
 
 
-class Lease:
+class WorkerLease:
     """
-    Keeps a worker alive in the eyes of the others, takes back the tasks of those who are dead, and listens for calls.
+    Renews this worker's lease, reclaims tasks of expired leases, and listens for notifications.
 
     Args:
-        store: Where the backlogs live.
-        node: The worker's name; one that no other lease has is made from it.
-        seconds: Within which the tasks of a dead worker go to another.
-        on_call: Called from the thread with the name of a queue in which there is something to do.
-        is_known: Whether the worker knows that it was dispatched a task, by its uid.
-        clock: Tells seconds; never steps.
+        context: What the components of the worker share.
+        node: The worker's name. A name that no other lease has is made from it.
+        in_flight_tasks: The tasks dispatched to this worker.
+        on_notify: Called from the thread with the name of a queue whose backlog needs a worker, or ``ALL_QUEUES``.
+        clock: Returns seconds; never steps.
+
+    Attributes:
+        worker: The name that the lease has now.
+        in_flight_tasks: As given.
     """
 
-    def __init__(  # noqa: PLR0913 - its seams, each given by name
+    def __init__(
         self,
-        store: BacklogStore,
+        context: WorkerContext,
         node: str,
-        seconds: float,
-        *,
-        on_call: Callable[[str], None],
-        is_known: Callable[[bytes], bool],
+        in_flight_tasks: InFlightTasks,
+        on_notify: Callable[[str], None],
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._store = store
+        self._backlogs: BacklogStore = context.store.backlogs
+        self._seconds = context.settings.lease
         self._node = node
-        self._seconds = seconds
-        self._on_call = on_call
-        self._is_known = is_known
+        self._on_notify = on_notify
         self._clock = clock
-        self._until = 0.0
+        self._valid_until = 0.0
         self._next_renewal = 0.0
         self._is_away = False
         self._orphans: dict[bytes, float] = {}
         self._renewing = threading.Lock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        self.in_flight_tasks = in_flight_tasks
         self.worker = self._new_name()
 
     def start(self) -> None:
@@ -69,39 +78,39 @@ class Lease:
             self._thread = threading.Thread(target=self._run, name="bucketflow-lease", daemon=True)
             self._thread.start()
 
-    def holds(self) -> bool:
-        """Return whether nobody can have taken this worker for dead."""
-        return self._clock() < self._until
+    def is_valid(self) -> bool:
+        """Return whether no other worker can have reclaimed the tasks of this one."""
+        return self._clock() < self._valid_until
 
-    def leave(self) -> None:
-        """Stop, and give back at once what the worker still has."""
+    def release(self) -> None:
+        """Stop, and return the tasks that this worker still has to their lanes at once."""
         self._stopped.set()
-        self._until = 0.0
+        self._valid_until = 0.0
         try:
             with self._renewing:
-                self._store.renew(self.worker, 0).run()
-                reclaim(self._store, self.worker)
+                self._backlogs.renew(self.worker, 0).run()
+                reclaim(self._backlogs, self.worker)
         except StoreUnavailable as error:
-            logger.warning("what this worker was dispatched goes to others when its lease has ended: %s", error)
+            logger.warning("lease not released, its tasks are reclaimed when it expires: %s", error)
 
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
                 self._renew_if_due()
-                with self._store.listen() as calls:
-                    self._on_call(ALL_QUEUES)  # those before it was listening
+                with self._backlogs.listen() as listener:
+                    self._on_notify(ALL_QUEUES)  # for the notifications that came before
                     while not self._stopped.is_set():
-                        call = calls.get(max(0.001, min(1.0, self._next_renewal - self._clock())))
-                        if call is not None:
-                            self._on_call(call)
+                        queue = listener.get(max(0.001, min(1.0, self._next_renewal - self._clock())))
+                        if queue is not None:
+                            self._on_notify(queue)
                         self._renew_if_due()
             except StoreUnavailable as error:
-                logger.debug("the backlogs cannot be reached: %s", error)
-                self._stopped.wait(_AGAIN)
-            except Exception:  # whatever it was, without a lease the worker's tasks would run twice
+                logger.debug("backlogs unavailable: %s", error)
+                self._stopped.wait(_RETRY_PAUSE)
+            except Exception:  # whatever it was: without a lease the worker's tasks would run twice
                 if not self._stopped.is_set():  # else its connection was closed
-                    logger.exception("the lease on parked tasks goes on after")
-                self._stopped.wait(_AGAIN)
+                    logger.exception("lease renewal failed, trying again")
+                self._stopped.wait(_RETRY_PAUSE)
 
     def _renew_if_due(self) -> None:
         with self._renewing:
@@ -110,54 +119,56 @@ class Lease:
                 self._renew(now)
 
     def _renew(self, now: float) -> None:
-        was_away, self._is_away = self._is_away or 0 < self._until <= now, True
-        was_known, dead = self._store.renew(self.worker, self._seconds * _HOLD).run()
+        was_away, self._is_away = self._is_away or 0 < self._valid_until <= now, True
+        had_lease, expired = self._backlogs.renew(self.worker, self._seconds * _LASTS).run()
         self._is_away = False
-        if not was_known and self._until:
-            logger.warning("%s was taken for dead, its parked tasks went to others", self.worker)
-            self._until = 0.0
+        if not had_lease and self._valid_until:
+            logger.warning("worker lease expired, its tasks were reclaimed: worker=%s", self.worker)
+            self._valid_until = 0.0
             self.worker = self._new_name()
             return
-        self._until = now + self._seconds * _HOLD  # from when it was asked for: later than that others may count
-        self._next_renewal = now + self._seconds * _RENEW
-        self._give_back_orphans(now)
-        for worker in dead:
-            # If this one could not renew its lease in time, the others could not either: they get the time to do so.
+        self._valid_until = now + self._seconds * _LASTS  # from when it was asked for: others may count from then
+        self._next_renewal = now + self._seconds * _RENEW_AFTER
+        self._return_orphans(now)
+        for worker in expired:
+            # If this worker could not renew its lease in time, the others could not either: they get time to do so.
             if worker != self.worker and not was_away:
-                logger.warning("%s is dead, %d parked task(s) go to others", worker, reclaim(self._store, worker))
+                count = reclaim(self._backlogs, worker)
+                logger.warning("worker lease expired, tasks reclaimed: worker=%s tasks=%d", worker, count)
 
-    def _give_back_orphans(self, now: float) -> None:
-        """Give back what was dispatched out in an answer that never came."""
-        unknown = {one.uid: one for one in self._store.owned(self.worker).run() if not self._is_known(one.uid)}
+    def _return_orphans(self, now: float) -> None:
+        """Return tasks whose dispatch was in a reply that never arrived."""
+        leased = self._backlogs.leased_tasks(self.worker).run()
+        unknown = {one.uid: one for one in leased if not self.in_flight_tasks.has(one.uid)}
         self._orphans = {uid: self._orphans.get(uid, now) for uid in unknown}
-        lost = [unknown[uid] for uid, since in self._orphans.items() if now - since >= _ORPHAN]
-        _return(self._store, self.worker, lost, dead=False)
+        lost = [unknown[uid] for uid, since in self._orphans.items() if now - since >= _ORPHAN_AGE]
+        _return_to_lanes(self._backlogs, self.worker, lost, is_expired=False)
 
     def _new_name(self) -> str:
         return f"{self._node}/{uuid.uuid4().hex[:12]}"
 
 
-def reclaim(store: BacklogStore, worker: str) -> int:
+def reclaim(backlogs: BacklogStore, worker: str) -> int:
     """
-    Take its tasks from a *worker* whose lease has ended, and put them back in front of their lanes.
+    Return the tasks of a *worker* whose lease has expired to the front of their lanes.
 
     Returns:
-        How many that were.
+        Their number.
 
     Raises:
-        StoreUnavailable: The store did not answer in time; what is left can be taken later.
+        StoreUnavailable: The store did not answer in time; the remaining tasks can be reclaimed later.
     """
-    return _return(store, worker, store.owned(worker).run(), dead=True)
+    return _return_to_lanes(backlogs, worker, backlogs.leased_tasks(worker).run(), is_expired=True)
 
 
-def _return(store: BacklogStore, worker: str, tasks: Iterable[LeasedTaskView], *, dead: bool) -> int:
+def _return_to_lanes(backlogs: BacklogStore, worker: str, tasks: Iterable[LeasedTaskView], *, is_expired: bool) -> int:
     by_queue: defaultdict[str, list[LeasedTaskView]] = defaultdict(list)
     for task in sorted(tasks, key=lambda task: task.since):
         by_queue[task.queue].append(task)
-    if dead and not by_queue:
-        by_queue[ALL_QUEUES] = []  # it had nothing, and is forgotten
+    if is_expired and not by_queue:
+        by_queue[ALL_QUEUES] = []  # the worker had no tasks, and is forgotten
     returned = 0
-    for queue, mine in by_queue.items():
-        back = tuple((task.uid, task.lane, dead) for task in mine)
-        returned += store.settle(queue, Settlement(worker, returned=back, dead=dead)).run()
+    for queue, leased in by_queue.items():
+        tasks_back = tuple((task.uid, task.lane, is_expired) for task in leased)
+        returned += backlogs.settle(queue, Settlement(worker, returned=tasks_back, dead=is_expired)).run()
     return returned

@@ -22,11 +22,11 @@ class Ticket:
 
     Attributes:
         reservations: By key of the bucket: the instant, in µs of the store's clock, at which its place comes.
-        first_refused_at: When it was first refused, in seconds since the Unix epoch; ``None`` if it never was.
+        waiting_since: When it was first refused, in seconds since the Unix epoch; ``None`` if it never was.
     """
 
     reservations: Mapping[str, int] = field(default_factory=dict)
-    first_refused_at: float | None = None
+    waiting_since: float | None = None
 
     @classmethod
     def read(cls, header: object) -> Ticket:
@@ -41,7 +41,7 @@ class Ticket:
 
     def write(self) -> dict[str, Any]:
         """Return the header: plain JSON."""
-        return {"dues": dict(self.reservations), "since": self.first_refused_at}
+        return {"dues": dict(self.reservations), "since": self.waiting_since}
 
     def at(self, path: tuple[Level, ...]) -> tuple[int, ...]:
         """Return the place it has at each level of *path*, 0 for none; same length and order."""

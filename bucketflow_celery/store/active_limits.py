@@ -1,10 +1,11 @@
-"""Which limits are in force here, and what they mean for a task and for a tenant that waits."""
+"""The limits in force in one process, and what they mean for one task and for one tenant."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from bucketflow.errors import BucketflowError, ConfigError
@@ -19,12 +20,12 @@ from bucketflow_celery.store.interfaces import Store
 
 __all__ = ["ActiveLimits"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("bucketflow_celery.throttle")
 
 
 class ActiveLimits:
     """
-    The limits that one process goes by.
+    The fleet's limits as last read, or the configured ones.
 
     Args:
         tasks: Returns the tasks of the Celery app, by name.
@@ -33,6 +34,8 @@ class ActiveLimits:
 
     Attributes:
         version: Of the fleet's limits, as last read.
+        checked_at: When the version was last compared with the store's, in seconds of the monotonic clock.
+        is_stale: Whether a notification has said that other limits may be in force.
     """
 
     def __init__(
@@ -43,10 +46,12 @@ class ActiveLimits:
         self._store = store
         self._table: LimitTable | None = None
         self.version = ""
+        self.checked_at = -inf
+        self.is_stale = False
 
     @property
-    def limits(self) -> LimitTable:
-        """The table in force: what the fleet was last told, else what was configured."""
+    def table(self) -> LimitTable:
+        """The table in force: the fleet's if one was set, else the configured one."""
         return self._table if self._table is not None else self._settings().limits
 
     @property
@@ -56,7 +61,7 @@ class ActiveLimits:
 
     def refresh(self) -> None:
         """
-        Read the fleet's limits again.
+        Read the fleet's limits again. Limits that cannot be parsed are logged, and the previous ones stay in force.
 
         Raises:
             StoreUnavailable: The store did not answer in time.
@@ -65,52 +70,56 @@ class ActiveLimits:
         mistakes: list[ConfigError] = []
         table = self._settings().limits if raw is None else LimitTable.parse(raw, mistakes)
         if mistakes:
-            logger.error("the fleet's new limits cannot be read, the old ones stay: %s", ConfigErrors(mistakes))
-            table = self.limits
+            logger.error("new limits cannot be parsed, the previous ones stay in force: %s", ConfigErrors(mistakes))
+            table = self.table
         self._table = replace(table, paused=paused)
         self.version = version
 
     def resolve(self, task: Any, headers: Mapping[str, Any], args: Any, kwargs: Any, queue: str) -> ThrottlePolicy:
         """
-        Return what a message needs in order to start.
+        Return what limits a message.
+
+        Args:
+            task: The task it calls.
+            headers: Of the message.
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+            queue: The queue it was delivered from.
 
         Raises:
-            ConfigError: Its tenant or its cost cannot be told from its arguments.
+            ConfigError: Its tenant or its cost cannot be determined from its arguments.
         """
+        rules, settings, table = rules_of(task), self._settings(), self.table
         try:
-            return self._resolve(task, headers, args, kwargs, queue)
+            tenant = tenant_of(task, settings.tenant, headers, args, kwargs)
+            cost = cost_of(rules.cost, task.run, args, kwargs)
+            path = table.path(queue, tenant, task.name, rules.limit) if cost else ()
         except BucketflowError:
             raise
-        except Exception as error:  # what one message holds must not end the worker, and then the next that gets it
+        except Exception as error:  # the content of one message must end neither this worker nor the next one
             raise ConfigError(
-                f"a message for {task.name}", repr(error), "a tenant and a cost that can be told"
+                f"a message for {task.name}", repr(error), "a tenant and a cost that can be determined"
             ) from error
-
-    def _resolve(self, task: Any, headers: Mapping[str, Any], args: Any, kwargs: Any, queue: str) -> ThrottlePolicy:
-        rules, settings, limits = rules_of(task), self._settings(), self.limits
-        whom = tenant_of(task, settings.tenant, headers, args, kwargs)
-        cost = cost_of(rules.cost, task.run, args, kwargs)
-        path = limits.path(queue, whom, task.name, rules.limit) if cost else ()
         return ThrottlePolicy(
             path,
             cost,
             rules.max_wait if rules.max_wait is not None else settings.max_wait,
             rules.on_limit or settings.on_limit,
-            whom,
-            limits.pause(queue, whom, task.name),
+            tenant,
+            table.pause(queue, tenant, task.name) if table.paused else None,
         )
 
     def queue_path(self, queue: str) -> tuple[Level, ...]:
         """Return the levels that all tasks of *queue* pass, root first."""
-        return tuple(level for level in self.limits.path(queue, None, "") if level.name in ("all", "queue"))
+        return tuple(level for level in self.table.path(queue, None, "") if level.blocks_queue)
 
-    def tenant_spec(self, queue: str, known: TenantSummary) -> TenantSpec:
-        """Return what this process says about a tenant of *queue* that has tasks parked."""
-        tenant, limits, types, own = known.tenant or None, self.limits, [], None
-        for task, ranks in known.types:
-            path = limits.path(queue, tenant, task, rules_of(self._tasks().get(task)).limit)
+    def tenant_spec(self, queue: str, summary: TenantSummary) -> TenantSpec:
+        """Return the limits, weight and pauses of a tenant of *queue* that has parked tasks."""
+        tenant, table, tasks, types, own = summary.tenant or None, self.table, self._tasks(), [], None
+        for name, ranks in summary.types:
+            path = table.path(queue, tenant, name, rules_of(tasks.get(name)).limit)
             levels = {level.name: level for level in path}
             own = levels.get("tenant")
-            is_paused = limits.pause(queue, tenant, task) is not None
-            types.append(TaskSpec(task, ranks, levels.get("task"), task in self._tasks(), is_paused))
-        return TenantSpec(known.tenant, tuple(types), limits.weight(known.tenant), own)
+            is_paused = table.pause(queue, tenant, name) is not None
+            types.append(TaskSpec(name, ranks, levels.get("task"), name in tasks, is_paused))
+        return TenantSpec(summary.tenant, tuple(types), table.weight(summary.tenant), own)

@@ -1,159 +1,158 @@
-"""Calls to a store: one on its way at a time, made at once or from the event loop."""
+"""Calls to the store: one in flight at a time, behind a circuit breaker."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+import logging
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from bucketflow.errors import StoreUnavailable
-from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest
+from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.stats import Stats
-from bucketflow_celery.store.interfaces import Call, Store
+from bucketflow_celery.store.active_limits import ActiveLimits
+from bucketflow_celery.store.circuit_breaker import CircuitBreaker
+from bucketflow_celery.store.interfaces import StaleLimits, Store, StoreCall
 
-__all__ = ["ActiveLimits", "Asker", "DirectAsker", "InFlightCall", "Outcome", "_Call", "begin_now"]
+__all__ = ["BlockingRunner", "CallRunner", "StoreClient", "WorkerContext"]
 
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class _Call(Generic[T]):
+class WorkerContext(NamedTuple):
     """
-    A call.
+    What all components of one worker share.
 
     Attributes:
-        context: What it was made for.
-        outcome: Its reply, or ``StoreUnavailable``, once it has done.
-        done: Whether it has.
+        settings: The options in force.
+        store: Where levels and backlogs live.
+        limits: The limits in force.
+        stats: The worker's counters.
     """
 
-    context: T
-    outcome: Any = None
-    done: bool = False
+    settings: Settings
+    store: Store
+    limits: ActiveLimits
+    stats: Stats
 
 
-class InFlightCall(Generic[T]):
-    """
-    Makes one call after another.
+class CallRunner(Protocol):
+    """Runs calls to the store, one at a time."""
 
-    Args:
-        stats: Where to count.
-        on_done: Called when there is something to :meth:`take`.
-    """
-
-    def __init__(self, stats: Stats, on_done: Callable[[], None]) -> None:
-        self._stats = stats
-        self._on_done = on_done
-        self._flight: _Call[T] | None = None
-
-    @property
-    def context(self) -> T | None:
-        """What the call was made for that is on its way, or was not taken yet; ``None`` if there is none."""
-        return None if self._flight is None else self._flight.context
-
-    def put(self, context: T, send: Callable[[Callable[[Any], None]], None]) -> None:
-        """Make a call: *send* tells its outcome to its argument, later or before it returns. None may be on its way."""
-        self._stats.round_trips += 1
-        flight = self._flight = _Call(context)
-
-        def on_outcome(outcome: Any) -> None:
-            flight.outcome, flight.done = outcome, True
-            self._on_done()
-
-        send(on_outcome)
-
-    def take(self) -> _Call[T] | None:
-        """Return the call that has done, if it has; then the next can be made."""
-        if self._flight is None or not self._flight.done:
-            return None
-        return self.drop()
-
-    def drop(self) -> _Call[T] | None:
-        """Return the call, done or not; its outcome will be nobody's."""
-        flight, self._flight = self._flight, None
-        return flight
-
-
-#: One answer an ask, same order; ``None``: the limits have changed, resolve and ask again; or why there is no answer.
-Outcome: TypeAlias = "Sequence[AdmissionDecision] | StoreUnavailable | None"
-
-
-class Asker(Protocol):
-    """Puts questions, one call at a time."""
-
-    def ask(self, requests: Sequence[AdmissionRequest], done: Callable[[Outcome], None], *, inline: bool) -> None:
+    def run(self, call: StoreCall[Any], on_reply: Callable[[Any], None], *, inline: bool = False) -> None:
         """
-        Put *requests*, length >= 0, in one round trip; call *done* with the outcome, later or before this returns.
+        Run *call* and pass its reply, or ``StoreUnavailable``, to *on_reply*: later, or before this returns.
 
-        It is *inline* where more tasks wait than there are free slots: each moment of these slots is lost then.
+        Args:
+            call: The call; the one before it has been answered.
+            on_reply: Called once.
+            inline: Whether a short wait for the reply is worth it: more tasks wait than there are free slots.
         """
 
     def close(self) -> None:
-        """Forget what is in flight."""
+        """Drop the call in flight."""
 
 
-class ActiveLimits(Protocol):
-    """What knows which version of the limits is in force here."""
+class BlockingRunner:
+    """Implements :class:`CallRunner`: waits for each reply."""
 
-    version: str
-
-    def refresh(self) -> None:
-        """Read the limits again. Raises ``StoreUnavailable``."""
-
-
-class _Edition:
-    """The version of the limits that the requests were resolved under. Other components refresh the limits, too."""
-
-    def __init__(self, active_limits: ActiveLimits) -> None:
-        self._active_limits = active_limits
-        self.version = active_limits.version
-
-    def is_old(self) -> bool:
-        """Return whether the active_limits was renewed; from here on what it says now counts."""
-        was, self.version = self.version, self._active_limits.version
-        return was != self.version
-
-    def check(self, version: str, answers: Sequence[AdmissionDecision] | None) -> Sequence[AdmissionDecision] | None:
-        """Return *answers*; renew the active_limits if there are none because *version* is in force. May raise."""
-        if answers is None:
-            if version != self._active_limits.version:
-                self._active_limits.refresh()
-            self.version = self._active_limits.version
-        return answers
-
-
-class DirectAsker:
-    """
-    Waits for the answer.
-
-    Args:
-        store: Where the levels live.
-        active_limits: Which limits are in force.
-    """
-
-    def __init__(self, store: Store, active_limits: ActiveLimits) -> None:
-        self._store = store
-        self._edition = _Edition(active_limits)
-
-    def ask(self, requests: Sequence[AdmissionRequest], done: Callable[[Outcome], None], *, inline: bool) -> None:
-        """See :class:`Asker`."""
+    def run(self, call: StoreCall[Any], on_reply: Callable[[Any], None], *, inline: bool = False) -> None:
+        """See :class:`CallRunner`."""
         del inline  # it waits in any case
-        outcome: Outcome = None
         try:
-            if not self._edition.is_old():
-                outcome = self._edition.check(*self._store.admit(requests, self._edition.version))
+            reply = call.run()
         except StoreUnavailable as error:
-            outcome = error
-        done(outcome)
+            reply = error
+        on_reply(reply)
 
     def close(self) -> None:
-        """See :class:`Asker`."""
+        """See :class:`CallRunner`."""
 
 
-def begin_now(call: Call[Any], done: Callable[[Any], None]) -> None:
-    """Make *call* and wait for its reply; tell it, or ``StoreUnavailable``, to *done*."""
-    try:
-        reply = call.run()
-    except StoreUnavailable as error:
-        reply = error
-    done(reply)
+class StoreClient(Generic[T]):
+    """
+    Runs the calls of one component, one at a time, and keeps the state of its connection to the store.
+
+    Args:
+        name: Of the component, for the log.
+        runner: Runs the calls.
+        context: The worker's.
+        on_reply: Called when there is a reply to :meth:`take`.
+        monotonic: Returns seconds of a clock that never steps.
+
+    Attributes:
+        context: What the call in flight was made for; ``None`` if there is none. Set until its reply is taken.
+        breaker: Open while the store does not answer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        runner: CallRunner,
+        context: WorkerContext,
+        on_reply: Callable[[], None],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._logger = logging.getLogger(f"bucketflow_celery.{name}")
+        self._runner = runner
+        self._limits = context.limits
+        self._stats = context.stats
+        self._on_reply = on_reply
+        self._monotonic = monotonic
+        self._replies: list[Any] = []
+        self.context: T | None = None
+        self.breaker = CircuitBreaker()
+
+    def send(self, call: StoreCall[Any], context: T, *, inline: bool = False) -> None:
+        """Run *call* for *context*; no other call may be in flight. See :meth:`CallRunner.run`."""
+        self._stats.round_trips += 1
+        replies: list[Any] = []
+        self.context, self._replies = context, replies
+
+        def on_reply(reply: Any) -> None:
+            replies.append(reply)
+            self._on_reply()
+
+        self._runner.run(call, on_reply, inline=inline)
+
+    def take(self, effect: str) -> tuple[T, Any] | None:
+        """
+        Return the context and the reply of the call in flight, if there is a reply; another call may be sent then.
+
+        A reply that says that the limits are stale refreshes them. Failures open the circuit breaker and are logged
+        once an outage.
+
+        Args:
+            effect: What an outage means, for the log.
+
+        Returns:
+            The reply is ``StoreUnavailable`` if the call, or the refresh, failed.
+        """
+        if self.context is None or not self._replies:
+            return None
+        context, reply = self.context, self._refreshed(self._replies[0])
+        self.drop()
+        if isinstance(reply, StoreUnavailable):
+            self._stats.store_errors += 1
+            if self.breaker.record_failure(self._monotonic()):
+                self._logger.error("store unavailable, %s until it answers: %s", effect, reply)
+        elif self.breaker.record_success():
+            self._logger.warning("store answers again, no longer: %s", effect)
+        return context, reply
+
+    def drop(self) -> T | None:
+        """Forget the call in flight and return its context; a reply that comes later is ignored."""
+        context, self.context, self._replies = self.context, None, []
+        return context
+
+    def close(self) -> None:
+        """Drop the call in flight and close the connection."""
+        self.drop()
+        self._runner.close()
+
+    def _refreshed(self, reply: Any) -> Any:
+        if isinstance(reply, StaleLimits) and reply.version != self._limits.version:
+            try:
+                self._limits.refresh()
+            except StoreUnavailable as error:
+                return error
+        return reply

@@ -1,42 +1,41 @@
-"""How long to leave a store alone that did not answer. Pure."""
+"""Circuit breaker for the store, with exponential back-off."""
 
 from __future__ import annotations
 
 __all__ = ["CircuitBreaker"]
 
-#: Seconds before the first question after a failure; doubled with each further one.
-FIRST = 0.5
-#: Most seconds between two.
-LONGEST = 10.0
+#: Seconds that the breaker stays open after the first failure; doubled with each further one.
+FIRST_PAUSE = 0.5
+#: Longest time in seconds that it stays open.
+LONGEST_PAUSE = 10.0
 
 
 class CircuitBreaker:
     """
-    The state of the connection to the store.
+    Open after a failure until its pause has passed; the next call is the half-open probe.
 
-    Args:
-        policy: ``"hold"``, ``"admit"`` or ``"refuse"``: what becomes of tasks meanwhile.
+    Source: M. Nygard, "Release It!", chapter "Circuit Breaker".
+
+    Attributes:
+        pause: Seconds of the current pause; 0 while the breaker is closed.
+        open_until: When the store may be called again, in seconds of the monotonic clock; 0 while it is closed.
     """
 
-    def __init__(self, policy: str) -> None:
-        self.policy = policy
+    __slots__ = ("open_until", "pause")
+
+    def __init__(self) -> None:
         self.pause = 0.0
-        self._until = 0.0
+        self.open_until = 0.0
 
-    @property
-    def until(self) -> float:
-        """When the store may be asked again, in seconds of the monotonic clock; 0 while it answers."""
-        return self._until
+    def record_failure(self, now: float) -> bool:
+        """Open the breaker at *now*, for twice as long as before; return whether it was closed."""
+        was_closed = self.pause == 0
+        self.pause = FIRST_PAUSE if was_closed else min(2 * self.pause, LONGEST_PAUSE)
+        self.open_until = now + self.pause
+        return was_closed
 
-    def failed(self, now: float) -> bool:
-        """Take note of a failure at *now*; return whether it is the first of its outage."""
-        first = self.pause == 0
-        self.pause = FIRST if first else min(2 * self.pause, LONGEST)
-        self._until = now + self.pause
-        return first
-
-    def recovered(self) -> bool:
-        """Take note of an answer; return whether it ended an outage."""
-        was_away = self.pause > 0
-        self.pause = self._until = 0.0
-        return was_away
+    def record_success(self) -> bool:
+        """Close the breaker; return whether it was open."""
+        was_open = self.pause > 0
+        self.pause = self.open_until = 0.0
+        return was_open

@@ -1,4 +1,4 @@
-"""Interfaces of a store: the levels, the limits that the fleet was told, and the backlogs."""
+"""Interfaces of a store: levels, the fleet's limits, and backlogs. Implemented by Redis and, for tests, in memory."""
 
 from __future__ import annotations
 
@@ -13,33 +13,46 @@ from bucketflow_celery.scheduling.model import DispatchReply, DispatchRequest, L
 
 __all__ = [
     "ALL_QUEUES",
-    "DEAD",
-    "LOST",
     "BacklogStore",
     "BacklogView",
-    "Call",
     "FleetLimits",
     "LaneView",
+    "LeaseLost",
     "LeasedTaskView",
     "Listener",
+    "StaleLimits",
     "Store",
+    "StoreCall",
 ]
 
 T_co = TypeVar("T_co", covariant=True)
 
-#: In place of a queue's name: look at all of them, and at the limits.
+#: A notification with this name in place of a queue's: look at all queues, and at the limits.
 ALL_QUEUES = ""
-#: In place of an answer to a request: the worker has no lease.
-LOST = "lost"
-#: Most workers named as dead in one answer.
-DEAD = 16
 
 
-class Call(Protocol[T_co]):
-    """One call to the store, to be made now or from an event loop."""
+class StoreCall(Protocol[T_co]):
+    """One call to the store, to be made at once or from an event loop."""
 
     def run(self) -> T_co:
-        """Make it and return its reply. Raises ``StoreUnavailable``."""
+        """Make the call and return its reply. Raises ``StoreUnavailable``."""
+
+
+@dataclass(frozen=True, slots=True)
+class StaleLimits:
+    """
+    The reply to a call that was made from limits that are no longer in force; the call has done nothing.
+
+    Attributes:
+        version: Of the limits in force.
+    """
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost:
+    """The reply to a request for tasks by a worker without a lease; no task was dispatched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +60,11 @@ class LeasedTaskView:
     """
     A task that was dispatched to a worker, without its message.
 
-    See :class:`~bucketflow_celery.scheduling.model.LeasedTask`.
+    Attributes:
+        uid: What identifies its message.
+        queue: The queue it came from.
+        lane: The lane it came from.
+        since: When it was parked, in µs of the store's clock.
     """
 
     uid: bytes
@@ -59,12 +76,12 @@ class LeasedTaskView:
 @dataclass(frozen=True, slots=True)
 class LaneView:
     """
-    One lane, seen from outside.
+    The state of one lane.
 
     Attributes:
-        lane: Which.
-        count: How many tasks wait in it.
-        since: When the first of them was parked, in µs of the store's clock.
+        lane: The lane.
+        count: Number of tasks in it.
+        since: When its first task was parked, in µs of the store's clock.
     """
 
     lane: Lane
@@ -74,11 +91,11 @@ class LaneView:
 
 class BacklogView(NamedTuple):
     """
-    What is parked of one queue, seen from outside.
+    The state of the backlog of one queue.
 
     Attributes:
         now: The store's time in µs.
-        costs: What the tasks of each tenant cost together, in tokens.
+        costs: Total cost of the tasks of each tenant, in tokens.
         lanes: Every lane.
     """
 
@@ -88,64 +105,69 @@ class BacklogView(NamedTuple):
 
 
 class Listener(Protocol):
-    """Hears of queues in which there is something to do."""
+    """Receives notifications about queues whose backlog needs a worker."""
 
     def get(self, timeout: float) -> str | None:
-        """Wait up to *timeout* seconds for the name of a queue, or ``ALL_QUEUES``. Raises ``StoreUnavailable``."""
+        """
+        Return the queue named by the next notification, or ``ALL_QUEUES``; ``None`` after *timeout* seconds.
+
+        Raises ``StoreUnavailable``.
+        """
 
 
 class BacklogStore(Protocol):
-    """Keeps the backlogs. Every call may raise ``StoreUnavailable``, soon, and is not repeated."""
+    """
+    Keeps the backlogs.
 
-    def park(self, queue: str, parcels: Sequence[ParkedMessage], limit: int, *, busy: bool) -> Call[list[int]]:
+    A dispatched task belongs to its worker for as long as the worker renews its lease, however long the task runs. Any
+    other worker may reclaim the tasks of an expired lease: they return to the front of their lanes.
+
+    Every method may raise ``StoreUnavailable``, soon, and no call is repeated.
+    """
+
+    def park(self, queue: str, messages: Sequence[ParkedMessage], limit: int, *, busy: bool) -> StoreCall[list[int]]:
         """See :meth:`bucketflow_celery.scheduling.backlog.Backlog.park`."""
 
     def dispatch(
         self, queue: str, request: DispatchRequest, version: str
-    ) -> Call[tuple[str, DispatchReply | str | None]]:
+    ) -> StoreCall[DispatchReply | StaleLimits | LeaseLost]:
+        """See :func:`bucketflow_celery.scheduling.dispatch.dispatch`; *version* is that of the limits in *request*."""
+
+    def settle(self, queue: str, settlement: Settlement) -> StoreCall[int]:
+        """Apply *settlement*; the reply is the number of tasks that returned to their lanes."""
+
+    def renew(self, worker: str, seconds: float) -> StoreCall[tuple[bool, list[str]]]:
         """
-        See :meth:`bucketflow_celery.scheduling.dispatch.dispatch`.
+        Renew the lease of *worker* for *seconds*.
 
-        Returns:
-            The version of the limits now in force; and the answer, or ``None`` if *version* is another one, or
-            ``LOST``.
-        """
-
-    def settle(self, queue: str, settlement: Settlement) -> Call[int]:
-        """Act on *settlement*; return how many tasks went back."""
-
-    def renew(self, worker: str, seconds: float) -> Call[tuple[bool, list[str]]]:
-        """
-        Renew the lease of *worker* for so many seconds.
-
-        Returns:
-            Whether it had one: if not, its tasks are or will be another's, and it needs another name. And who is dead,
-            the longest first, at most ``DEAD`` of them.
+        The reply:
+            Whether the worker had a lease. If not, its tasks are or will be reclaimed, and it needs another name. And
+            workers whose lease has expired, the longest expired first, at most 16.
         """
 
-    def owned(self, worker: str) -> Call[list[LeasedTaskView]]:
-        """Return what belongs to *worker*, by when it was parked."""
+    def leased_tasks(self, worker: str) -> StoreCall[list[LeasedTaskView]]:
+        """Reply with the tasks dispatched to *worker*, ordered by when they were parked."""
 
     def purge(self, queue: str, lane: Lane) -> int:
-        """Forget what is parked in *lane*; return how many tasks that were."""
+        """Delete the tasks parked in *lane*; return their number."""
 
     def queues(self) -> list[str]:
-        """Return the queues in which something is parked, sorted."""
+        """Return the queues in which tasks are parked, sorted."""
 
     def view(self, queue: str) -> BacklogView:
-        """Return what is parked of *queue*."""
+        """Return the state of the backlog of *queue*."""
 
     def listen(self) -> AbstractContextManager[Listener]:
-        """Return a context manager that listens while it is open."""
+        """Return a context manager that receives notifications while it is open."""
 
 
 class FleetLimits(NamedTuple):
     """
-    What the whole fleet was told.
+    What was set for the whole fleet.
 
     Attributes:
-        version: Changes whenever the rest does; empty if nothing was set.
-        table: The table of limits, ``None`` if none was set.
+        version: Changes with any of the others; empty if nothing was set.
+        table: The table of limits; ``None`` if none was set.
         paused: What is paused: see :func:`bucketflow_celery.config.table.pause_name`.
     """
 
@@ -155,41 +177,47 @@ class FleetLimits(NamedTuple):
 
 
 class Store(Protocol):
-    """What keeps the levels. Everything it does may raise ``StoreUnavailable``, soon, and retries nothing."""
+    """
+    Keeps the levels and the fleet's limits.
 
-    def admit(self, requests: Sequence[AdmissionRequest], version: str) -> tuple[str, list[AdmissionDecision] | None]:
+    Every method may raise ``StoreUnavailable``, soon, and no call is repeated.
+    """
+
+    @property
+    def backlogs(self) -> BacklogStore:
+        """The backlogs."""
+
+    def admit(
+        self, requests: Sequence[AdmissionRequest], version: str
+    ) -> StoreCall[Sequence[AdmissionDecision] | StaleLimits]:
         """
-        AdmissionDecision *requests*, in one round trip.
+        Decide about *requests* in one round trip.
 
         Args:
-            requests: Length >= 0; none at all only learns the version.
-            version: The version of the limits they were made from.
+            requests: Length >= 0; no requests only compare the version.
+            version: Of the limits that the requests were made from.
 
-        Returns:
-            The version now in force, and one answer an ask, same order; ``None`` instead if the version is another.
+        The reply:
+            One decision a request, same order.
         """
 
-    def cancel_reservation(self, ask: AdmissionRequest) -> None:
-        """Give back the places in *ask*: its task will not come."""
+    def cancel_reservation(self, request: AdmissionRequest) -> None:
+        """Cancel the reservations in *request*: its task will not come."""
 
     def peek(self, path: Sequence[Level]) -> tuple[int, list[LevelState]]:
         """Return the store's time in µs, and the state of each level of *path*; same length and order."""
 
     def limits(self) -> FleetLimits:
-        """Return what the whole fleet was told."""
+        """Return what was set for the whole fleet."""
 
     def set_limits(self, raw: Mapping[str, Any] | None) -> None:
-        """Set the table for the whole fleet; ``None`` leaves each worker its own."""
+        """Set the table for the whole fleet; ``None`` leaves each worker its configured one."""
 
     def pause(self, name: str, *, paused: bool) -> None:
-        """Pause or resume, in the whole fleet, what :func:`bucketflow_celery.config.table.pause_name` calls *name*."""
-
-    @property
-    def backlogs(self) -> BacklogStore:
-        """What is parked."""
+        """Pause or resume *name* in the whole fleet; see :func:`bucketflow_celery.config.table.pause_name`."""
 
     def after_fork(self) -> None:
-        """Leave connections to the parent process that opened them."""
+        """Leave the connections to the parent process that opened them."""
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the connections."""

@@ -1,4 +1,4 @@
-"""The backlogs of a fleet that lives in one process, in memory."""
+"""Backlogs in the memory of one process, for tests."""
 
 from __future__ import annotations
 
@@ -23,19 +23,31 @@ from bucketflow_celery.scheduling.model import (
     ParkedMessage,
     Settlement,
 )
-from bucketflow_celery.store.interfaces import ALL_QUEUES, DEAD, LOST, BacklogView, LaneView, LeasedTaskView, Listener
+from bucketflow_celery.store.interfaces import (
+    ALL_QUEUES,
+    BacklogView,
+    LaneView,
+    LeasedTaskView,
+    LeaseLost,
+    Listener,
+    StaleLimits,
+)
 
-__all__ = ["MemoryBacklogs", "Reply"]
+__all__ = ["MemoryBacklogs", "MemoryStoreCall"]
 
 T = TypeVar("T")
 
 
-class Reply(Generic[T]):
+#: Most workers with an expired lease that one renewal names.
+_MAX_EXPIRED = 16
+
+
+class MemoryStoreCall(Generic[T]):
     """
-    A call that needs no I/O.
+    Implements :class:`~bucketflow_celery.store.interfaces.StoreCall` without I/O.
 
     Args:
-        function: Makes it.
+        function: Makes the call.
     """
 
     def __init__(self, function: Callable[[], T]) -> None:
@@ -73,39 +85,41 @@ class MemoryBacklogs:
         """See :meth:`bucketflow_celery.scheduling.backlog.Backlog.blocks`. The caller holds the lock."""
         return queue in self._backlogs and self._backlogs[queue].blocks(tenant, self._clock.now())
 
-    def park(self, queue: str, parcels: Sequence[ParkedMessage], limit: int, *, busy: bool) -> Reply[list[int]]:
+    def park(
+        self, queue: str, messages: Sequence[ParkedMessage], limit: int, *, busy: bool
+    ) -> MemoryStoreCall[list[int]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
 
         def park() -> list[int]:
             with self._lock:
-                positions, call = self._of(queue).park(parcels, limit, self._clock.now(), busy=busy)
-                self._call(queue, call)
+                positions, should_notify = self._of(queue).park(messages, limit, self._clock.now(), busy=busy)
+                self._notify(queue, should_notify)
                 return positions
 
-        return Reply(park)
+        return MemoryStoreCall(park)
 
     def dispatch(
         self, queue: str, request: DispatchRequest, version: str
-    ) -> Reply[tuple[str, DispatchReply | str | None]]:
+    ) -> MemoryStoreCall[DispatchReply | StaleLimits | LeaseLost]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
 
-        def hand_out() -> tuple[str, DispatchReply | str | None]:
+        def dispatch_tasks() -> DispatchReply | StaleLimits | LeaseLost:
             with self._lock:
                 if version != self._version():
-                    return self._version(), None
+                    return StaleLimits(self._version())
                 if self._workers.get(request.worker, -1) < 0:
-                    return version, LOST
+                    return LeaseLost()
                 backlog, owned = self._of(queue), self._owned[request.worker]
                 now = self._clock.now()
-                released, call = dispatch(backlog, request, owned, self._states, now, version=version)
-                self._call(queue, call)
-                return version, released
+                reply, should_notify = dispatch(backlog, request, owned, self._states, now, version=version)
+                self._notify(queue, should_notify)
+                return reply
 
-        return Reply(hand_out)
+        return MemoryStoreCall(dispatch_tasks)
 
-    def settle(self, queue: str, settlement: Settlement) -> Reply[int]:
+    def settle(self, queue: str, settlement: Settlement) -> MemoryStoreCall[int]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
-        return Reply(lambda: self._settle(queue, settlement))
+        return MemoryStoreCall(lambda: self._settle(queue, settlement))
 
     def _settle(self, queue: str, settlement: Settlement) -> int:
         worker, now = settlement.worker, self._clock.now()
@@ -128,14 +142,14 @@ class MemoryBacklogs:
                     item = replace(one.item, redelivered=one.item.redelivered or may_have_started)
                     backlog.put_back(replace(one, item=item))
                     returned += 1
-            self._call(queue, returned > 0 and backlog.should_notify_now(now))
+            self._notify(queue, returned > 0 and backlog.should_notify_now(now))
             for path, cost in settlement.refunds:
                 give_back(path, cost, self._states, now)
             if settlement.dead and not owned:
                 del self._workers[worker], self._owned[worker]
             return returned
 
-    def renew(self, worker: str, seconds: float) -> Reply[tuple[bool, list[str]]]:
+    def renew(self, worker: str, seconds: float) -> MemoryStoreCall[tuple[bool, list[str]]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
 
         def renew() -> tuple[bool, list[str]]:
@@ -145,11 +159,11 @@ class MemoryBacklogs:
                 if alive_until >= 0:
                     self._workers[worker] = now + round(seconds * SECOND)
                 dead = sorted((until, name.encode()) for name, until in self._workers.items() if until <= now)
-                return alive_until > 0, [name.decode() for _, name in dead[:DEAD]]
+                return alive_until > 0, [name.decode() for _, name in dead[:_MAX_EXPIRED]]
 
-        return Reply(renew)
+        return MemoryStoreCall(renew)
 
-    def owned(self, worker: str) -> Reply[list[LeasedTaskView]]:
+    def leased_tasks(self, worker: str) -> MemoryStoreCall[list[LeasedTaskView]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
 
         def owned() -> list[LeasedTaskView]:
@@ -158,7 +172,7 @@ class MemoryBacklogs:
                 views = [LeasedTaskView(one.item.uid, one.queue, one.lane, one.item.since) for one in mine]
                 return sorted(views, key=lambda view: (view.since, view.uid))
 
-        return Reply(owned)
+        return MemoryStoreCall(owned)
 
     def purge(self, queue: str, lane: Lane) -> int:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
@@ -190,12 +204,12 @@ class MemoryBacklogs:
 
     def announce(self) -> None:
         """Let every worker look at the limits."""
-        self._call(ALL_QUEUES, True)  # noqa: FBT003 - the answer of whoever decided
+        self._notify(ALL_QUEUES, True)  # noqa: FBT003 - the answer of whoever decided
 
     def _of(self, queue: str) -> Backlog:
         return self._backlogs.setdefault(queue, Backlog(queue))
 
-    def _call(self, queue: str, call: bool) -> None:  # noqa: FBT001
+    def _notify(self, queue: str, call: bool) -> None:  # noqa: FBT001
         if call:
             for calls in self._listeners:
                 calls.put(queue)

@@ -1,4 +1,4 @@
-"""The backlogs of a fleet in Redis or Valkey: what each operation is sent, and what its reply means."""
+"""Backlogs in Redis or Valkey: the arguments of each script, and the meaning of its reply."""
 
 from __future__ import annotations
 
@@ -24,30 +24,37 @@ from bucketflow_celery.scheduling.model import (
     Settlement,
     TenantSummary,
 )
-from bucketflow_celery.store.interfaces import LOST, BacklogView, LaneView, LeasedTaskView, Listener
+from bucketflow_celery.store.interfaces import (
+    BacklogView,
+    LaneView,
+    LeasedTaskView,
+    LeaseLost,
+    Listener,
+    StaleLimits,
+)
 
-__all__ = ["RedisBacklogs", "RedisCall"]
+__all__ = ["RedisBacklogs", "RedisStoreCall"]
 
 T = TypeVar("T")
 
 _PACKAGE = "bucketflow_celery.store"
 _PARTS = ("messages", "tenants", "ready", "delayed", "idle", "polls", "dedup", "meta")
-_LOST = -2
-#: Lanes asked for or purged in one call, and tasks purged.
-_BATCH = 500
+_LEASE_LOST = -2
+#: Most lanes that one call reads, and most tasks that one call purges.
+_PAGE_SIZE = 500
 
 
 @dataclass(frozen=True, slots=True)
-class RedisCall(Generic[T]):
+class RedisStoreCall(Generic[T]):
     """
-    One run of a script.
+    Implements :class:`~bucketflow_celery.store.interfaces.StoreCall`: one run of a script.
 
     Attributes:
-        runner: Runs it.
+        runner: Runs the script.
         script: The operation.
         keys: Its keys.
         args: Its arguments.
-        read: Makes sense of its reply.
+        read: Converts the server's reply.
     """
 
     runner: ScriptRunner
@@ -57,13 +64,13 @@ class RedisCall(Generic[T]):
     read: Callable[[Any], T]
 
     def run(self) -> T:
-        """Run it and wait for the reply. Raises ``StoreUnavailable``."""
+        """Run the script and wait for its reply. Raises ``StoreUnavailable``."""
         return self.read(self.runner.run(self.script, self.keys, self.args))
 
 
 @dataclass(slots=True)
 class _Keys:
-    """The keys of one call, each once; an index counts from 1, as Lua does."""
+    """The keys of one call, each once. Indexes count from 1, as in Lua."""
 
     keys: list[bytes]
     _index: dict[bytes, int] = field(default_factory=dict)
@@ -77,41 +84,44 @@ class _Keys:
 
 class RedisBacklogs:
     """
-    Implements :class:`bucketflow_celery.store.interfaces.BacklogStore`; the server's clock is the only one.
+    Implements :class:`bucketflow_celery.store.interfaces.BacklogStore`; the server's clock is the only clock.
 
     Args:
         runner: Runs scripts on the server.
         prefix: Of every key, with its hash tag.
 
     Attributes:
-        channel: Where workers are called.
+        channel: The pub/sub channel of the notifications.
     """
 
     def __init__(self, runner: ScriptRunner, prefix: str) -> None:
         self._runner = runner
         self._prefix = prefix
         self.channel = f"{prefix}calls"
+        self._version = self._key("limits:version")
         self._queues = self._key("park:queues")
         self._workers = self._key("park:workers")
+        self._keys_by_queue: dict[str, list[bytes]] = {}
 
-    def line_keys(self, queue: str) -> tuple[bytes, bytes, bytes]:
-        """Return the keys that tell whether a fresh task would overtake somebody: tenants, ready, delayed."""
-        tenants, ready, delayed = (self._key(f"park:{quoted(queue)}:{part}") for part in _PARTS[1:4])
-        return tenants, ready, delayed
+    def order_keys(self, queue: str) -> Sequence[bytes]:
+        """Return the keys that tell whether a new task would overtake a parked one: tenants, ready, delayed."""
+        return self._queue_keys(queue)[1:4]
 
-    def park(self, queue: str, parcels: Sequence[ParkedMessage], limit: int, *, busy: bool) -> RedisCall[list[int]]:
+    def park(
+        self, queue: str, messages: Sequence[ParkedMessage], limit: int, *, busy: bool
+    ) -> RedisStoreCall[list[int]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
         keys = self._keys(queue)
         args: list[str | bytes] = [queue, self.channel, str(limit), str(int(busy)), str(DEDUP_TTL)]
-        for parcel in parcels:
-            lane = parcel.lane
-            args += (parcel.uid, keys.index(self._lane(queue, lane)), lane.tenant, lane.task, str(lane.rank))
-            args += (exact(parcel.cost), str(parcel.max_wait_us), str(int(parcel.redelivered)), parcel.message)
+        for message in messages:
+            lane = message.lane
+            args += (message.uid, keys.index(self._lane(queue, lane)), lane.tenant, lane.task, str(lane.rank))
+            args += (exact(message.cost), str(message.max_wait_us), str(int(message.redelivered)), message.message)
         return self._call("park", keys, args, list)
 
     def dispatch(
         self, queue: str, request: DispatchRequest, version: str
-    ) -> RedisCall[tuple[str, DispatchReply | str | None]]:
+    ) -> RedisStoreCall[DispatchReply | StaleLimits | LeaseLost]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
         keys = self._keys(queue, request.worker)
 
@@ -130,34 +140,33 @@ class RedisBacklogs:
                     lane = Lane(candidate.tenant, kind.task, rank)
                     args += (str(rank), keys.index(self._lane(queue, lane)))
 
-        def read(reply: Any) -> tuple[str, DispatchReply | str | None]:
-            now_in_force = reply[0].decode(errors="replace")
+        def read(reply: Any) -> DispatchReply | StaleLimits | LeaseLost:
             if len(reply) == 1:
-                return now_in_force, None
-            if reply[1] == _LOST:
-                return version, LOST
-            return version, _released(queue, reply)
+                return StaleLimits(_text(reply[0]))
+            if reply[1] == _LEASE_LOST:
+                return LeaseLost()
+            return _dispatch_reply(queue, reply)
 
         return self._call("dispatch", keys, args, read)
 
-    def settle(self, queue: str, settlement: Settlement) -> RedisCall[int]:
+    def settle(self, queue: str, settlement: Settlement) -> RedisStoreCall[int]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
         keys = self._keys(queue, settlement.worker)
         args: list[str | bytes] = [queue, self.channel, settlement.worker, str(int(settlement.dead))]
         args += (str(len(settlement.ended)), *settlement.ended)
         args += (str(len(settlement.confirmed)), *settlement.confirmed)
         args.append(str(len(settlement.returned)))
-        for uid, lane, may_have_started in reversed(settlement.returned):  # each goes in front of the one before
+        for uid, lane, may_have_started in reversed(settlement.returned):  # each is put in front of the one before
             args += (uid, keys.index(self._lane(queue, lane)), str(int(may_have_started)))
         for path, cost in settlement.refunds:
             args += (exact(cost), str(len(path)), *(keys.index(self._key(level.key)) for level in path))
         return self._call("settle", keys, args, lambda reply: int(reply[1]))
 
-    def renew(self, worker: str, seconds: float) -> RedisCall[tuple[bool, list[str]]]:
+    def renew(self, worker: str, seconds: float) -> RedisStoreCall[tuple[bool, list[str]]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
         script = load_script(_PACKAGE, "renew_lease")
         args = [worker, str(round(seconds * SECOND))]
-        return RedisCall(
+        return RedisStoreCall(
             self._runner,
             script,
             [self._workers],
@@ -165,7 +174,7 @@ class RedisBacklogs:
             lambda reply: (reply[0] == 1, [_text(name) for name in reply[1:]]),
         )
 
-    def owned(self, worker: str) -> RedisCall[list[LeasedTaskView]]:
+    def leased_tasks(self, worker: str) -> RedisStoreCall[list[LeasedTaskView]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
 
         def read(reply: Any) -> list[LeasedTaskView]:
@@ -175,7 +184,7 @@ class RedisBacklogs:
             ]
             return sorted(views, key=lambda view: (view.since, view.uid))
 
-        return RedisCall(self._runner, load_script(_PACKAGE, "leased_tasks"), [self._owned(worker)], [], read)
+        return RedisStoreCall(self._runner, load_script(_PACKAGE, "leased_tasks"), [self._owned(worker)], [], read)
 
     def purge(self, queue: str, lane: Lane) -> int:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
@@ -183,10 +192,10 @@ class RedisBacklogs:
         while True:
             keys = self._keys(queue)
             keys.index(self._lane(queue, lane))
-            args = [queue, lane.tenant, lane.task, str(lane.rank), str(_BATCH)]
-            by_this_call = self._call("purge", keys, args, int).run()
-            purged += by_this_call
-            if by_this_call < _BATCH:  # so much at a time, for others wait meanwhile
+            args = [queue, lane.tenant, lane.task, str(lane.rank), str(_PAGE_SIZE)]
+            count = self._call("purge", keys, args, int).run()
+            purged += count
+            if count < _PAGE_SIZE:  # in pages, because the server serves no other client meanwhile
                 return purged
 
     def queues(self) -> list[str]:
@@ -202,8 +211,8 @@ class RedisBacklogs:
             (Lane(_text(name), _text(task), rank), count) for name, _, lanes in tenants for task, rank, count in lanes
         ]
         since: list[int] = []
-        for at in range(0, len(lanes), _BATCH):
-            keys = [self._lane(queue, lane) for lane, _ in lanes[at : at + _BATCH]]
+        for at in range(0, len(lanes), _PAGE_SIZE):
+            keys = [self._lane(queue, lane) for lane, _ in lanes[at : at + _PAGE_SIZE]]
             since += self._runner.run(load_script(_PACKAGE, "lane_heads"), keys, [])
         found = [LaneView(lane, count, at or now) for (lane, count), at in zip(lanes, since, strict=True)]
         return BacklogView(now, costs, found)
@@ -218,11 +227,16 @@ class RedisBacklogs:
             yield _Listener(subscription)
 
     def _keys(self, queue: str, worker: str = "") -> _Keys:
-        parts = (self._key(f"park:{quoted(queue)}:{part}") for part in _PARTS)
-        return _Keys([self._key("limits:version"), *parts, self._owned(worker), self._workers, self._queues])
+        return _Keys([self._version, *self._queue_keys(queue), self._owned(worker), self._workers, self._queues])
 
-    def _call(self, name: str, keys: _Keys, args: Sequence[str | bytes], read: Callable[[Any], T]) -> RedisCall[T]:
-        return RedisCall(self._runner, load_script(_PACKAGE, name, "backlog"), keys.keys, args, read)
+    def _queue_keys(self, queue: str) -> Sequence[bytes]:
+        keys = self._keys_by_queue.get(queue)
+        if keys is None:
+            keys = self._keys_by_queue[queue] = [self._key(f"park:{quoted(queue)}:{part}") for part in _PARTS]
+        return keys
+
+    def _call(self, name: str, keys: _Keys, args: Sequence[str | bytes], read: Callable[[Any], T]) -> RedisStoreCall[T]:
+        return RedisStoreCall(self._runner, load_script(_PACKAGE, name, "backlog"), keys.keys, args, read)
 
     def _level(self, keys: _Keys, level: Level) -> tuple[str, str, str]:
         return keys.index(self._key(level.key)), exact(level.limit.capacity), exact(level.limit.fill_rate)
@@ -246,7 +260,7 @@ class _Listener:
         return None if message is None else _text(message)
 
 
-def _released(queue: str, reply: Any) -> DispatchReply:
+def _dispatch_reply(queue: str, reply: Any) -> DispatchReply:
     _, wait, dispatched, following = reply
     tasks = []
     for uid, admitted, tenant, task, rank, redelivered, since, cost, deadline, message in dispatched:

@@ -1,4 +1,4 @@
-"""Where the levels live: the seam, and the one that a fleet shares through Redis."""
+"""Levels and limits in Redis or Valkey: the arguments of each script, and the meaning of its reply."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from bucketflow.redis_client.encoding import exact
 from bucketflow.redis_client.runner import ScriptRunner
-from bucketflow.redis_client.scripts import Script, load_script
+from bucketflow.redis_client.scripts import load_script
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest, LevelState
-from bucketflow_celery.store.interfaces import FleetLimits
-from bucketflow_celery.store.redis_backlog import RedisBacklogs
+from bucketflow_celery.store.interfaces import FleetLimits, StaleLimits
+from bucketflow_celery.store.redis_backlog import RedisBacklogs, RedisStoreCall
 
 __all__ = ["RedisStore"]
 
@@ -22,11 +22,11 @@ _PACKAGE = "bucketflow_celery.store"
 
 class RedisStore:
     """
-    Levels in Redis or Valkey; the server's clock is the only one.
+    Implements :class:`bucketflow_celery.store.interfaces.Store`; the server's clock is the only clock.
 
     Args:
         runner: Runs scripts on the server, with a deadline and without retries.
-        namespace: Prefix of every key; as a hash tag, so that a cluster keeps all of them in one slot.
+        namespace: Prefix of every key. It is a hash tag, so that a cluster keeps all keys in one slot.
     """
 
     def __init__(self, runner: ScriptRunner, namespace: str) -> None:
@@ -35,14 +35,10 @@ class RedisStore:
         self._table_keys = [self._key("limits:version"), self._key("limits"), self._key("limits:paused")]
         self.backlogs = RedisBacklogs(runner, self._prefix)
 
-    def admit(self, requests: Sequence[AdmissionRequest], version: str) -> tuple[str, list[AdmissionDecision] | None]:
-        """See :class:`Store`."""
-        return self.read(requests, version, self.runner.run(*self.question(requests, version)))
-
-    def question(
+    def admit(
         self, requests: Sequence[AdmissionRequest], version: str
-    ) -> tuple[Script, list[bytes], list[str | bytes]]:
-        """Return the script of :meth:`admit`, its keys and its arguments, for a caller that runs it by itself."""
+    ) -> RedisStoreCall[Sequence[AdmissionDecision] | StaleLimits]:
+        """See :class:`~bucketflow_celery.store.interfaces.Store`."""
         keys, tenants = self._table_keys[:1], []
         limits: list[float] = []
         tasks: list[float] = []
@@ -64,19 +60,18 @@ class RedisStore:
                     limits += (level.limit.capacity, level.limit.fill_rate, level.blocks_queue)
                 tasks += (number, due)
         for name in parked:
-            keys += self.backlogs.line_keys(name)
-        return load_script(_PACKAGE, "admit"), keys, [version, _doubles(limits), _doubles(tasks), *tenants]
+            keys += self.backlogs.order_keys(name)
 
-    def read(
-        self, requests: Sequence[AdmissionRequest], version: str, reply: Any
-    ) -> tuple[str, list[AdmissionDecision] | None]:
-        """Return what :meth:`admit` returns, from the *reply* to :meth:`question`."""
-        if isinstance(reply, list):
-            return reply[0].decode(errors="replace"), None
-        return version, _answers(requests, struct.unpack(f"<{len(reply) // 8}d", reply))
+        def read(reply: Any) -> Sequence[AdmissionDecision] | StaleLimits:
+            if isinstance(reply, list):
+                return StaleLimits(reply[0].decode(errors="replace"))
+            return _decisions(requests, struct.unpack(f"<{len(reply) // 8}d", reply))
+
+        args: list[str | bytes] = [version, _doubles(limits), _doubles(tasks), *tenants]
+        return RedisStoreCall(self.runner, load_script(_PACKAGE, "admit"), keys, args, read)
 
     def cancel_reservation(self, request: AdmissionRequest) -> None:
-        """See :class:`Store`."""
+        """See :class:`~bucketflow_celery.store.interfaces.Store`."""
         keys: list[bytes] = []
         args = [exact(request.cost)]
         for level, due in zip(request.path, request.reservations, strict=True):
@@ -87,7 +82,7 @@ class RedisStore:
             self.runner.run(load_script(_PACKAGE, "cancel_reservation"), keys, args)
 
     def peek(self, path: Sequence[Level]) -> tuple[int, list[LevelState]]:
-        """See :class:`Store`."""
+        """See :class:`~bucketflow_celery.store.interfaces.Store`."""
         if not path:
             return 0, []
         reply = self.runner.run(load_script(_PACKAGE, "peek"), [self._key(level.key) for level in path], [])
@@ -95,27 +90,27 @@ class RedisStore:
         return int(reply[0]), [LevelState(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)]
 
     def limits(self) -> FleetLimits:
-        """See :class:`Store`."""
+        """See :class:`~bucketflow_celery.store.interfaces.Store`."""
         version, raw, *paused = self.runner.run(load_script(_PACKAGE, "limits"), self._table_keys, [])
         table = _table(raw) if raw else None
         return FleetLimits(version.decode(errors="replace"), table, frozenset(name.decode() for name in paused))
 
     def set_limits(self, raw: Mapping[str, Any] | None) -> None:
-        """See :class:`Store`."""
+        """See :class:`~bucketflow_celery.store.interfaces.Store`."""
         text = "" if raw is None else json.dumps(raw, sort_keys=True)
         self.runner.run(load_script(_PACKAGE, "set_limits"), self._table_keys, [self.backlogs.channel, text])
 
     def pause(self, name: str, *, paused: bool) -> None:
-        """See :class:`Store`."""
+        """See :class:`~bucketflow_celery.store.interfaces.Store`."""
         args = [self.backlogs.channel, str(int(paused)), name]
         self.runner.run(load_script(_PACKAGE, "pause"), self._table_keys, args)
 
     def after_fork(self) -> None:
-        """See :class:`Store`."""
+        """See :class:`~bucketflow_celery.store.interfaces.Store`."""
         self.runner.after_fork()
 
     def close(self) -> None:
-        """See :class:`Store`."""
+        """See :class:`~bucketflow_celery.store.interfaces.Store`."""
         self.runner.close()
 
     def _key(self, name: str) -> bytes:
@@ -125,7 +120,7 @@ class RedisStore:
 def _table(raw: bytes) -> Any:
     try:
         return json.loads(raw)
-    except ValueError:  # somebody else wrote it: whoever parses the table says what is wrong
+    except ValueError:  # written by something else: the parser of the table reports what is wrong
         return raw
 
 
@@ -133,7 +128,7 @@ def _doubles(numbers: Sequence[float]) -> bytes:
     return struct.pack(f"<{len(numbers)}d", *numbers)
 
 
-def _answers(requests: Sequence[AdmissionRequest], numbers: Sequence[float]) -> list[AdmissionDecision]:
+def _decisions(requests: Sequence[AdmissionRequest], numbers: Sequence[float]) -> list[AdmissionDecision]:
     decisions, at = [], 0
     for request in requests:
         status, binding, wait = numbers[at : at + 3]

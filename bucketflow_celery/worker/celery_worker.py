@@ -1,4 +1,4 @@
-"""The worker as the gate sees it: Celery's consumer, pool and requests behind one small face."""
+"""The worker port of admission, implemented on Celery's consumer, pool and requests."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from celery.worker import state
 from bucketflow.errors import BucketflowError
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level
-from bucketflow_celery.messages.origin import queue_of, queues_of
+from bucketflow_celery.config.policy import ThrottlePolicy
+from bucketflow_celery.messages import codec
+from bucketflow_celery.messages.origin import queues_of
 from bucketflow_celery.messages.republisher import Republisher
-from bucketflow_celery.scheduling.ticket import Ticket
+from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 from bucketflow_celery.signals import task_throttled
+from bucketflow_celery.worker.event_loop import LoopWaker
 from bucketflow_celery.worker.prefetch_window import PrefetchWindow
 from bucketflow_celery.worker.refusal_log import RefusalLog
 from bucketflow_celery.worker.slots import Slots
 
 __all__ = ["CeleryWorker"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("bucketflow_celery.worker")
 
 
 class CeleryWorker:
@@ -34,41 +37,60 @@ class CeleryWorker:
         consumer: Celery's ``Consumer``, connected.
         slots: The slots of its pool.
         window: Its prefetch window.
-        republisher: Publishes copies.
-        timer: Calls back: see :func:`bucketflow_celery.worker.event_loop.timer_of`.
+        republisher: Publishes copies of messages.
+        waker: Calls back in the worker's loop.
     """
 
     def __init__(
-        self, consumer: Any, slots: Slots, window: PrefetchWindow, republisher: Republisher, timer: Any
+        self, consumer: Any, slots: Slots, window: PrefetchWindow, republisher: Republisher, waker: LoopWaker
     ) -> None:
         self._consumer = consumer
         self._slots = slots
         self._republisher = republisher
-        self._timer = timer
+        self._timer = waker.timer
         self._timer_entry: Any = None
         self._wake_at = float("inf")
+        self._refusal_log = RefusalLog(time.monotonic)
+        # Bound directly: these are called for every task.
         self.hold = window.widen
         self.release = window.narrow
         self.free = slots.free
         self.when_free = slots.when_free
+        self.call_soon = waker.call_soon
         self.monotonic = time.monotonic
         self.time = time.time
-        self._refusal_log = RefusalLog(time.monotonic)
 
-    def queue_of(self, request: Any) -> str:
-        """Return the name of the queue a request most likely came from."""
-        return queue_of(*self._origin(request))
-
-    def is_from(self, request: Any, queue: str) -> bool:
-        """Return whether a request can have come from *queue* alone, and this worker consumes it."""
-        return queues_of(*self._origin(request)) == [queue] and queue in self._consumer.app.amqp.queues.consume_from
-
-    def _origin(self, request: Any) -> tuple[Any, dict[str, str], Any]:
-        delivery_info, tags = request.message.delivery_info, {}
+    def pending_task(self, request: Any) -> PendingTask:
+        """Return the task of Celery's *request*: its queue, its ticket, and whether it can be parked."""
+        message = request.message
+        delivery_info = message.delivery_info
+        consumed = self._consumer.app.amqp.queues.consume_from
+        tags: dict[str, str] = {}
         if "consumer_tag" in delivery_info:
             active = self._consumer.task_consumer._active_tags  # noqa: SLF001 - kombu keeps no public list of them
             tags = {tag: queue for queue, tag in active.items()}
-        return delivery_info, tags, self._consumer.app.amqp.queues.consume_from
+        queues = queues_of(delivery_info, tags, consumed)
+        queue = queues[0] if queues else delivery_info.get("routing_key") or ""
+        # A parked message comes back to its queue, so the queue must be certain, and be this worker's.
+        is_certain = queues == [queue] and queue in consumed
+        ticket = Ticket.read(request.request_dict.get(HEADER))
+        return PendingTask(
+            request,
+            queue,
+            self.monotonic(),
+            ticket.waiting_since,
+            dict(ticket.reservations),
+            redelivered=delivery_info.get("redelivered"),
+            can_park=is_certain and codec.is_complete(message) and not self._is_broadcast(queue),
+        )
+
+    def resolve(self, task: PendingTask) -> ThrottlePolicy:
+        """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
+        request = task.request
+        policy: ThrottlePolicy = self._consumer.app.bucketflow.active_limits.resolve(
+            request.task, request.request_dict, request.args, request.kwargs, task.queue
+        )
+        return policy
 
     def start(self, task: PendingTask) -> None:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
@@ -79,20 +101,21 @@ class CeleryWorker:
         try:
             return bool(task.request.revoked())
         except Exception:
-            # As in fail(): not acknowledged, it comes again. Raised from here, it would take all who ask with it along.
-            logger.exception("the end of %s could not be stored", task.request.id)
+            # As in fail(): it is not acknowledged, so the broker delivers it again. Raised from here, the error would
+            # end the admission of all tasks of the same call.
+            logger.exception("end of task cannot be stored: id=%s", task.request.id)
             return True
 
     def defer(self, task: PendingTask, countdown: float) -> bool:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
         message = task.request.message
-        if "task" not in message.headers or self.is_broadcast(task.queue):
-            return False  # protocol 1 keeps the ETA inside its body; a broadcast is in no queue that could keep it
-        ticket = Ticket(task.reservations, task.first_refused_at).write()
+        if "task" not in message.headers or self._is_broadcast(task.queue):
+            return False  # protocol 1 has the ETA in its body; no queue would keep a copy of a broadcast
+        ticket = Ticket(task.reservations, task.waiting_since).write()
         try:
             self._republisher.publish(message, task.queue, countdown, ticket)
-        except Exception as error:  # noqa: BLE001 - whatever the transport raises, the task stays here and is safe
-            logger.warning("%s stays in the worker, the broker did not take it back: %r", task.request.id, error)
+        except Exception as error:  # noqa: BLE001 - whatever the transport raises, the task is safe in this worker
+            logger.warning("broker did not accept deferred task, it stays held: id=%s error=%r", task.request.id, error)
             self._republisher.close()
             return False
         self.acknowledge(task.request)
@@ -102,13 +125,14 @@ class CeleryWorker:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
         if self._republisher.delayed:
             return self.defer(task, 0.0)  # quorum queues count requeues, and drop a message after so many
-        if self.is_broadcast(task.queue):
+        if self._is_broadcast(task.queue):
             return False
         self._reject(task.request)
         return True
 
-    def fail(self, request: Any, error: BucketflowError) -> None:
+    def fail(self, task: PendingTask, error: BucketflowError) -> None:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
+        request = task.request
         try:
             raise error
         except BucketflowError:
@@ -116,12 +140,12 @@ class CeleryWorker:
         try:
             request.on_failure(einfo)
         except Exception:
-            # Not acknowledged, the broker delivers it again: better twice than a failure nobody hears of.
-            logger.exception("the failure of %s could not be stored", request.id)
+            # Not acknowledged, so the broker delivers it again: a second failure is better than one without a result.
+            logger.exception("failure of task cannot be stored: id=%s", request.id)
             return
         request.acknowledge()
 
-    def refused(self, task: PendingTask, level: Level, wait: float) -> None:
+    def record_refusal(self, task: PendingTask, level: Level, wait: float) -> None:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
         request = task.request
         facts = {"level": level.name, "key": level.key, "wait": wait}
@@ -151,8 +175,8 @@ class CeleryWorker:
         Leave *tasks* to the broker at once, so that other workers need not wait for this one to end.
 
         Args:
-            tasks: Those who were waiting.
-            connected: Whether the broker is there; if not, it delivers again what it has seen no acknowledgement of.
+            tasks: The tasks that were waiting.
+            connected: Whether the broker is connected; if not, it delivers unacknowledged messages again by itself.
         """
         self._cancel_timer()
         for task in tasks:
@@ -162,14 +186,9 @@ class CeleryWorker:
                 state.task_ready(task.request)
         self._republisher.close()
 
-    def is_broadcast(self, name: str) -> bool:
-        """Return whether the queue *name* gives each worker a copy of its own."""
-        queue = self._consumer.app.amqp.queues.get(name)
-        return queue is not None and queue.exchange is not None and queue.exchange.type == "fanout"
-
     def acknowledge(self, request: Any) -> None:
-        """Let the broker forget the message of *request*, at once."""
-        # A request's own acknowledge() waits for the loop's next turn, and the window stays full while it sleeps.
+        """Acknowledge the message of *request*, at once."""
+        # A request's own acknowledge() waits for the loop's next turn, and the window stays full while the loop sleeps.
         state.task_ready(request)
         request.acknowledged = True
         request.message.ack_log_error(logger, request.connection_errors)
@@ -179,7 +198,12 @@ class CeleryWorker:
         request.acknowledged = True
         request.message.reject_log_error(logger, request.connection_errors, requeue=True)
 
+    def _is_broadcast(self, name: str) -> bool:
+        """Return whether the queue *name* gives each worker a copy of its own."""
+        queue = self._consumer.app.amqp.queues.get(name)
+        return queue is not None and queue.exchange is not None and queue.exchange.type == "fanout"
+
     def _cancel_timer(self) -> None:
-        task, self._timer_entry, self._wake_at = self._timer_entry, None, float("inf")
-        if task is not None:
-            self._timer.cancel(task)
+        entry, self._timer_entry, self._wake_at = self._timer_entry, None, float("inf")
+        if entry is not None:
+            self._timer.cancel(entry)

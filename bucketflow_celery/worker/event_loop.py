@@ -72,7 +72,7 @@ class LoopWaker:
     """
 
     def __init__(self, timer: Any) -> None:
-        self._timer = timer
+        self.timer = timer
         self._callbacks: deque[Callable[[], None]] = deque()
         self._pair: tuple[socket.socket, socket.socket] | None = None
 
@@ -87,7 +87,7 @@ class LoopWaker:
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Run *callback* in the loop."""
         if self._pair is None:
-            self._timer.call_after(0, callback)
+            self.timer.call_after(0, callback)
             return
         self._callbacks.append(callback)
         try:

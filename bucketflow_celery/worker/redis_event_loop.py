@@ -1,9 +1,14 @@
-"""Run scripts from a worker's event loop without waiting for the answer: the loop goes on, and is told."""
+"""
+Runs calls to Redis from a worker's event loop: the loop goes on, and the reply wakes it.
+
+What a blocking call costs a busy worker is not its own time but the wait: on a machine without a free core the server,
+and then the worker, must be scheduled first. Meanwhile this worker receives, starts and acknowledges tasks.
+"""
 
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -13,32 +18,32 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from bucketflow.errors import StoreUnavailable
 from bucketflow.redis_client.connection import Node
 from bucketflow.redis_client.runner import ScriptRunner
-from bucketflow.redis_client.scripts import Script
 from bucketflow.redis_client.spin_wait import SpinWait
 from bucketflow.redis_client.topology import FAILURES, CallPlan, Exchange, advance
-from bucketflow_celery.scheduling.admit import AdmissionRequest
-from bucketflow_celery.store.calls import ActiveLimits, Asker, DirectAsker, Outcome, _Edition
-from bucketflow_celery.store.interfaces import Call, Store
+from bucketflow_celery.store.calls import BlockingRunner, CallRunner
+from bucketflow_celery.store.interfaces import Store
 from bucketflow_celery.store.redis_store import RedisStore
 
-__all__ = ["EventLoopRunner", "HubAsker", "asker_for", "begin_from"]
+__all__ = ["EventLoopRunner", "runner_for"]
 
-#: Milliseconds for which an inline exchange waits, and how many do not wait after one that did so in vain.
-INLINE_WAIT_MS, INLINE_BACKOFF = 1, 100
+#: Milliseconds that an inline call waits for its reply.
+INLINE_WAIT_MS = 1
+#: Number of inline calls that do not wait after one that waited in vain.
+INLINE_BACKOFF = 100
+
+_Poll = Callable[[int], list[tuple[int, int]]]
 
 
 class EventLoopRunner:
     """
-    One call at a time, over one connection that the event loop watches.
+    Implements :class:`bucketflow_celery.store.calls.CallRunner` over one connection that the event loop watches.
 
-    What a synchronous call costs a busy worker is not its own time but the wait: on a machine without a free core the
-    server, and then the worker, must get their turn first. Meanwhile this worker receives, starts and acknowledges.
-    Where tasks wait for the slots in exchange, a moment's wait is shorter than the way through the loop.
+    It runs calls of :class:`~bucketflow_celery.store.redis_store.RedisStore` only.
 
     Args:
         runner: Knows the servers.
         hub: Kombu's event loop.
-        timeout: Seconds a server may take to answer.
+        timeout: Seconds that a server may take to answer.
     """
 
     def __init__(self, runner: ScriptRunner, hub: Any, timeout: float) -> None:
@@ -47,91 +52,65 @@ class EventLoopRunner:
         self._timeout = timeout
         self._node: Node | None = None
         self._connection: Any = None
+        self._call: Any = None
         self._plan: CallPlan | None = None
         self._exchange: Exchange | None = None
-        self._done: Callable[[Any], None] | None = None
+        self._on_reply: Callable[[Any], None] | None = None
         self._deadline = 0.0
         self._timer: Any = None
-        self._poll: Callable[[int], list[tuple[int, int]]] | None = None
-        self._spin_wait = SpinWait()
-        self._in_vain = 0
+        self._poll: _Poll | None = None
+        self._inline_wait = _InlineWait()
 
-    def run(
-        self,
-        script: Script,
-        keys: Sequence[bytes],
-        args: Sequence[str | bytes],
-        done: Callable[[Any], None],
-        *,
-        inline: bool = False,
-    ) -> None:
-        """
-        Run *script* once, and call *done* with its reply or with ``StoreUnavailable``: later, or before this returns.
-
-        The call before it must be done. If it is *inline* it is worth a moment's wait.
-        """
-        self._plan, self._done = self._runner.plan(script, keys, args), done
-        self._put(next(self._plan))
-        if inline and self._plan is not None and self._answers_at_once():
+    def run(self, call: Any, on_reply: Callable[[Any], None], *, inline: bool = False) -> None:
+        """See :class:`~bucketflow_celery.store.calls.CallRunner`; *call* is a ``RedisStoreCall``."""
+        self._call, self._on_reply = call, on_reply
+        self._plan = self._runner.plan(call.script, call.keys, call.args)
+        self._send(next(self._plan))
+        if inline and self._plan is not None and self._poll is not None and self._inline_wait.is_ready(self._poll):
             self._on_readable()
 
     def close(self) -> None:
-        """Forget the call in flight and close the connection; the next call opens another."""
-        self._plan = self._done = None
-        self._drop()
+        """Drop the call in flight and close the connection; the next call opens another."""
+        self._plan = self._on_reply = self._call = None
+        self._disconnect()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _put(self, exchange: Exchange) -> None:
+    def _send(self, exchange: Exchange) -> None:
         self._exchange = exchange
         try:
             self._connect(exchange.node)
             # Not send_packed_command: after an error it closes the socket itself, see _on_readable.
             _socket_of(self._connection).sendall(b"".join(exchange.commands))
         except FAILURES as error:
-            self._drop()
-            self._proceed(error)
+            self._disconnect()
+            self._advance(error)
             return
         self._deadline = monotonic() + self._timeout
         if self._timer is None:
             self._timer = self._hub.call_later(self._timeout, self._on_timer)
 
-    def _proceed(self, outcome: Any) -> None:
-        if self._plan is None or self._exchange is None or self._done is None:
+    def _advance(self, outcome: Any) -> None:
+        """Go on after *outcome*: replies to the exchange, or the error that prevented them."""
+        if self._plan is None or self._exchange is None or self._on_reply is None:
             return
-        result: Any
         try:
             exchange = advance(self._plan, self._exchange, outcome)
         except StopIteration as finished:
-            (result,) = finished.value
+            (reply,) = finished.value
         except StoreUnavailable as error:
-            result = error
+            reply = error
         else:
-            self._put(exchange)
+            self._send(exchange)
             return
-        done, self._plan, self._done = self._done, None, None
-        done(result)
-
-    def _answers_at_once(self) -> bool:
-        # By way of the loop an answer comes a turn later, and a turn takes longer than a server nearby. One that
-        # does not answer within the moment is far away or busy: the next questions leave it to the loop. The first part
-        # of the moment may be spent awake.
-        if self._in_vain > 0:
-            self._in_vain -= 1
-            return False
-        poll = self._poll
-        if poll is None:
-            return False
-        self._spin_wait.wait(lambda: poll(0))
-        answers = bool(poll(INLINE_WAIT_MS))
-        if not answers:
-            self._in_vain = INLINE_BACKOFF
-        return answers
+        call, on_reply = self._call, self._on_reply
+        self._plan = self._on_reply = self._call = None
+        on_reply(reply if isinstance(reply, StoreUnavailable) else call.read(reply))
 
     def _on_readable(self) -> None:
         if self._plan is None:  # the server has closed an idle connection
-            self._drop()
+            self._disconnect()
             return
         outcome: list[Any] | Exception
         try:
@@ -141,9 +120,9 @@ class EventLoopRunner:
         except ResponseError as error:
             outcome = [error]
         except FAILURES as error:
-            self._drop()
+            self._disconnect()
             outcome = error
-        self._proceed(outcome)
+        self._advance(outcome)
 
     def _on_timer(self) -> None:
         # One timer serves all calls: a timer a call would fill the loop's heap with cancelled ones.
@@ -154,20 +133,20 @@ class EventLoopRunner:
         if left > 0:
             self._timer = self._hub.call_later(left, self._on_timer)
             return
-        self._drop()
-        self._proceed(RedisTimeoutError(f"no answer within {self._timeout:g} s"))
+        self._disconnect()
+        self._advance(RedisTimeoutError(f"no answer within {self._timeout:g} s"))
 
     def _connect(self, node: Node) -> None:
         if self._connection is not None and self._node is node:
             return
-        self._drop()
+        self._disconnect()
         self._node, self._connection = node, node.connect()
         self._hub.add_reader(_socket_of(self._connection), self._on_readable)
         poller = select.poll()
         poller.register(_socket_of(self._connection), select.POLLIN)
         self._poll = poller.poll
 
-    def _drop(self) -> None:
+    def _disconnect(self) -> None:
         connection, self._connection, node, self._node = self._connection, None, self._node, None
         self._poll = None
         if connection is None or node is None:
@@ -179,63 +158,46 @@ class EventLoopRunner:
         node.release(connection)
 
 
+class _InlineWait:
+    """
+    Waits up to a millisecond for a reply, as long as that pays.
+
+    Through the loop a reply is seen a turn later, and a turn takes longer than a server on the same machine. A server
+    that does not answer within the wait is far away or busy: the next calls leave its reply to the loop. The first part
+    of the wait is spent spinning, where that pays.
+    """
+
+    __slots__ = ("_skip", "_spin_wait")
+
+    def __init__(self) -> None:
+        self._spin_wait = SpinWait()
+        self._skip = 0
+
+    def is_ready(self, poll: _Poll) -> bool:
+        """Return whether a reply is there; *poll* waits for it for a number of milliseconds."""
+        if self._skip > 0:
+            self._skip -= 1
+            return False
+        self._spin_wait.wait(lambda: poll(0))
+        is_ready = bool(poll(INLINE_WAIT_MS))
+        if not is_ready:
+            self._skip = INLINE_BACKOFF
+        return is_ready
+
+
 def _socket_of(connection: Any) -> Any:
     return connection._sock  # noqa: SLF001 - redis-py shows it nowhere else, and kombu's own transport takes it here
 
 
-class HubAsker:
+def runner_for(store: Store, hub: Any, timeout: float) -> CallRunner:
     """
-    Lets the event loop go on, and is told of the answer.
+    Return the runner that suits a worker.
 
     Args:
         store: Where the levels live.
-        active_limits: Which limits are in force.
-        runner: Runs its scripts from the loop.
+        hub: Kombu's event loop; ``None`` if the worker has none.
+        timeout: Seconds that a server may take to answer.
     """
-
-    def __init__(self, store: RedisStore, active_limits: ActiveLimits, runner: EventLoopRunner) -> None:
-        self._store = store
-        self._edition = _Edition(active_limits)
-        self._runner = runner
-
-    def ask(self, asks: Sequence[AdmissionRequest], done: Callable[[Outcome], None], *, inline: bool) -> None:
-        """See :class:`Asker`."""
-        if self._edition.is_old():
-            done(None)
-            return
-
-        def on_reply(reply: Any) -> None:
-            outcome: Outcome
-            try:
-                outcome = reply if isinstance(reply, StoreUnavailable) else self._read(asks, reply)
-            except StoreUnavailable as error:
-                outcome = error
-            done(outcome)
-
-        self._runner.run(*self._store.question(asks, self._edition.version), on_reply, inline=inline)
-
-    def close(self) -> None:
-        """See :class:`Asker`."""
-        self._runner.close()
-
-    def _read(self, asks: Sequence[AdmissionRequest], reply: Any) -> Outcome:
-        return self._edition.check(*self._store.read(asks, self._edition.version, reply))
-
-
-def begin_from(runner: EventLoopRunner) -> Callable[[Call[Any], Callable[[Any], None]], None]:
-    """Return what makes calls of a :class:`RedisStore` from an event loop, one at a time; see :func:`begin_now`."""
-
-    def begin(call: Any, done: Callable[[Any], None]) -> None:
-        def on_reply(reply: Any) -> None:
-            done(reply if isinstance(reply, StoreUnavailable) else call.read(reply))
-
-        runner.run(call.script, call.keys, call.args, on_reply)
-
-    return begin
-
-
-def asker_for(store: Store, active_limits: ActiveLimits, hub: Any, timeout: float) -> Asker:
-    """Return what suits a worker: *hub* is its event loop, ``None`` if it has none; *timeout* is in seconds."""
     if hub is not None and isinstance(store, RedisStore):
-        return HubAsker(store, active_limits, EventLoopRunner(store.runner, hub, timeout))
-    return DirectAsker(store, active_limits)
+        return EventLoopRunner(store.runner, hub, timeout)
+    return BlockingRunner()

@@ -14,7 +14,7 @@ from bucketflow_celery.store.circuit_breaker import CircuitBreaker
 
 __all__ = ["RevocationHandler"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("bucketflow_celery.worker")
 
 
 class RevocationHandler:
@@ -27,21 +27,21 @@ class RevocationHandler:
 
     def __init__(self, throttle: Any) -> None:
         self._throttle = throttle
-        self._breaker = CircuitBreaker("hold")
+        self._breaker = CircuitBreaker()
 
     def on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
         """Handle Celery's signal ``task_revoked``."""
         throttle = self._throttle
         ticket = Ticket.read(request.get(HEADER))
-        # While the store is away a call would block the worker's loop for each of many revoked tasks.
-        if not ticket.reservations or sender.app is not throttle.app or self._breaker.until > monotonic():
+        # While the store is away a call would block the worker's loop, once for each of many revoked tasks.
+        if not ticket.reservations or sender.app is not throttle.app or self._breaker.open_until > monotonic():
             return
         queue = queue_of(request.delivery_info or {}, {}, throttle.app.amqp.queues.consume_from)
         try:
             policy = throttle.active_limits.resolve(sender, request.__dict__, request.args, request.kwargs, queue)
             throttle.store.cancel_reservation(AdmissionRequest(policy.path, policy.cost, ticket.at(policy.path)))
-            self._breaker.recovered()
+            self._breaker.record_success()
         except BucketflowError as error:
             if isinstance(error, StoreUnavailable):
-                self._breaker.failed(monotonic())
-            logger.warning("%s was revoked, its place in the line stays reserved: %s", request.id, error)
+                self._breaker.record_failure(monotonic())
+            logger.warning("reservation of revoked task not cancelled: id=%s error=%s", request.id, error)

@@ -1,4 +1,4 @@
-"""The fixtures through which every shell hears the same story, and one that lets threads get in each other's way."""
+"""Fixtures that run a test against every bucket class, and one that makes threads switch as often as possible."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 from redis_shells import AsyncRedisShell, LeasedRedisShell, RedisShell
-from shells import AsyncShell, CoreShell, HierarchicalShell, ThreadShell
+from shells import AsyncShell, GcraShell, HierarchicalShell, ThreadShell
 
-SHELLS = {
-    "core": CoreShell,
+ADAPTERS = {
+    "gcra": GcraShell,
     "threads": ThreadShell,
     "asyncio": AsyncShell,
     "hierarchical": HierarchicalShell,
@@ -20,31 +20,31 @@ SHELLS = {
 }
 
 
-#: What is leased and settled again is rounded twice.
-EXACT = [name for name in SHELLS if name != "redis-lease"]
+#: A lease and its settlement round twice.
+EXACT = [name for name in ADAPTERS if name != "redis-lease"]
 
 
-@pytest.fixture(params=SHELLS)
+@pytest.fixture(params=ADAPTERS)
 def make(request):
-    """Return ``make(capacity, fill_rate, initial_tokens=None)`` of one shell after the other, see shells.py."""
+    """Return ``make(capacity, fill_rate, initial_tokens=None)`` of each adapter in turn, see shells.py."""
     return maker(request)
 
 
 @pytest.fixture(params=EXACT)
 def make_exact(request):
-    """Return the same of those shells that answer with the very bits of the core."""
+    """Return the same for the adapters whose results equal those of gcra bit for bit."""
     return maker(request)
 
 
 def maker(request):
-    shell = SHELLS[request.param]
-    return partial(shell, request.getfixturevalue("redis_client")) if issubclass(shell, RedisShell) else shell
+    adapter = ADAPTERS[request.param]
+    return partial(adapter, request.getfixturevalue("redis_client")) if issubclass(adapter, RedisShell) else adapter
 
 
 @pytest.fixture
 def often_switched():
-    """Make the interpreter change threads at every chance it has."""
-    before = sys.getswitchinterval()
+    """Make the interpreter switch threads as often as possible."""
+    interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
-    sys.setswitchinterval(before)
+    sys.setswitchinterval(interval)

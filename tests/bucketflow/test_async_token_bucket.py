@@ -1,4 +1,4 @@
-"""What coroutines may rely on: the same as threads, cancellation, and any running loop."""
+"""Token buckets in coroutines: the promises to threads, cancellation, and several event loops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bucketflow.testing import FakeClock
 
 @pytest.fixture
 def clock():
-    """Return a clock that jumps to whoever sleeps for the shortest time."""
+    """Return a fake clock that jumps to the earliest deadline of a sleeper."""
     return FakeClock()
 
 
@@ -26,7 +26,7 @@ async def start(coroutine):
     return task
 
 
-async def test_the_verbs_of_0_1_0_are_awaited(clock):
+async def test_the_methods_of_0_1_0_are_awaited(clock):
     bucket = AsyncTokenBucket(3, 10, clock=clock)
     assert await bucket.consume(2) is True
     assert await bucket.consume(2) is False
@@ -35,7 +35,7 @@ async def test_the_verbs_of_0_1_0_are_awaited(clock):
     assert clock.now() == 100_000
 
 
-async def test_waiting_coroutines_are_served_in_the_order_in_which_they_came(clock):
+async def test_waiting_coroutines_are_served_in_order_of_arrival(clock):
     bucket = AsyncTokenBucket(3, 1, 0, clock=clock)
     served = []
 
@@ -47,7 +47,7 @@ async def test_waiting_coroutines_are_served_in_the_order_in_which_they_came(clo
     assert served == [("first", 1), ("second", 4), ("third", 5), ("fourth", 7)]
 
 
-async def test_nobody_overtakes_those_who_wait():
+async def test_no_caller_overtakes_a_waiting_one():
     clock = FakeClock(jump=False)
     bucket = AsyncTokenBucket(5, 1, 4, clock=clock)
     large = await start(bucket.consume(5, block=True))
@@ -58,7 +58,7 @@ async def test_nobody_overtakes_those_who_wait():
     assert await bucket.get_tokens() == 0
 
 
-async def test_a_cancelled_waiter_gives_its_place_back_and_those_behind_move_up():
+async def test_a_cancelled_waiter_leaves_the_queue_and_the_ones_behind_it_move_up():
     clock = FakeClock(jump=False)
     bucket = AsyncTokenBucket(2, 1, 0, clock=clock)
     first, second, third = [await start(bucket.consume(cost, block=True)) for cost in (1, 2, 1)]
@@ -74,26 +74,26 @@ async def test_a_cancelled_waiter_gives_its_place_back_and_those_behind_move_up(
     assert await bucket.get_tokens() == 0
 
 
-async def test_a_waiter_cancelled_at_its_very_instant_gives_its_tokens_back():
+async def test_a_waiter_cancelled_at_its_grant_time_returns_its_tokens():
     clock = FakeClock(jump=False)
     bucket = AsyncTokenBucket(2, 1, 0, clock=clock)
     waiter = await start(bucket.consume(2, block=True))
     clock.advance(2)
-    assert bucket.wait_time(1) == 1  # whoever looks, settles: the waiter has its tokens
+    assert bucket.wait_time(1) == 1  # the call grants what is due: the waiter has its tokens
     waiter.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiter
     assert await bucket.get_tokens() == 2
 
 
-async def test_who_would_wait_beyond_the_timeout_is_refused_at_once_and_has_spent_nothing(clock):
+async def test_a_caller_that_would_wait_beyond_its_timeout_is_refused_at_once_and_spends_nothing(clock):
     bucket = AsyncTokenBucket(2, 1, 0, clock=clock)
     assert await bucket.consume(2, block=True, timeout=1.999) is False
     assert clock.now() == 0
     assert await bucket.consume(2, block=True, timeout=2) is True
 
 
-async def test_an_outer_timeout_gives_the_place_back():
+async def test_a_caller_cancelled_by_an_outer_timeout_leaves_the_queue():
     bucket = AsyncTokenBucket(1, 0.001, 0)
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(bucket.consume(block=True), 0.01)
@@ -116,9 +116,9 @@ def test_loops_in_several_threads_share_one_bucket_in_order():
     reservation = bucket.reserve(4)
     with ThreadPoolExecutor(4) as pool:
         waiters = []
-        for place in range(4):
+        for ahead in range(4):
             waiters.append(pool.submit(asyncio.run, bucket.consume(block=True)))
-            while len(clock.sleeping) <= place:
+            while len(clock.sleeping) <= ahead:
                 threading.Event().wait(0.0005)
         assert clock.sleeping == (5, 6, 7, 8)
         reservation.cancel()  # from a thread without a loop
@@ -129,7 +129,7 @@ def test_loops_in_several_threads_share_one_bucket_in_order():
     assert asyncio.run(bucket.get_tokens()) == 0
 
 
-def test_a_loop_closed_over_its_waiter_holds_nobody_up():
+def test_a_loop_closed_over_its_waiter_blocks_no_other_caller():
     clock = FakeClock(jump=False)
     bucket = AsyncTokenBucket(2, 1, 0, clock=clock)
     loop = asyncio.new_event_loop()
@@ -138,7 +138,7 @@ def test_a_loop_closed_over_its_waiter_holds_nobody_up():
     loop.call_later(0.005, loop.stop)
     loop.run_forever()
     loop.close()
-    bucket.refund(1)  # moves the abandoned waiter up: there is nobody to wake
+    bucket.refund(1)  # moves the waiter of the closed loop up; its loop cannot be woken
     assert bucket.wait_time() == 2
     clock.advance(1)
     assert asyncio.run(bucket.get_tokens()) == 0
@@ -148,7 +148,7 @@ def test_a_loop_closed_over_its_waiter_holds_nobody_up():
     coroutine.close()
 
 
-async def test_the_machines_own_clock_serves_coroutines_too():
+async def test_the_system_clock_serves_coroutines():
     bucket = AsyncTokenBucket(1, 1000, 0)
     assert all(await asyncio.gather(*(bucket.consume(block=True, timeout=60) for _ in range(20))))
 
@@ -163,6 +163,6 @@ async def test_the_machines_own_clock_serves_coroutines_too():
         ({"timeout": -1, "block": True}, ConfigError),
     ],
 )
-async def test_bad_input_is_refused_as_threads_refuse_it(arguments, error):
+async def test_invalid_input_raises_the_same_errors_as_in_threads(arguments, error):
     with pytest.raises(error):
         await AsyncTokenBucket(3, 1).consume(**arguments)

@@ -1,4 +1,4 @@
-"""One time, whichever way it is asked for: whole µs that never run backwards."""
+"""Both ways of reading a clock give the same time: whole µs of the monotonic clock."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ class TwoDaysLater(SystemClock):
         return super().now() + 2 * 86_400_000_000
 
 
-def quick(reading, scale):
-    """Return the time as the quick way of every ``consume`` works it out."""
+def as_fast_path(reading, scale):
+    """Return the time as the fast path of every ``consume`` computes it."""
     return reading * scale + 2.0**52 - 2.0**52
 
 
 @given(st.floats(0, 1e9))
-def test_a_reading_of_the_machines_clock_is_rounded_to_the_same_microsecond_both_ways(seconds):
+def test_both_ways_round_a_reading_of_the_system_clock_to_the_same_microsecond(seconds):
     _, scale = fast_reader(SYSTEM_CLOCK)
-    assert quick(seconds, scale) == round(seconds * 1_000_000)
+    assert as_fast_path(seconds, scale) == round(seconds * 1_000_000)
 
 
 @given(st.integers(0, 2**52))
-def test_whole_microseconds_of_another_clock_stay_what_they_are(now):
-    assert quick(now, fast_reader(FakeClock())[1]) == now
+def test_whole_microseconds_of_another_clock_are_unchanged(now):
+    assert as_fast_path(now, fast_reader(FakeClock())[1]) == now
 
 
 @pytest.mark.parametrize("clock", [SystemClock(), TwoDaysLater(), FakeClock(start=5)])
-def test_the_raw_clock_is_the_clock(clock):
+def test_the_fast_reader_of_a_clock_reads_that_clock(clock):
     read, scale = fast_reader(clock)
     before = clock.now()
-    assert before <= quick(read(), scale) <= clock.now()
+    assert before <= as_fast_path(read(), scale) <= clock.now()
 
 
-def test_the_machines_clock_is_the_monotonic_one_in_whole_microseconds():
+def test_the_system_clock_is_the_monotonic_clock_in_whole_microseconds():
     before, now, after = time.monotonic_ns(), SYSTEM_CLOCK.now(), time.monotonic_ns()
     assert isinstance(now, int)
     assert before // 1000 <= now <= after // 1000 + 1

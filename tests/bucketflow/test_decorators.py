@@ -1,4 +1,4 @@
-"""What the decorators promise: the same function, no more often than allowed."""
+"""The decorators: the same function, started no more often than the limit allows."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_a_plain_function_becomes_a_coroutine_function_under_async_rate_li
     assert clock.now() == 1_000_000
 
 
-def test_without_block_a_refused_call_raises_and_says_when_to_come_again(clock):
+def test_without_block_a_refused_call_raises_an_error_with_its_retry_after(clock):
     calls = []
 
     @rate_limit(4, capacity=1, block=False, clock=clock)
@@ -76,7 +76,7 @@ def test_without_block_a_refused_call_raises_and_says_when_to_come_again(clock):
 
 
 @each_decorator
-async def test_without_block_a_refused_coroutine_raises_too(decorator, clock):
+async def test_without_block_a_refused_coroutine_raises_the_same_error(decorator, clock):
     @decorator(4, 1, False, clock=clock)  # noqa: FBT003 - as 0.1.0 allowed
     async def call():
         return "done"
@@ -88,7 +88,7 @@ async def test_without_block_a_refused_coroutine_raises_too(decorator, clock):
 
 
 @pytest.mark.parametrize("inner", ["method", "class_method", "static_method"])
-def test_methods_share_one_bucket_a_function(inner, clock):
+def test_all_objects_share_the_bucket_of_a_method(inner, clock):
     class Client:
         @rate_limit(1, block=False, clock=clock)
         def method(self):
@@ -111,17 +111,17 @@ def test_methods_share_one_bucket_a_function(inner, clock):
 
 
 @each_decorator
-def test_the_name_the_docstring_and_the_signature_stay(decorator):
+def test_name_docstring_and_signature_are_kept(decorator):
     def call(value: int, *, twice: bool = False) -> str:
-        """Say it."""
+        """Repeat *value*."""
         return str(value) * (1 + twice)
 
     limited = decorator(1)(call)
-    assert (limited.__name__, limited.__doc__, limited.__wrapped__) == ("call", "Say it.", call)
+    assert (limited.__name__, limited.__doc__, limited.__wrapped__) == ("call", "Repeat *value*.", call)
     assert inspect.signature(limited) == inspect.signature(call)
 
 
-def test_whatever_can_be_called_can_be_limited(clock):
+def test_any_callable_can_be_limited(clock):
     assert rate_limit(1, clock=clock)(functools.partial(max, 1))(2) == 2
 
     refused = rate_limit(1, block=False, clock=clock)(functools.partial(max, 1))
@@ -131,7 +131,7 @@ def test_whatever_can_be_called_can_be_limited(clock):
 
 
 @pytest.mark.parametrize(("rate", "capacity", "burst"), [(3, None, 3), (0.5, None, 1), (2.5, None, 2), (1, 7, 7)])
-def test_the_capacity_defaults_to_one_seconds_worth_and_at_least_one(rate, capacity, burst, clock):
+def test_the_capacity_defaults_to_the_calls_of_one_second_and_at_least_one(rate, capacity, burst, clock):
     call = rate_limit(rate, capacity, block=False, clock=clock)(lambda: True)
     assert all(call() for _ in range(burst))
     with pytest.raises(RateLimitExceeded):
@@ -139,7 +139,7 @@ def test_the_capacity_defaults_to_one_seconds_worth_and_at_least_one(rate, capac
 
 
 @each_decorator
-def test_bare_use_cannot_know_the_rate_and_says_so(decorator):
+def test_a_decorator_without_a_rate_raises_an_error_that_shows_the_usage(decorator):
     with pytest.raises(ConfigError, match=r"tokens_per_second .* @rate_limit\(10\)"):
 
         @decorator
@@ -151,14 +151,14 @@ def test_bare_use_cannot_know_the_rate_and_says_so(decorator):
     ("arguments", "entry"),
     [((0,), "tokens_per_second"), (("1/s",), "tokens_per_second"), ((1, 0.5), "capacity"), ((1, "2"), "capacity")],
 )
-def test_a_limit_that_cannot_work_is_named_where_it_is_written(decorator, arguments, entry):
+def test_an_invalid_limit_is_named_when_the_decorator_is_created(decorator, arguments, entry):
     with pytest.raises(ConfigError) as raised:
         decorator(*arguments)
     assert raised.value.entry == entry
 
 
 @each_decorator
-def test_what_cannot_be_called_or_only_in_part_is_refused(decorator):
+def test_objects_that_are_not_callable_and_asynchronous_generators_are_refused(decorator):
     async def generate():
         yield 1
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_called_or_only_in_part_is_refused(decorator):
         decorator(1)(classmethod(generate))
 
 
-def test_the_error_is_importable_from_where_0_1_0_had_it():
+def test_the_error_is_importable_from_the_module_of_0_1_0():
     assert decorators.RateLimitExceeded is errors.RateLimitExceeded
 
 
@@ -195,7 +195,7 @@ async def use() -> None:
 """
 
 
-def test_a_type_checker_sees_through_the_decorators(tmp_path):
+def test_the_decorators_keep_types_for_a_type_checker(tmp_path):
     (tmp_path / "typed.py").write_text(TYPED)
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", tmp_path / "typed.py"]
     checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

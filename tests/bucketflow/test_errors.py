@@ -1,4 +1,4 @@
-"""Two refusals, one outage, one mistake: each says its facts, and travels between processes."""
+"""The errors of the library: their messages, and that they survive pickling."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ each_error = pytest.mark.parametrize(("error", "text"), ERRORS, ids=lambda value
 
 
 @each_error
-def test_an_error_says_its_facts_in_one_line(error, text):
+def test_an_error_states_its_details_in_one_line(error, text):
     assert str(error) == text
     assert isinstance(error, BucketflowError)
 
@@ -37,7 +37,7 @@ def test_an_error_can_be_rebuilt_from_its_args_as_celery_does(error, text):
     assert str(type(error)(*error.args)) == str(copy.copy(error)) == text
 
 
-def test_what_can_never_work_is_a_value_error_and_what_works_later_is_not():
+def test_permanent_errors_are_value_errors_and_temporary_ones_are_not():
     assert issubclass(CostExceedsCapacity, ValueError)
     assert issubclass(ConfigError, ValueError)
     assert not issubclass(RateLimitExceeded, ValueError)

@@ -1,4 +1,4 @@
-"""What a tree promises: a call passes every level or spends nothing, and each level is fair."""
+"""A tree of buckets: a call takes tokens at every level or at none, and each level is fair."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from waiting import Queue, until
+from waiting import BlockedCallers, until
 
 from bucketflow import ConfigError, CostExceedsCapacity, HierarchicalTokenBucket, Limit, create_bucket_hierarchy
-from bucketflow.algorithm import gcra as core
+from bucketflow.algorithm import gcra
 from bucketflow.algorithm.wait_tree import BucketNode, Waiter, WaitTree
 from bucketflow.testing import FakeClock
 
@@ -30,7 +30,7 @@ SHOP = {
     ],
 }
 
-WRONG = [  # what is put into SHOP's second child, the entry that must be named
+WRONG = [  # what replaces entries of SHOP's second child, the entry that the error names
     ({"fill_rate": -1}, "config.children[1].fill_rate"),
     ({"fill_rate": "1/s"}, "config.children[1].fill_rate"),
     ({"capacity": 0}, "config.children[1].capacity"),
@@ -59,7 +59,7 @@ def shop(clock):
     return create_bucket_hierarchy(SHOP, clock=clock)
 
 
-def test_a_hierarchy_is_made_from_nested_mappings(shop):
+def test_a_hierarchy_is_created_from_nested_mappings(shop):
     assert list(shop) == ["shop", "acme", "emca", "mail"]
     assert [bucket.name for bucket in shop["shop"].children] == ["acme", "emca"]
     assert shop["mail"].parent is shop["emca"]
@@ -83,7 +83,7 @@ def test_a_missing_key_is_named(missing):
 
 
 @pytest.mark.parametrize("config", [None, [SHOP], "shop"])
-def test_what_is_no_mapping_is_named(config):
+def test_a_config_that_is_not_a_mapping_is_named(config):
     with pytest.raises(ConfigError, match=r"^config is"):
         create_bucket_hierarchy(config)
 
@@ -106,6 +106,33 @@ def test_a_request_above_an_ancestors_capacity_names_it_and_never_waits():
     with pytest.raises(CostExceedsCapacity, match="level 1: 6 token"):
         HierarchicalTokenBucket(9, 1, HierarchicalTokenBucket(5, 1, HierarchicalTokenBucket(9, 1))).wait_time(6)
     assert root.tokens == 2
+
+
+@pytest.mark.parametrize("capacities", [(20, 5), (5, 20), (5,), (30, 5, 30)])
+def test_a_cost_above_the_capacity_of_a_level_is_refused_without_blocking_and_an_error_otherwise(capacities):
+    bucket = None
+    for level, capacity in enumerate(capacities):
+        bucket = HierarchicalTokenBucket(capacity, 1, bucket, name=f"bucket {level}")
+    narrowest = f"bucket {capacities.index(5)}: 20 token"
+    assert bucket.consume(20) is False
+    assert bucket.consume(20, block=False) is False
+    assert bucket.try_consume(0).tokens == capacities
+    for call in (
+        lambda: bucket.consume(20, block=True),
+        lambda: bucket.consume(20, block=True, timeout=0),
+        lambda: bucket.try_consume(20),
+        lambda: bucket.wait_time(20),
+        lambda: bucket.refund(20),
+    ):
+        with pytest.raises(CostExceedsCapacity, match=narrowest):
+            call()
+    assert bucket.try_consume(0).tokens == capacities
+
+
+def test_the_default_cost_above_the_capacity_of_a_level_is_refused_without_blocking():
+    bucket = HierarchicalTokenBucket(1, 1, HierarchicalTokenBucket(0.5, 1))
+    assert bucket.consume() is False
+    assert bucket.try_consume(0).tokens == (0.5, 1)
 
 
 def test_a_blocked_child_waits_for_the_slowest_level(shop, clock):
@@ -149,90 +176,89 @@ def test_racing_threads_below_one_root_never_get_more_than_its_burst():
     st.lists(st.tuples(st.integers(-100, 2_000_000), st.floats(0, 1)), max_size=25),
 )
 @settings(deadline=None)
-def test_a_path_answers_as_the_core_does(limits, steps):
+def test_a_path_gives_the_decisions_of_gcra(limits, steps):
     clock = FakeClock(start=10)
-    quick = slow = None
+    fast = locked = None
     for limit in limits:
-        quick = HierarchicalTokenBucket(limit.capacity, limit.fill_rate, quick, clock=None if quick else clock)
-        slow = HierarchicalTokenBucket(limit.capacity, limit.fill_rate, slow, clock=None if slow else clock)
-    states = (core.FULL,) * len(limits)
+        fast = HierarchicalTokenBucket(limit.capacity, limit.fill_rate, fast, clock=None if fast else clock)
+        locked = HierarchicalTokenBucket(limit.capacity, limit.fill_rate, locked, clock=None if locked else clock)
+    states = (gcra.FULL,) * len(limits)
     for gap, share in steps:
         clock.advance(gap / 1_000_000)
         cost = share * min(limit.capacity for limit in limits)
-        decision, states = core.consume_path(limits, states, clock.now(), cost)
-        assert quick.consume(cost) is decision.allowed
-        assert slow.try_consume(cost) == decision
-        assert quick.wait_time(cost) == slow.wait_time(cost)
-        assert quick.tokens == slow.tokens == core.tokens_at(limits[-1], states[-1], clock.now())
+        decision, states = gcra.consume_path(limits, states, clock.now(), cost)
+        assert fast.consume(cost) is decision.allowed
+        assert locked.try_consume(cost) == decision
+        assert fast.wait_time(cost) == locked.wait_time(cost)
+        assert fast.tokens == locked.tokens == gcra.tokens_at(limits[-1], states[-1], clock.now())
 
 
 @pytest.fixture
 def family():
-    """Return a queue whose bucket is a root with two children on its clock."""
-    with Queue() as queue:
-        root = queue.bucket(HierarchicalTokenBucket, 10, 1, 0)
-        yield queue, root, HierarchicalTokenBucket(10, 100, root), HierarchicalTokenBucket(10, 0.1, root, 0)
+    """Return blocked callers, an empty root on their clock, and its two children."""
+    with BlockedCallers() as callers:
+        root = callers.bucket(HierarchicalTokenBucket, 10, 1, 0)
+        yield callers, root, HierarchicalTokenBucket(10, 100, root), HierarchicalTokenBucket(10, 0.1, root, 0)
 
 
-def join(queue, bucket, *args, **kwargs):
-    """Let somebody wait for *bucket*; return the future once he does."""
-    waiting = bucket._tree.tree.waiting
-    before = len(waiting)
-    future = queue.pool.submit(bucket.consume, *args, block=True, **kwargs)
-    until(lambda: future.done() or len(bucket._tree.tree.waiting) > before)
+def join(callers, bucket, *args, **kwargs):
+    """Start a caller that blocks on *bucket*. Return its future once it waits."""
+    before = len(bucket._tree.tree.waiters)
+    future = callers.pool.submit(bucket.consume, *args, block=True, **kwargs)
+    until(lambda: future.done() or len(bucket._tree.tree.waiters) > before)
     return future
 
 
-def test_one_who_waits_for_its_own_bucket_holds_up_no_neighbour(family):
-    queue, root, quick, slow = family
-    patient = join(queue, slow, 1)  # 10 s
-    until(lambda: queue.clock.sleeping == (10,))
-    queue.clock.advance(3)
-    assert quick.consume(3)
-    assert not slow.consume(0.1)  # but nobody overtakes it there
-    queue.clock.advance(7)
-    assert patient.result(timeout=30)
+def test_a_caller_that_waits_for_its_own_bucket_blocks_no_sibling(family):
+    callers, root, fast, slow = family
+    waiting = join(callers, slow, 1)  # 10 s
+    until(lambda: callers.clock.sleeping == (10,))
+    callers.clock.advance(3)
+    assert fast.consume(3)
+    assert not slow.consume(0.1)  # but no caller overtakes it there
+    callers.clock.advance(7)
+    assert waiting.result(timeout=30)
     assert root.tokens == pytest.approx(6)
 
 
-def test_one_who_wants_many_tokens_of_the_root_is_not_starved_by_those_who_want_few(family):
-    queue, root, quick, _ = family
-    large = join(queue, root, 10)
-    until(lambda: queue.clock.sleeping == (10,))
+def test_a_caller_that_needs_many_tokens_of_the_root_is_not_starved_by_callers_that_need_few(family):
+    callers, root, fast, _ = family
+    large = join(callers, root, 10)
+    until(lambda: callers.clock.sleeping == (10,))
     for _ in range(9):
-        queue.clock.advance(1)
-        assert not quick.consume(1)
-    queue.clock.advance(1)
+        callers.clock.advance(1)
+        assert not fast.consume(1)
+    callers.clock.advance(1)
     assert large.result(timeout=30)
 
 
-def test_who_waits_behind_a_large_request_goes_once_a_refund_has_let_that_one_go(family):
-    queue, root, quick, _ = family
-    large = join(queue, root, 10)
-    until(lambda: queue.clock.sleeping == (10,))
-    assert quick.wait_time(1) == 11
-    assert not quick.consume(1, block=True, timeout=10.9)
-    small = join(queue, quick, 1)
-    root.refund(10)  # the large one goes, the small one is next
+def test_a_refund_that_grants_a_large_request_lets_the_caller_behind_it_move_up(family):
+    callers, root, fast, _ = family
+    large = join(callers, root, 10)
+    until(lambda: callers.clock.sleeping == (10,))
+    assert fast.wait_time(1) == 11
+    assert not fast.consume(1, block=True, timeout=10.9)
+    small = join(callers, fast, 1)
+    root.refund(10)  # grants the large request; the small one is next
     assert large.result(timeout=30)
-    until(lambda: queue.clock.sleeping == (1,))
-    queue.clock.advance(1)
+    until(lambda: callers.clock.sleeping == (1,))
+    callers.clock.advance(1)
     assert small.result(timeout=30)
     assert root.tokens == pytest.approx(0)
 
 
-def test_when_one_leaves_the_line_the_next_is_told_when_to_ask_and_woken():
-    root, leaf = BucketNode(Limit(5, 1), 5_000_000, "root"), BucketNode(Limit(5, 9), core.FULL, "leaf")
+def test_cancelling_a_waiter_gives_the_next_its_retry_time_and_wakes_it():
+    root, leaf = BucketNode(Limit(5, 1), 5_000_000, "root"), BucketNode(Limit(5, 9), gcra.FULL, "leaf")
     tree, woken = WaitTree(), []
     large = Waiter((root,), 5, lambda: woken.append(large))
     small = Waiter((root, leaf), 1, lambda: woken.append(small))
     tree.join(large, 0)
     tree.join(small, 0)
-    assert (large.at, small.at, small.level) == (5_000_000, None, root)
+    assert (large.retry_at, small.retry_at, small.binding) == (5_000_000, None, root)
     woken.clear()
     tree.cancel(large, 0)
-    assert (small.at, woken, tree.waiting) == (1_000_000, [small], [small])
-    tree.serve(1_000_000)
-    assert (small.granted, tree.waiting) == (True, [])
-    tree.cancel(small, 1_000_000)  # granted, but nobody acts on it
-    assert tree.decide((root, leaf), 1_000_000, 0).tokens == (1, 5)
+    assert (small.retry_at, woken, tree.waiters) == (1_000_000, [small], [small])
+    tree.grant_due(1_000_000)
+    assert (small.granted, tree.waiters) == (True, [])
+    tree.cancel(small, 1_000_000)  # granted, but its caller does not act on it
+    assert tree.try_consume((root, leaf), 1_000_000, 0).tokens == (1, 5)

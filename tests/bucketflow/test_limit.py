@@ -1,4 +1,4 @@
-"""What a limit accepts, and how it says what it does not."""
+"""The values that a limit accepts, and the errors for all others."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ NO_NUMBER = [0, -1, math.nan, math.inf, -math.inf, 10**400, True, False, "1", No
 
 
 @pytest.mark.parametrize(("text", "given", "capacity", "fill_rate"), PARSED)
-def test_a_rate_is_read_with_one_seconds_worth_as_its_capacity(text, given, capacity, fill_rate):
+def test_a_parsed_rate_has_the_tokens_of_one_second_as_its_capacity(text, given, capacity, fill_rate):
     assert Limit.parse(text, capacity=given) == Limit(capacity, fill_rate)
 
 
 @pytest.mark.parametrize("text", NO_RATE)
-def test_a_text_that_is_no_rate_is_named(text):
+def test_a_text_that_is_not_a_rate_is_named(text):
     with pytest.raises(ConfigError) as raised:
         Limit.parse(text)
     assert (raised.value.entry, raised.value.value) == ("rate", text)
@@ -39,19 +39,19 @@ def test_a_text_that_is_no_rate_is_named(text):
 
 @pytest.mark.parametrize("entry", ["capacity", "fill_rate"])
 @pytest.mark.parametrize("value", NO_NUMBER)
-def test_a_number_that_cannot_limit_is_named(entry, value):
+def test_an_invalid_number_is_named(entry, value):
     with pytest.raises(ConfigError, match=entry) as raised:
         Limit(**{"capacity": 1, "fill_rate": 1, entry: value})
     assert raised.value.value is value
 
 
-def test_a_bucket_that_takes_a_lifetime_to_fill_is_refused():
+def test_a_bucket_that_fills_in_more_than_31_years_is_refused():
     assert Limit(1e9, 1).span == 1e15
     with pytest.raises(ConfigError, match="31 years"):
         Limit(1e9 + 1, 1)
 
 
-def test_a_limit_is_a_value():
+def test_a_limit_is_an_immutable_value():
     assert len({Limit(1, 2), Limit(1, 2), Limit(2, 1)}) == 2
     with pytest.raises(AttributeError):
         Limit(1, 2).capacity = 3

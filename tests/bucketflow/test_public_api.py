@@ -1,4 +1,4 @@
-"""What users see: the names, the signatures of 0.1.0, and a sentence about each."""
+"""The public API: its names, the signatures of 0.1.0, and a docstring for each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMES = [
     "rate_limit",
 ]
 
-KEPT = [  # where 0.1.0 had it, its positional parameters
+KEPT = [  # its path in 0.1.0, its positional parameters
     ("bucketflow.TokenBucket", "capacity fill_rate initial_tokens=None"),
     ("bucketflow.TokenBucket.consume", "self tokens=1 block=False"),
     ("bucketflow.rate_limit", "tokens_per_second capacity=None block=True"),
@@ -69,7 +69,7 @@ PUBLIC_MODULES = [
 
 
 def find(path):
-    """Return what *path* names: a module's attribute, or an attribute of that."""
+    """Return the object at *path*: an attribute of a module, or an attribute of that."""
     module, names = path, []
     while True:
         try:
@@ -84,12 +84,12 @@ def find(path):
     return found
 
 
-def test_the_exported_names_are_these():
+def test_the_exported_names_are_the_documented_ones():
     assert bucketflow.__all__ == NAMES
 
 
 @pytest.mark.parametrize("module", PUBLIC_MODULES)
-def test_every_list_of_names_is_sorted_and_true(module):
+def test_every_all_is_sorted_and_its_names_exist(module):
     module = importlib.import_module(module)
     assert list(module.__all__) == sorted(module.__all__, key=lambda name: (not name.isupper(), name))
     assert all(hasattr(module, name) for name in module.__all__)
@@ -126,7 +126,7 @@ def test_the_properties_of_0_1_0_are_kept():
     assert (child.parent, child.children, parent.children, parent.name) == (parent, [], [child], "shop")
 
 
-def test_the_version_is_the_one_that_is_packaged():
+def test_the_version_is_the_packaged_version():
     (version,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert bucketflow.__version__ == version
 

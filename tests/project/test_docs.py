@@ -1,4 +1,4 @@
-"""What the README and the docs say is so: examples run, tables are the code's, links lead somewhere."""
+"""README and docs match the code: examples run, tables hold what the code holds, links have targets."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from architecture import LIBRARY, OF_THE_LIBRARY, OUTSIDE, THROTTLE
 from processes import Process, wait_until
 
 from bucketflow_celery import Limit, Throttle, throttled_task
@@ -23,7 +24,8 @@ from bucketflow_celery.stats import Stats
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*) ?(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\((?!https?://)([^)#\s]+)(#[^)]*)?\)")
+LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(#[^)]*)?\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
 def name_of(page):
@@ -34,7 +36,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
 class Block(NamedTuple):
-    """A fenced block: ``python run`` is executed, ``python file=shop.py`` is written beside it first."""
+    """A fenced block: ``python run`` is executed, ``python file=shop.py`` is first written to a file beside it."""
 
     language: str
     mark: str
@@ -52,7 +54,7 @@ def environment(directory):
 
 @pytest.fixture
 def url(redis_server, redis_client):
-    """Return the URL of an empty server, to stand for ``redis://localhost``."""
+    """Return the URL of an empty server, which replaces ``redis://localhost``."""
     assert redis_client.dbsize() == 0
     return redis_server.url.removesuffix("/0")
 
@@ -64,14 +66,14 @@ def write_files(page, redis_url, directory):
 
 
 @each_page
-def test_every_python_block_is_python(page):
+def test_every_python_block_is_valid_python(page):
     for block in blocks_of(page):
         if block.language == "python":
             ast.parse(block.text)
 
 
 @each_page
-def test_every_python_block_is_run_or_a_file(page):
+def test_every_python_block_is_run_or_written_to_a_file(page):
     marks = [block.mark for block in blocks_of(page) if block.language == "python"]
     assert all(mark == "run" or re.fullmatch(r"file=\w+\.py", mark) for mark in marks)
 
@@ -81,7 +83,7 @@ def test_every_python_block_is_run_or_a_file(page):
     [page for page in PAGES if any(block.mark == "run" for block in blocks_of(page))],
     ids=lambda page: page.name,
 )
-def test_the_examples_of_a_page_run_in_their_order(page, url, tmp_path):
+def test_the_examples_of_a_page_run_in_order(page, url, tmp_path):
     write_files(page, url, tmp_path)
     script = tmp_path / "page.py"
     script.write_text("\n".join(block.text for block in blocks_of(page, url) if block.mark == "run"))
@@ -116,18 +118,27 @@ def orders(worker):
 
 
 def shape(line):
-    """Return *line* without what differs from run to run: numbers, ids, and which of the two accounts it is."""
+    """Return *line* without what differs between runs: numbers, ids, and which of the two accounts it names."""
     line = re.sub(r"\[[0-9a-f-]{36}\]", "[id]", line.replace("umbrella", "acme"))
     return re.sub(r"\d+", "0", line)
 
 
 @each_page
-def test_every_link_leads_somewhere(page):
-    for target, _ in LINK.findall(page.read_text()):
-        assert (page.parent / target).exists(), target
+def test_every_link_has_a_target(page):
+    for path, anchor in LINK.findall(page.read_text()):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors_of(target), f"{path}{anchor}"
 
 
-def test_the_guide_shows_mistakes_as_a_worker_shows_them(tmp_path):
+def anchors_of(page):
+    """Return the anchors that a reader's browser finds for the headings of *page*."""
+    return {
+        "#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in HEADING.findall(page.read_text())
+    }
+
+
+def test_the_guide_shows_mistakes_in_the_words_of_a_worker(tmp_path):
     guide = ROOT / "docs" / "guide.md"
     shown = next(block.text for block in blocks_of(guide) if block.text.startswith("bucketflow cannot start"))
     (tmp_path / "wrong.py").write_text(
@@ -146,7 +157,7 @@ def test_the_guide_shows_mistakes_as_a_worker_shows_them(tmp_path):
     assert shown in done.stderr
 
 
-def test_the_guide_names_every_right_a_redis_user_needs(url, redis_client, tmp_path):
+def test_the_guide_names_every_permission_a_redis_user_needs(url, redis_client, tmp_path):
     guide = (ROOT / "docs" / "guide.md").read_text()
     sentence = guide[guide.index("**A user for Redis.**") :]
     named = set(re.findall(r"`([A-Z]+)`", sentence))
@@ -203,9 +214,9 @@ def test_the_guide_names_every_right_a_redis_user_needs(url, redis_client, tmp_p
         redis_client.execute_command("ACL", "DELUSER", "limits")
 
 
-def table(heading, page="configuration.md", number=0):
-    """Return the cells of a table under *heading*: rows without the head."""
-    text = (ROOT / "docs" / page).read_text()
+def table(heading, page="docs/configuration.md", number=0):
+    """Return the cells of a table under *heading*: rows without the table's own heading."""
+    text = (ROOT / page).read_text()
     section = re.split(r"^## ", text.split(f"\n## {heading}\n")[1], flags=re.MULTILINE)[0]
     tables = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
     rows = [re.split(r" *(?<!\\)\| *", line.strip().strip("|").strip()) for line in tables[number].splitlines()[2:]]
@@ -216,7 +227,7 @@ def shown(default):
     return "none" if default is None else repr(default).replace("'", '"')
 
 
-def test_the_options_of_throttle_are_those_of_the_table():
+def test_the_table_of_throttle_options_has_names_and_defaults_of_the_settings():
     defaults = {field.name: field.default for field in fields(Settings)}
     assert MISSING not in defaults.values()
     expected = [
@@ -225,23 +236,23 @@ def test_the_options_of_throttle_are_those_of_the_table():
     assert [tuple(row[:3]) for row in table("Options of `Throttle`")] == expected
 
 
-def test_throttle_takes_what_the_tables_say_and_nothing_else():
+def test_the_tables_of_throttle_options_name_every_parameter_of_throttle():
     documented = [row[0] for number in (0, 1) for row in table("Options of `Throttle`", number=number)]
     assert sorted(documented) == sorted(set(inspect.signature(Throttle).parameters) - {"app"})
 
 
-def test_the_options_of_throttled_task_are_those_of_the_table():
+def test_the_table_of_throttled_task_options_has_names_and_defaults_of_its_parameters():
     parameters = inspect.signature(throttled_task).parameters.values()
     expected = [(p.name, shown(p.default)) for p in parameters if p.kind is p.KEYWORD_ONLY]
     assert [tuple(row[:2]) for row in table("Options of `throttled_task`")] == expected
 
 
-def test_the_counters_are_those_of_the_table():
+def test_the_table_of_counters_names_every_counter():
     assert [row[0] for row in table("Counters")] == list(Stats().snapshot())
 
 
 @pytest.mark.parametrize("row", table("Errors in results"), ids=lambda row: row[0])
-def test_the_errors_carry_the_facts_of_the_table(row):
+def test_an_error_carries_the_facts_of_its_row(row):
     module, _, name = row[0].rpartition(".")
     error = getattr(sys.modules[module], name)
     facts = list(inspect.signature(error).parameters)
@@ -254,6 +265,70 @@ def forms_of_a_limit():
 
 
 @pytest.mark.parametrize("form", forms_of_a_limit())
-def test_every_form_of_a_limit_can_be_read(form):
+def test_every_documented_form_of_a_limit_is_accepted(form):
     limit = eval(form, {"Limit": Limit, "capacity": 10, "fill_rate": 0.5})
     assert (parse_limit("here", limit) is None) == (form == "None")
+
+
+def listed(cell):
+    """Return the names in a *cell* of a table; the outer backticks are stripped already."""
+    return [] if cell == "–" else cell.split("`, `")
+
+
+def import_rules():
+    """Return the rows of the architecture: layer, layers of its package, layers of the library, distributions."""
+    rows = [[f"bucketflow.{layer}", below, []] for layer, below in LIBRARY.items()]
+    rows += [
+        [f"bucketflow_celery.{layer}", below, ["foundation", *OF_THE_LIBRARY.get(layer, [])]]
+        for layer, below in THROTTLE.items()
+    ]
+    return [[*row, sorted(OUTSIDE.get(row[0], ()))] for row in rows]
+
+
+def test_the_import_rules_in_contributing_are_the_architecture():
+    shown = [[row[0], *map(listed, row[1:])] for row in table("Import rules", "CONTRIBUTING.md")]
+    assert shown == import_rules()
+
+
+def closure(graph):
+    """Return what each node of *graph* reaches, itself excluded."""
+    reached = {}
+
+    def visit(node):
+        if node not in reached:
+            reached[node] = set().union(*({below} | visit(below) for below in graph.get(node, ())))
+        return reached[node]
+
+    for node in graph:
+        visit(node)
+    return reached
+
+
+def test_the_diagram_in_contributing_shows_what_each_layer_reaches():
+    diagram = next(block.text for block in blocks_of(ROOT / "CONTRIBUTING.md") if block.language == "mermaid")
+    throttle, library = diagram.split("subgraph bucketflow\n")
+    library, between = library.split("end\n")[:2]
+    shown = {f"bucketflow.{layer}": [] for layer in LIBRARY} | {f"bucketflow_celery.{layer}": [] for layer in THROTTLE}
+    for part, tail, head in (
+        (throttle, "bucketflow_celery", "bucketflow_celery"),
+        (library, "bucketflow", "bucketflow"),
+        (between, "bucketflow_celery", "bucketflow"),
+    ):
+        for above, below in re.findall(r"^ +(\w+)(?:\[.*?\])? --> (\w+)$", part.replace("lib_", ""), re.MULTILINE):
+            shown[f"{tail}.{above}"].append(f"{head}.{below}")
+    expected = {
+        row[0]: [f"{row[0].partition('.')[0]}.{name}" for name in row[1]] + [f"bucketflow.{name}" for name in row[2]]
+        for row in import_rules()
+    }
+    assert closure(shown) == closure(expected)
+
+
+def test_contributing_has_a_row_for_every_folder_of_the_packages():
+    folders = {
+        f"{path.parent.relative_to(ROOT)}/"
+        for package in ("bucketflow", "bucketflow_celery")
+        for path in (ROOT / package).rglob("*")
+        if path.suffix in (".py", ".lua")
+    }
+    rows = {row[0] for row in table("Architecture", "CONTRIBUTING.md")}
+    assert rows - {"examples/", "benchmarks/"} == folders

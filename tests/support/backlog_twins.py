@@ -27,7 +27,7 @@ from bucketflow_celery.scheduling.model import (
     TaskSpec,
     TenantSpec,
 )
-from bucketflow_celery.store.interfaces import ALL_QUEUES, LOST
+from bucketflow_celery.store.interfaces import ALL_QUEUES, LeaseLost, StaleLimits
 from bucketflow_celery.store.redis_store import RedisStore
 from bucketflow_celery.testing import MemoryStore
 
@@ -178,7 +178,7 @@ class Twins:
         self._reclaim(worker.name)
 
     def _reclaim(self, name):
-        owned = self.both(lambda store: store.backlogs.owned(name).run())
+        owned = self.both(lambda store: store.backlogs.leased_tasks(name).run())
         count = self.both(lambda store: reclaim(store.backlogs, name))
         assert count == len(owned) == sum(where == name for _, _, where in self.where.values())
         self.counted["reclaimed"] += count
@@ -188,7 +188,7 @@ class Twins:
         for uids in by_queue.values():
             for uid in reversed(uids):
                 self._back(uid)
-        assert not self.both(lambda store: store.backlogs.owned(name).run())
+        assert not self.both(lambda store: store.backlogs.leased_tasks(name).run())
 
     def park(self, queue, parcels, limit=1000, *, busy=False):
         waiting = self.count(queue)
@@ -214,22 +214,24 @@ class Twins:
         return positions
 
     def dispatch(self, worker, queue, free):
-        """Return the answer; ``None`` if the limits had changed, ``LOST`` without a lease."""
+        """Return the reply; ``None`` if the limits had changed."""
         request = worker.request(queue, free)
         answers = []
         for index, store in enumerate((self.memory, self.redis)):
-            version, answer = store.backlogs.dispatch(queue, request, self.versions[worker.version][index]).run()
-            answers.append(([pair[index] for pair in self.versions].index(version), answer))
+            answer = store.backlogs.dispatch(queue, request, self.versions[worker.version][index]).run()
+            if isinstance(answer, StaleLimits):
+                answer = StaleLimits([pair[index] for pair in self.versions].index(answer.version))
+            answers.append(answer)
         assert answers[0] == answers[1]
-        version, answer = answers[0]
-        if answer is None:
-            assert version != worker.version
+        answer = answers[0]
+        if isinstance(answer, StaleLimits):
+            assert answer.version != worker.version
             self.counted["another version"] += 1
             self._read_limits(worker)
             return None
-        if answer == LOST:
+        if isinstance(answer, LeaseLost):
             self.counted["no lease"] += 1
-            return LOST
+            return answer
         worker.known[queue] = answer.next
         assert sum(dispatched.admitted for dispatched in answer.dispatched) <= free
         for dispatched in answer.dispatched:
@@ -342,9 +344,10 @@ class Twins:
                 )
         before = dict(self.memory._states)
         found = [
-            store.admit(questions, self.versions[worker.version][index])[1]
+            store.admit(questions, self.versions[worker.version][index]).run()
             for index, store in enumerate((self.memory, self.redis))
         ]
+        found = [None if isinstance(one, StaleLimits) else one for one in found]
         assert found[0] == found[1]
         for key, state in list(self.memory._states.items()):
             # Where Python keeps what says nothing any more, Redis keeps nothing.
@@ -393,7 +396,7 @@ class Twins:
             assert sorted(ours.lanes, key=lambda view: view.lane) == sorted(theirs.lanes, key=lambda view: view.lane)
             assert sum(view.count for view in ours.lanes) == self.count(queue)
         for worker in self.workers.values():
-            owned = self.both(lambda store, name=worker.name: store.backlogs.owned(name).run())
+            owned = self.both(lambda store, name=worker.name: store.backlogs.leased_tasks(name).run())
             mine = sorted(uid for uid, (_, _, where) in self.where.items() if where == worker.name)
             assert sorted(one.uid for one in owned) == mine, worker.name
 
@@ -495,7 +498,6 @@ def memory_shape(backlog, versions):
 
 __all__ = [
     "LEASE",
-    "LOST",
     "NOW",
     "SECOND",
     "Lane",

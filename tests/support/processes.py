@@ -1,8 +1,8 @@
 """
-Local processes for the tests: each in its own directory and session.
+Local processes for the tests, each in its own directory and session.
 
-A process ends with whoever started it, or at the latest with the interpreter. A program that this machine does not have
-skips the test, and fails it where ``CI`` is set: there a skipped promise is a broken one.
+A process ends with the test or fixture that started it, at the latest with the interpreter. If a program is not
+installed, the test is skipped. Where ``CI`` is set it fails instead, so that no promise goes untested.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """Return a port nobody listens on, and that is not given twice."""
+    """Return a port that no process listens on; never the same one twice."""
     while True:
-        # Below the ports the system gives to outgoing connections: one of those may be taken before the server starts.
+        # Below the ephemeral range: the system may give such a port to a connection before the server starts.
         port = random.randint(10_000, 32_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
@@ -42,14 +42,21 @@ def free_port() -> int:
 
 
 def wait_until(predicate: Callable[[], object], timeout: float = 10.0, pause: float = 0.01) -> None:
-    """Return once *predicate* is true; one that raises is not true yet. After *timeout* seconds: ``TimeoutError``."""
+    """
+    Return once *predicate* is true. An exception counts as not true yet.
+
+    Args:
+        predicate: Called repeatedly.
+        timeout: Seconds until ``TimeoutError``.
+        pause: Seconds between two calls.
+    """
     deadline = time.monotonic() + timeout
     error: Exception | None = None
     while True:
         try:
             if predicate():
                 return
-        except Exception as raised:  # noqa: BLE001 - whatever it is, it may pass, and is shown if it does not
+        except Exception as raised:  # noqa: BLE001 - any error may be transient; after the timeout it is chained
             error = raised
         if time.monotonic() > deadline:
             raise TimeoutError(f"still not true after {timeout:g} s") from error
@@ -63,12 +70,12 @@ def missing(reason: str) -> NoReturn:
 
 class Process:
     """
-    A program that runs until stopped, in a session of its own so that its children end with it.
+    A program that runs until stopped, in its own session so that its children can be killed with it.
 
     Args:
         argv: Program and arguments.
-        directory: Where it runs, and where its output goes (``log``).
-        env: Added to this process's environment.
+        directory: Working directory, created if missing; the file ``log`` in it receives the output.
+        env: Additions to this process's environment.
     """
 
     def __init__(self, argv: Sequence[str], directory: Path, env: Mapping[str, str] | None = None) -> None:
@@ -101,12 +108,12 @@ class Process:
         return self._child.poll() is None
 
     def kill(self) -> None:
-        """SIGKILL, for it and its children."""
+        """Send SIGKILL to the program and its children."""
         self._signal_all(signal.SIGKILL)
         self._child.wait(10)
 
     def stop(self) -> None:
-        """AdmissionRequest it to end; insist after 10 s."""
+        """End the program with SIGTERM, within 10 s; then end what remains of its session with SIGKILL."""
         if self.running:
             self.resume()
             self._child.terminate()
@@ -116,7 +123,7 @@ class Process:
         atexit.unregister(self.kill)
 
     def pause(self) -> None:
-        """Hang: the kernel still accepts connections, nobody answers."""
+        """Suspend the program and its children: the kernel accepts connections for it, but nothing replies."""
         self._signal_all(signal.SIGSTOP)
 
     def resume(self) -> None:

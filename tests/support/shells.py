@@ -1,9 +1,9 @@
 """
-One bucket behind one small protocol, so that the same story can be told to every shell.
+Adapters that give every bucket class one interface, so that one table of cases tests them all.
 
-A shell is made by ``make(capacity, fill_rate, initial_tokens=None)`` and has ``at(seconds)``, which sets its clock,
-backwards too; ``consume(cost)``, which gives a Decision; ``tokens()``; ``refund(cost)``. A new shell is one more entry
-in ``SHELLS`` of conftest.py.
+``make(capacity, fill_rate, initial_tokens=None)`` creates an adapter. It has ``at(seconds)``, which sets its clock,
+also backwards; ``consume(cost)``, which returns a Decision; ``tokens()``; and ``refund(cost)``. A new adapter is one
+more entry in ``ADAPTERS`` of conftest.py.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ from __future__ import annotations
 import asyncio
 
 from bucketflow import AsyncTokenBucket, HierarchicalTokenBucket, Limit, TokenBucket
-from bucketflow.algorithm import gcra as core
+from bucketflow.algorithm import gcra
 from bucketflow.testing import FakeClock
 
 
-class CoreShell:
-    """The arithmetic itself."""
+class GcraShell:
+    """The arithmetic without a bucket class."""
 
     def __init__(self, capacity, fill_rate, initial_tokens=None):
-        self.limit, self.full_at, self.now = Limit(capacity, fill_rate), core.FULL, 0
+        self.limit, self.full_at, self.now = Limit(capacity, fill_rate), gcra.FULL, 0
         if initial_tokens is not None:
-            self.full_at = core.take(self.limit, self.full_at, 0, capacity - initial_tokens)
+            self.full_at = gcra.take(self.limit, self.full_at, 0, capacity - initial_tokens)
 
     def at(self, seconds):
         self.now = round(seconds * 1_000_000)
 
     def consume(self, cost=1):
-        decision, self.full_at = core.consume(self.limit, self.full_at, self.now, cost)
+        decision, self.full_at = gcra.consume(self.limit, self.full_at, self.now, cost)
         return decision
 
     def tokens(self):
-        return core.tokens_at(self.limit, self.full_at, self.now)
+        return gcra.tokens_at(self.limit, self.full_at, self.now)
 
     def refund(self, cost=1):
-        self.full_at = core.refund(self.limit, self.full_at, self.now, cost)
+        self.full_at = gcra.refund(self.limit, self.full_at, self.now, cost)
 
 
 class ThreadShell:
-    """Two twins: one answers with a Decision, the other with a bool. They must agree."""
+    """Two equal buckets: one answers with a Decision, the other with a bool. They must agree."""
 
     kind = TokenBucket
 

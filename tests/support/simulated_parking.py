@@ -1,5 +1,5 @@
 """
-The parking of a simulated worker: a real keeper with its room, holdings and lease, on the fleet's clock.
+The parking of a simulated worker: a real service with its lease and in-flight tasks, on the fleet's clock.
 
 The store can be down, and may have done what it was asked all the same. A worker can die between any two events, or
 stop for longer than its lease; the broker may forget the last acknowledgements.
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from functools import partial
-from types import SimpleNamespace
 
 from bucketflow.errors import StoreUnavailable
 from bucketflow.limit import SECOND
@@ -17,11 +16,10 @@ from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import check_cost
 from bucketflow_celery.config.policy import ThrottlePolicy
 from bucketflow_celery.errors import ThrottleTimeout
-from bucketflow_celery.parking import worker_lease as lease
+from bucketflow_celery.parking import worker_lease
 from bucketflow_celery.scheduling.model import Lane, ParkedMessage
-from bucketflow_celery.store.calls import begin_now
 from bucketflow_celery.store.interfaces import ALL_QUEUES
-from bucketflow_celery.store.memory_backlog import Reply
+from bucketflow_celery.store.memory_backlog import MemoryStoreCall
 from bucketflow_celery.worker.parking_service import ParkingService
 
 
@@ -32,10 +30,14 @@ class Connection:
         self._worker = worker
         self.backlogs = _Backlogs(worker)
 
-    def admit(self, asks, version):
-        worker = self._worker
-        worker.count_call()
-        return worker.fleet.reach(lambda: worker.fleet.store.admit(asks, version))
+    def admit(self, requests, version):
+        worker, call = self._worker, self._worker.fleet.store.admit(requests, version)
+
+        def run():
+            worker.count_call()
+            return worker.fleet.reach(call.run)
+
+        return MemoryStoreCall(run)
 
     def limits(self):
         fleet = self._worker.fleet
@@ -53,7 +55,7 @@ class _Backlogs:
             worker.count_call()
             return worker.fleet.reach(call.run)
 
-        return lambda *args, **kwargs: Reply(partial(run, call(*args, **kwargs)))
+        return lambda *args, **kwargs: MemoryStoreCall(partial(run, call(*args, **kwargs)))
 
 
 class _Listener:
@@ -70,7 +72,7 @@ class _Listener:
 
 class Parking:
     """
-    The parking of one worker process: implements :class:`bucketflow_celery.parking.interfaces.ParkingWorker`.
+    The parking of one worker process: its real service, lease and in-flight tasks, on the fleet's clock.
 
     Args:
         worker: The worker.
@@ -78,12 +80,8 @@ class Parking:
 
     def __init__(self, worker):
         self.worker, self.fleet = worker, worker.fleet
-        self.monotonic, self.start = worker.monotonic, worker.start
-        throttle = SimpleNamespace(
-            store=worker.store, settings=self.fleet.settings, active_limits=worker.active_limits, counters=worker.stats
-        )
-        self.keeper = ParkingService(throttle, worker.name)
-        self.lease, self.holdings = self.keeper._lease, self.keeper._in_flight_tasks
+        self.service = ParkingService(worker.context, worker.name)
+        self.lease, self.in_flight_tasks = self.service._lease, self.service._in_flight_tasks
         self.lease._clock = worker.monotonic
         self.lease.start = lambda: None
         self.listener = _Listener(self)
@@ -94,38 +92,36 @@ class Parking:
         self._beat()
 
     def open(self, gate):
-        room = self.keeper.open(self, gate, None)
-        room._begin = self._begin
-        gate.open(room)
+        gate.open(self.service.open(self.worker, gate, self.worker.runner()))
 
     def close(self):
-        return self.keeper.close()
+        return self.service.close()
 
-    def leave(self):
+    def release(self):
         """Be shut down; the pool has ended."""
-        self.keeper.leave()
-        self.excuse()  # if the store is away, nobody is told what has ended
+        self.service.release()
+        self.excuse()  # if the store is away, it does not learn what has ended
         self._end()
 
     def die(self):
-        """Be killed: nobody is told anything."""
+        """Be killed: nothing is reported."""
         self.excuse()
         self._end()
 
     def excuse(self):
-        """Take note that what the worker has may run a second time."""
-        for uid in self.holdings._tasks:
+        """Record that the tasks in flight may run a second time."""
+        for uid in self.in_flight_tasks._tasks:
             self.jobs[uid].excused += 1
 
     def unheard(self, since):
-        """Return the requests whose acknowledgement after *since* the broker did not hear."""
+        """Return the requests whose acknowledgement after *since* the broker has not processed."""
         unheard = [request for at, request in self.acknowledged if at > since]
         self.acknowledged = []
         return unheard
 
     def hear(self, queue):
         if not self.fleet._within(self.fleet.store_down, self.fleet.now):
-            self.worker.later(self.fleet.latency / 2, lambda: self.lease._on_call(queue))
+            self.worker.later(self.fleet.latency / 2, lambda: self.lease._on_notify(queue))
 
     def _end(self):
         self.is_over = True
@@ -134,7 +130,7 @@ class Parking:
     def _listen(self, *, listen):
         if listen and not self.is_listening:
             self.fleet.store.backlogs._listeners.append(self.listener)
-            self.lease._on_call(ALL_QUEUES)
+            self.lease._on_notify(ALL_QUEUES)
         elif not listen and self.is_listening:
             self.fleet.store.backlogs._listeners.remove(self.listener)
         self.is_listening = listen
@@ -146,46 +142,29 @@ class Parking:
         try:
             self.lease._renew_if_due()
             self._listen(listen=True)
-            pause = max(0.001, self.lease._next_renewal - self.monotonic())
+            pause = max(0.001, self.lease._next_renewal - self.worker.monotonic())
         except StoreUnavailable:
             self._listen(listen=False)
-            pause = lease._AGAIN
+            pause = worker_lease._RETRY_PAUSE
         self.worker.later(pause, self._beat)
-
-    def _begin(self, call, done):
-        if not self.fleet.latency:
-            begin_now(call, done)
-            return
-
-        self.worker.at_a_distance(partial(begin_now, call), done)
 
     # ParkingWorker
 
-    def queues(self):
-        return list(self.fleet.queues)
-
-    def is_fresh(self, entry):
-        return self.fleet.tells_redelivery and not entry.request.redelivered
-
-    def is_redelivered(self, entry):
-        return entry.request.redelivered
-
-    def parcel(self, entry, *, again):
-        request, job = entry.request, entry.request.job
-        salt = f" {id(request)}" if again else ""
+    def encode(self, task, *, is_duplicate):
+        request, job = task.request, task.request.job
+        salt = f" {id(request)}" if is_duplicate else ""
         uid = hashlib.blake2b((request.message + salt).encode(), digest_size=14).digest()
         self.jobs[uid] = job
-        patience = 0
+        max_wait_us = 0
         if job.max_wait is not None:
-            waited = 0.0 if entry.first_refused_at is None else self.worker.time() - entry.first_refused_at
-            patience = max(1, round((job.max_wait - waited) * SECOND))
-        message = f"{self.fleet.jobs.index(job)} {entry.first_refused_at}".encode()
-        return ParkedMessage(
-            uid, Lane(job.tenant or "", job.name, job.rank), message, job.cost, patience, request.redelivered
-        )
+            waited = 0.0 if task.waiting_since is None else self.worker.time() - task.waiting_since
+            max_wait_us = max(1, round((job.max_wait - waited) * SECOND))
+        message = f"{self.fleet.jobs.index(job)} {task.waiting_since}".encode()
+        lane = Lane(job.tenant or "", job.name, job.rank)
+        return ParkedMessage(uid, lane, message, job.cost, max_wait_us, request.redelivered)
 
-    def parked(self, entry, position):
-        request = entry.request
+    def on_parked(self, task, position):
+        request = task.request
         request.job.parked += position > 0
         self.acknowledged.append((self.fleet.now, request))
         self.worker.acknowledge(request)
@@ -196,28 +175,16 @@ class Parking:
         job.dispatched += 1
         self.jobs[item.uid] = job
         request = self.worker.dispatched(job, item.redelivered, on_end)
-        policy = ThrottlePolicy(self.worker.path(job))
-        return PendingTask(
-            request, dispatched.owned.queue, policy, self.monotonic(), None if since == "None" else float(since)
-        )
+        task = PendingTask(request, dispatched.owned.queue, self.worker.monotonic())
+        task.waiting_since = None if since == "None" else float(since)
+        task.policy = ThrottlePolicy(self.worker.path(job))
+        return task
 
-    def is_revoked_or_expired(self, entry):
-        return self.worker.is_revoked_or_expired(entry)
-
-    def give_up(self, entry):
-        request, job = entry.request, entry.request.job
+    def end_unstarted(self, task):
+        job = task.request.job
         try:
-            check_cost(entry.policy.path, job.cost)
-            error = ThrottleTimeout("queue", self.worker.time() - entry.first_refused_at, job.max_wait)
+            check_cost(task.policy.path, job.cost)
+            error = ThrottleTimeout("queue", self.worker.time() - task.waiting_since, job.max_wait)
         except ValueError as never:
             error = never
-        self.worker.fail(request, error)
-
-    def is_settled(self, entry):
-        return entry.request.settled
-
-    def request_scale_up(self, more):
-        self.worker.lacked_slots = more
-
-    def call_soon(self, callback):
-        self.worker.later(0, self.worker.counted(callback))
+        self.worker.fail(task, error)

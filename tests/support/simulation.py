@@ -22,15 +22,16 @@ from simulated_parking import Connection, Parking
 from bucketflow.errors import StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow.testing import FakeClock
-from bucketflow_celery.admission.controller import AdmissionController, HoldLimits
+from bucketflow_celery.admission.controller import AdmissionController
+from bucketflow_celery.admission.interfaces import HoldLimits
+from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.policy import ThrottlePolicy
 from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.config.table import LimitTable
 from bucketflow_celery.scheduling.ticket import NO_TICKET, Ticket
 from bucketflow_celery.stats import Stats
 from bucketflow_celery.store.active_limits import ActiveLimits
-from bucketflow_celery.store.calls import DirectAsker
-from bucketflow_celery.store.circuit_breaker import CircuitBreaker
+from bucketflow_celery.store.calls import BlockingRunner, WorkerContext
 from bucketflow_celery.testing import MemoryStore
 
 START = 1000.0
@@ -124,13 +125,15 @@ class Fleet:
         self.lateness, self.lost_replies = lateness, lost_replies
         self.store_down, self.broker_down = store_down, broker_down
         self.latency, self.parks, self.tells_redelivery = latency, parks, tells_redelivery
-        self.settings = Settings(limits=parsed(limits), backlog_limit=backlog_limit, lease=lease)
+        self.settings = Settings(
+            limits=parsed(limits), on_store_error=on_store_error, backlog_limit=backlog_limit, lease=lease
+        )
         self.jobs = []
         self.queues = {queue: deque() for queue in queues}
         self.events = []
         self.order = itertools.count()
         self.number_of_returns, self.number_of_messages, self.coin = (itertools.count() for _ in range(3))
-        self.options = {"on_store_error": on_store_error, "max_hold": max_hold, "max_countdown": max_countdown}
+        self.options = {"max_hold": max_hold, "max_countdown": max_countdown}
         self.workers = [Worker(self, f"w{number}", slots, prefetch) for number in range(workers)]
 
     # Time
@@ -206,7 +209,7 @@ class Fleet:
             for name, queue in self.queues.items():
                 for worker in sorted(self.workers, key=lambda worker: worker.unacknowledged - len(worker.widened)):
                     if queue and worker.has_room(name):
-                        worker.receive(queue.popleft())
+                        worker.deliver(queue.popleft())
                         found = True
                         break
 
@@ -221,7 +224,7 @@ class Fleet:
     def come_back(self, request, number):
         alive = [worker for worker in self.workers if worker.is_up()]
         if alive:
-            alive[number % len(alive)].receive(request)
+            alive[number % len(alive)].deliver(request)
         else:
             self.publish(request)
 
@@ -275,9 +278,34 @@ def parsed(raw):
     return table
 
 
+class Runner:
+    """Implements :class:`bucketflow_celery.store.calls.CallRunner` on the fleet's clock."""
+
+    def __init__(self, worker):
+        self.worker, self.direct = worker, BlockingRunner()
+
+    def run(self, call, on_reply, *, inline=False):
+        """Run *call*. At a distance it arrives even if this process is dead by then, and so does the reply."""
+        worker = self.worker
+        if not worker.fleet.latency:
+            self.direct.run(call, on_reply, inline=inline)
+            return
+        life, gate, way = worker.life, worker.gate, worker.fleet.latency / 2
+
+        def reach():
+            if worker.gate is not gate and next(worker.fleet.coin) % 2:
+                return  # it was lost with the connection
+            self.direct.run(call, lambda reply: worker.later(way, lambda: on_reply(reply), life))
+
+        worker.fleet.after(way, reach)
+
+    def close(self):
+        pass
+
+
 class Worker:
     """
-    One worker: implements :class:`bucketflow_celery.admission.interfaces.Worker`, and keeps the gate to its promises.
+    One worker: implements :class:`bucketflow_celery.parking.interfaces.ParkingWorker`, and checks its callers.
     """
 
     def __init__(self, fleet, name, slots, prefetch):
@@ -292,6 +320,7 @@ class Worker:
         self.stats = Stats()
         self.store = Connection(self)
         self.active_limits = ActiveLimits(lambda: self.tasks, lambda: self.fleet.settings, lambda: self.store)
+        self.context = WorkerContext(self.fleet.settings, self.store, self.active_limits, self.stats)
         self.busy, self.unacked = 0, {}
         self.held, self.widened, self.full = {}, set(), set()
         self.waiting_for_slot = self.timer = self.gate = self.parking = None
@@ -301,17 +330,14 @@ class Worker:
         with suppress(StoreUnavailable):
             self.active_limits.refresh()
         options = self.fleet.options
-        self.asker = DirectAsker(self.store, self.active_limits)
         self.gate = AdmissionController(
-            self,
-            asker=self,
-            resolve=self.resolve,
-            breaker=CircuitBreaker(options["on_store_error"]),
-            hold_limits=HoldLimits(options["max_hold"], options["max_countdown"]),
-            stats=self.stats,
+            self, self.context, self.runner(), HoldLimits(options["max_hold"], options["max_countdown"])
         )
         if self.fleet.parks:
-            self.parking = self.parking or Parking(self)
+            if self.parking is None:
+                self.parking = Parking(self)
+                self.encode, self.on_parked = self.parking.encode, self.parking.on_parked
+                self.end_unstarted, self.receive = self.parking.end_unstarted, self.parking.receive
             self.parking.open(self.gate)
 
     def close(self):
@@ -377,7 +403,7 @@ class Worker:
 
     def _leave_when_idle(self):
         if self.gate is None and self.parking is not None and not self.busy:
-            self.parking.leave()
+            self.parking.release()
             self.parking = None
 
     @property
@@ -387,44 +413,35 @@ class Worker:
     def has_room(self, queue):
         return self.is_up() and queue not in self.full and self.unacknowledged - len(self.widened) < self.prefetch
 
-    def receive(self, request):
+    def deliver(self, request):
         request.job.deliveries += 1
         self.unacked[request] = None
-        self.gate.submit(request, request.job.queue, request.ticket)
+        ticket = request.ticket
+        task = PendingTask(
+            request,
+            request.job.queue,
+            self.monotonic(),
+            ticket.waiting_since,
+            dict(ticket.reservations),
+            redelivered=request.redelivered if request.redelivered or self.fleet.tells_redelivery else None,
+            can_park=True,
+        )
+        self.gate.submit(task)
 
     def dispatched(self, job, redelivered, on_end):
         return DispatchRequest(job, redelivered=redelivered, on_end=on_end)
-
-    def ask(self, asks, done, *, inline):
-        """Do as the askers of a worker do: answer at once, or later."""
-        if not self.fleet.latency:
-            self.asker.ask(asks, done, inline=inline)
-            return
-
-        self.at_a_distance(lambda tell: self.asker.ask(asks, tell, inline=inline), done)
-
-    def at_a_distance(self, call, done):
-        """Make a call that takes its time to get there, even if this process is dead by then; so does the reply."""
-        life, gate, way = self.life, self.gate, self.fleet.latency / 2
-
-        def reach():
-            if self.gate is not gate and next(self.fleet.coin) % 2:
-                return  # it was lost with the connection
-            call(lambda outcome: self.later(way, lambda: done(outcome), life))
-
-        self.fleet.after(way, reach)
 
     def count_call(self):
         self.calls.append(self.fleet.now)
         assert len(self.calls) < 2000 or self.calls[-2000] < self.fleet.now, "asks for ever in one instant"
 
     def path(self, job):
-        return self.active_limits.limits.path(job.queue, job.tenant, job.name) if job.cost else ()
+        return self.active_limits.table.path(job.queue, job.tenant, job.name) if job.cost else ()
 
-    def resolve(self, request, queue):
-        job = request.job
+    def resolve(self, task):
+        job = task.request.job
         path = self.path(job)
-        paused = self.active_limits.limits.pause(queue, job.tenant, job.name)
+        paused = self.active_limits.table.pause(task.queue, job.tenant, job.name)
         return ThrottlePolicy(path, job.cost, job.max_wait, job.on_limit, job.tenant, paused)
 
     def acknowledge(self, request):
@@ -454,7 +471,22 @@ class Worker:
 
         self.fleet.after(seconds, run)
 
-    # Worker
+    # ParkingWorker
+
+    def runner(self):
+        return Runner(self)
+
+    def queues(self):
+        return list(self.fleet.queues)
+
+    def is_acknowledged(self, task):
+        return task.request.settled
+
+    def request_scale_up(self, *, has_more):
+        self.lacked_slots = has_more
+
+    def call_soon(self, callback):
+        self.later(0, self.counted(callback))
 
     def free(self):
         return self.slots - self.busy
@@ -498,7 +530,7 @@ class Worker:
 
     def defer(self, entry, countdown):
         assert 0 < countdown <= self.fleet.options["max_countdown"] + 10
-        ticket = Ticket(dict(entry.reservations), entry.first_refused_at)
+        ticket = Ticket(dict(entry.reservations), entry.waiting_since)
         if not self.fleet.publish_later(entry.request.job, countdown, ticket):
             return False
         entry.request.job.deferrals += 1
@@ -511,9 +543,9 @@ class Worker:
         self.fleet.deliver_again([request])
         return True
 
-    def fail(self, request, error):
-        request.job.errors.append(error)
-        self.acknowledge(request)
+    def fail(self, task, error):
+        task.request.job.errors.append(error)
+        self.acknowledge(task.request)
 
     def hold(self, entry, level):
         assert entry not in self.held, "held twice"
@@ -537,7 +569,7 @@ class Worker:
             self.full.discard(queue)
             self.later(0, self.fleet.deliver)
 
-    def refused(self, entry, level, wait):
+    def record_refusal(self, entry, level, wait):
         assert level in entry.policy.path
         assert wait > 0
 

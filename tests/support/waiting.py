@@ -1,4 +1,4 @@
-"""Threads that wait in a known order, on a clock that only the test moves."""
+"""Threads that wait in a known order, on a fake clock."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from bucketflow.testing import FakeClock
 
 
 def until(condition):
-    """Return once *condition* holds; give up after far longer than any machine needs."""
-    give_up = time.monotonic() + 30
+    """Return once *condition* holds. Fail after 30 s, far longer than any machine needs."""
+    deadline = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < give_up, "it never happened"
+        assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.0005)
 
 
-class Queue:
-    """Callers of one bucket, each in a thread of its own, who came one after the other."""
+class BlockedCallers:
+    """Blocked callers of one bucket, each in a thread of its own, in order of arrival."""
 
     def __init__(self):
         self.clock = FakeClock(jump=False)
@@ -29,24 +29,24 @@ class Queue:
         return self
 
     def __exit__(self, *_):
-        self.clock.advance(1e6)  # a test that failed must not leave its threads behind
+        self.clock.advance(1e6)  # so that a failed test leaves no thread blocked
         self.pool.shutdown(cancel_futures=True)
 
     def bucket(self, kind, capacity, fill_rate, initial_tokens=0):
-        """Make the bucket, empty unless told otherwise."""
+        """Create the bucket, empty by default."""
         self._bucket = kind(capacity, fill_rate, initial_tokens=initial_tokens, clock=self.clock)
         return self._bucket
 
     def _waiting(self):
-        """Return how many wait, and how many of them know until when: in a tree, only who waits for no other."""
+        """Return how many callers wait, and how many of them have a grant time: in a tree, only the first."""
         if isinstance(self._bucket, HierarchicalTokenBucket):
-            waiting = len(self._bucket._tree.tree.waiting)
+            waiting = len(self._bucket._tree.tree.waiters)
             return waiting, min(1, waiting)
         waiting = len(self._bucket._queue.waiters)
         return waiting, waiting
 
     def add(self, name, *args, **kwargs):
-        """Let somebody ``consume(*args, block=True, **kwargs)``; return the future once he waits."""
+        """Start a caller of ``consume(*args, block=True, **kwargs)``. Return its future once it waits."""
         before, _ = self._waiting()
         future = self.pool.submit(self._run, name, args, kwargs)
         until(lambda: future.done() or self._waiting() == (before + 1, len(self.clock.sleeping)))
@@ -59,6 +59,6 @@ class Queue:
         return granted
 
     def until(self, served, *instants):
-        """Return once *served* were served and the others sleep until *instants*, in seconds."""
+        """Return once the callers *served* are served and the others sleep until *instants*, in seconds."""
         until(lambda: self.served == served)
         until(lambda: self.clock.sleeping == instants[: self._waiting()[1]])

@@ -1,4 +1,4 @@
-"""core.lua is core.py, bit for bit: both are fed the same steps, on a real server, at times we choose."""
+"""gcra.lua equals gcra.py bit for bit: both run the same steps, the Lua on a real server with a controlled clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from redis_shells import at_stopped_clock
 
 from bucketflow import Limit
-from bucketflow.algorithm import gcra as core
+from bucketflow.algorithm import gcra
 from bucketflow.redis_client.encoding import exact
 from bucketflow.redis_client.scripts import Script, load_script
 
@@ -46,7 +46,7 @@ moves = st.one_of(
     st.integers(0, 2000),
     st.integers(0, 60_000_000),
     st.integers(-5_000_000, 0),  # the clock was set back
-    st.integers(0, YEAR),  # nobody came for long
+    st.integers(0, YEAR),  # the bucket was idle for long
 )
 shares = st.one_of(st.just(0.0), st.floats(0, 1), st.sampled_from([0.5, 1.0]))
 settings_here = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -65,12 +65,12 @@ def unpacked(reply):
 
 
 def in_python(limit, steps):
-    full_at, results = core.FULL, []
+    full_at, results = gcra.FULL, []
     for operation, now, cost in steps:
         if operation == "tokens_at":
-            result = core.tokens_at(limit, full_at, now)
+            result = gcra.tokens_at(limit, full_at, now)
         else:
-            result = getattr(core, operation)(limit, full_at, now, cost)
+            result = getattr(gcra, operation)(limit, full_at, now, cost)
             full_at = full_at if operation == "wait_for" else result
         results += (result, full_at)
     return results
@@ -121,39 +121,37 @@ costs = st.one_of(shares, shares.map(lambda share: -share))
     st.lists(limits, min_size=1, max_size=4),
     st.lists(st.tuples(moves, st.lists(costs, min_size=1, max_size=4)), min_size=1, max_size=20),
 )
-def test_a_path_decides_and_stores_the_same_for_several_costs_at_once_as_for_one_after_the_other(
-    redis_client, path, steps
-):
+def test_a_path_decides_and_stores_the_same_for_several_costs_at_once_as_one_by_one(redis_client, path, steps):
     redis_client.flushall()
     consume = at_stopped_clock(load_script("bucketflow", "consume"))
     keys = [f"level {number}" for number in range(len(path))]
     smallest = min(limit.capacity for limit in path)
     levels = packed([number for limit in path for number in (limit.span, limit.fill_rate, 0.0)])
-    states = tuple(core.FULL for _ in path)
+    states = tuple(gcra.FULL for _ in path)
     now = 10 * YEAR
     for move, these in steps:
         now = max(0, now + move)
         redis_client.set("clock", now)
-        asked = [share * smallest for share in these]
-        reply = redis_client.eval(consume.text, len(keys), *keys, levels, packed(asked))
+        costs_now = [share * smallest for share in these]
+        reply = redis_client.eval(consume.text, len(keys), *keys, levels, packed(costs_now))
         answers = unpacked(reply)
-        for cost in asked:
-            decision, after = core.consume_path(path, states, now, abs(cost))
+        for cost in costs_now:
+            decision, after = gcra.consume_path(path, states, now, abs(cost))
             states = after if cost > 0 else states
-            wait, binding, *behind = answers[: 2 + len(path)]
+            wait, binding, *deficits = answers[: 2 + len(path)]
             del answers[: 2 + len(path)]
             assert (wait == 0) == decision.allowed
             assert binding == (-1 if decision.binding is None else decision.binding)
             assert wait / 1_000_000 == decision.retry_after
-            tokens = [core.tokens_at(limit, late, 0) for limit, late in zip(path, behind, strict=True)]
-            left = [core.tokens_at(limit, full_at, now) for limit, full_at in zip(path, states, strict=True)]
+            tokens = [gcra.tokens_at(limit, deficit, 0) for limit, deficit in zip(path, deficits, strict=True)]
+            left = [gcra.tokens_at(limit, full_at, now) for limit, full_at in zip(path, states, strict=True)]
             assert [bits(number) for number in tokens] == [bits(number) for number in left]
         assert answers == []
         stored = redis_client.mget(keys)
         for full_at, value in zip(states, stored, strict=True):
             assert full_at <= now if value is None else bits(full_at) == value
-        # Where core.py keeps an instant that has passed, Redis keeps nothing. A clock set back tells the two apart.
-        states = tuple(core.FULL if value is None else full_at for full_at, value in zip(states, stored, strict=True))
+        # Redis stores no key for a full bucket, where Python keeps a past instant. They differ if the clock steps back.
+        states = tuple(gcra.FULL if value is None else full_at for full_at, value in zip(states, stored, strict=True))
 
 
 @pytest.mark.parametrize("number", [0.1, 1 / 3, 1e-300, 1e300, 2**53 - 1, 5e-324, 123456789.123456789])

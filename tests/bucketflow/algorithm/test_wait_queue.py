@@ -1,4 +1,4 @@
-"""Whatever those in a line do, each is served in order, at its instant, and nobody beyond the limit."""
+"""Whatever waiters do, the queue grants in order, at the computed time, and never beyond the limit."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ steps = st.lists(
 )
 
 
-def claims_of(line, now, *costs):
+def join(queue, now, *costs):
     waiters = [Waiter(cost, str) for cost in costs]
     for waiter in waiters:
-        line.join(waiter, now)
+        queue.join(waiter, now)
     return waiters
 
 
 @given(limits, steps)
-def test_no_window_is_ever_above_the_limit_and_nobody_is_served_out_of_order(limit, steps):
-    line, now, joined, taken = WaitQueue(limit), 10_000_000, [], []
+def test_no_window_is_ever_above_the_limit_and_grants_are_in_order(limit, steps):
+    queue, now, joined, taken = WaitQueue(limit), 10_000_000, [], []
     for step, value in steps:
         if step == "join":
             waiter = Waiter(value * limit.capacity, str)
             joined.append(waiter)
-            line.join(waiter, now)
-        elif step == "leave" and line.waiters:
-            place = value % len(line.waiters)
-            before = {waiter: waiter.at for waiter in line.waiters}
-            joined.remove(line.waiters[place])
-            nearer = line.cancel(line.waiters[place], now)
-            assert nearer == [waiter for waiter in line.waiters if waiter.at < before[waiter]]
-            assert all(waiter.at <= before[waiter] + 1 for waiter in line.waiters)
+            queue.join(waiter, now)
+        elif step == "leave" and queue.waiters:
+            position = value % len(queue.waiters)
+            before = {waiter: waiter.due_at for waiter in queue.waiters}
+            joined.remove(queue.waiters[position])
+            moved_up = queue.cancel(queue.waiters[position], now)
+            assert moved_up == [waiter for waiter in queue.waiters if waiter.due_at < before[waiter]]
+            assert all(waiter.due_at <= before[waiter] + 1 for waiter in queue.waiters)
         elif step == "consume":
-            waiting = bool(line.waiters) and line.waiters[0].at > now
-            if line.consume(now, value * limit.capacity):
+            waiting = bool(queue.waiters) and queue.waiters[0].due_at > now
+            if queue.consume(now, value * limit.capacity):
                 assert not waiting
                 taken.append((now, value * limit.capacity))
         else:
             now = max(0, now + (value if step == "pass" else -value))
-        line.grant_due(now)
+        queue.grant_due(now)
         granted = [waiter for waiter in joined if waiter.granted]
         assert granted == joined[: len(granted)]
         taken += [(now, waiter.cost) for waiter in granted]
         joined = joined[len(granted) :]
-        assert [waiter.at for waiter in joined] == sorted(waiter.at for waiter in joined)
+        assert [waiter.due_at for waiter in joined] == sorted(waiter.due_at for waiter in joined)
     for first, (start, _) in enumerate(taken):
         end, total = start, 0.0
         for at, cost in taken[first:]:
@@ -66,46 +66,46 @@ def test_no_window_is_ever_above_the_limit_and_nobody_is_served_out_of_order(lim
 
 
 @given(limits, st.lists(shares, max_size=10), shares)
-def test_a_newcomers_wait_is_the_one_it_gets(limit, ahead, share):
-    line = WaitQueue(limit)
-    claims_of(line, 0, *(cost * limit.capacity for cost in ahead))
-    wait = line.wait(0, share * limit.capacity)
-    (waiter,) = claims_of(line, 0, share * limit.capacity)
-    assert waiter.at == wait
-    for at in sorted({each.at for each in line.waiters}):
-        line.grant_due(at - 1)
+def test_a_new_caller_is_granted_after_exactly_the_wait_it_was_given(limit, ahead, share):
+    queue = WaitQueue(limit)
+    join(queue, 0, *(cost * limit.capacity for cost in ahead))
+    wait = queue.wait(0, share * limit.capacity)
+    (waiter,) = join(queue, 0, share * limit.capacity)
+    assert waiter.due_at == wait
+    for at in sorted({each.due_at for each in queue.waiters}):
+        queue.grant_due(at - 1)
         assert not waiter.granted
-        line.grant_due(at)
+        queue.grant_due(at)
     assert waiter.granted
 
 
-def test_when_one_leaves_those_behind_move_up_and_a_newcomer_stays_behind_them():
-    line = WaitQueue(Limit(2, 1), full_at=2_000_000)
-    first, second, third, fourth = claims_of(line, 0, 1, 2, 1, 2)
-    assert [waiter.at for waiter in line.waiters] == [1_000_000, 3_000_000, 4_000_000, 6_000_000]
-    assert line.cancel(second, 0) == [third, fourth]
-    assert [waiter.at for waiter in (first, third, fourth)] == [1_000_000, 2_000_000, 4_000_000]
-    assert line.wait(0, 1) == 5_000_000
-    assert line.cancel(second, 0) == []
+def test_waiters_behind_a_cancelled_one_move_up_and_a_new_caller_stays_behind_them():
+    queue = WaitQueue(Limit(2, 1), full_at=2_000_000)
+    first, second, third, fourth = join(queue, 0, 1, 2, 1, 2)
+    assert [waiter.due_at for waiter in queue.waiters] == [1_000_000, 3_000_000, 4_000_000, 6_000_000]
+    assert queue.cancel(second, 0) == [third, fourth]
+    assert [waiter.due_at for waiter in (first, third, fourth)] == [1_000_000, 2_000_000, 4_000_000]
+    assert queue.wait(0, 1) == 5_000_000
+    assert queue.cancel(second, 0) == []
 
 
-def test_tokens_of_a_granted_claim_go_back_when_its_owner_will_not_act():
-    line = WaitQueue(Limit(2, 1))
-    (waiter,) = claims_of(line, 0, 2)
+def test_cancelling_a_granted_waiter_refunds_its_tokens():
+    queue = WaitQueue(Limit(2, 1))
+    (waiter,) = join(queue, 0, 2)
     assert waiter.granted
-    assert line.tokens(0) == 0
-    line.cancel(waiter, 0)
-    assert line.tokens(0) == 2
+    assert queue.tokens(0) == 0
+    queue.cancel(waiter, 0)
+    assert queue.tokens(0) == 2
 
 
-@pytest.mark.parametrize(("promised", "instants"), [(True, [1, 2, 3]), (False, [1, 10, 11])])
-def test_a_promise_counts_from_its_instant_and_a_sleeper_from_when_it_was_seen(promised, instants):
-    line = WaitQueue(Limit(1, 1), full_at=1_000_000)
-    waiters = [Waiter(1, str, promised=promised) for _ in instants]
+@pytest.mark.parametrize(("reserved", "due"), [(True, [1, 2, 3]), (False, [1, 10, 11])])
+def test_a_reservation_is_taken_at_its_grant_time_and_a_waiter_when_a_call_looks(reserved, due):
+    queue = WaitQueue(Limit(1, 1), full_at=1_000_000)
+    waiters = [Waiter(1, str, reserved=reserved) for _ in due]
     for waiter in waiters:
-        line.join(waiter, 0)
-    line.grant_due(1_000_000)
+        queue.join(waiter, 0)
+    queue.grant_due(1_000_000)
     assert [waiter.granted for waiter in waiters] == [True, False, False]
-    line.grant_due(9_999_999 if promised else 10_000_000)
-    assert [waiter.granted for waiter in waiters] == [True, True, promised]
-    assert waiters[-1].at == instants[-1] * 1_000_000
+    queue.grant_due(9_999_999 if reserved else 10_000_000)
+    assert [waiter.granted for waiter in waiters] == [True, True, reserved]
+    assert waiters[-1].due_at == due[-1] * 1_000_000

@@ -1,4 +1,4 @@
-"""Buckets in Redis: what every process that shares one is promised."""
+"""Token buckets in Redis: the promises to all processes that share one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bucketflow import ConfigError, CostExceedsCapacity
 from bucketflow.distributed import RedisTokenBucket, create_redis_bucket_hierarchy
 
-SLOW = 0.001  # tokens per second: none comes while a test runs
+SLOW = 0.001  # tokens per second: no refill during a test
 METHODS = ("consume", "try_consume", "refund", "wait_time")
 
 
@@ -33,7 +33,7 @@ def test_two_objects_with_one_key_are_one_bucket(redis_client):
     assert one.tokens == pytest.approx(0, abs=0.01)
 
 
-def test_a_decision_says_what_binds_and_for_how_long(redis_client):
+def test_a_decision_names_the_binding_level_and_the_wait(redis_client):
     root = RedisTokenBucket(redis_client, "shop", 10, 1)
     leaf = RedisTokenBucket(redis_client, "acme", 4, 0.5, parent=root)
     assert leaf.try_consume(4).allowed
@@ -45,7 +45,7 @@ def test_a_decision_says_what_binds_and_for_how_long(redis_client):
     assert leaf.wait_time(0) == 0
 
 
-def test_its_facts_can_be_read(redis_client):
+def test_limit_key_and_parent_are_attributes(redis_client):
     root = RedisTokenBucket(redis_client, "shop", 5, 2.5)
     leaf = RedisTokenBucket(redis_client, "acme", 3, 1, parent=root)
     assert (root.capacity, root.fill_rate, root.key, root.parent) == (5, 2.5, "shop", None)
@@ -68,14 +68,14 @@ def test_its_facts_can_be_read(redis_client):
         ({"redis_client": redis.asyncio.Redis()}, "redis_client"),
     ],
 )
-def test_what_cannot_work_is_refused_at_once(options, entry):
+def test_an_invalid_argument_raises_config_error(options, entry):
     arguments = {"redis_client": redis.Redis(port=1), "key": "shop", "capacity": 5, "fill_rate": 1}
     with pytest.raises(ConfigError) as error:
         RedisTokenBucket(**(arguments | options))
     assert error.value.entry == entry
 
 
-def test_a_parent_on_another_client_or_under_the_same_key_is_refused(redis_client):
+def test_a_parent_with_another_client_or_the_same_key_is_rejected(redis_client):
     root = RedisTokenBucket(redis_client, "shop", 5, 1)
     with pytest.raises(ConfigError, match="redis_client"):
         RedisTokenBucket(redis.Redis(), "acme", 5, 1, parent=root)
@@ -84,7 +84,7 @@ def test_a_parent_on_another_client_or_under_the_same_key_is_refused(redis_clien
         RedisTokenBucket(redis_client, "acme", 5, 1, parent=child)
 
 
-def test_what_cannot_be_asked_never_reaches_redis():
+def test_an_invalid_request_never_reaches_redis():
     nowhere = redis.Redis(port=1)
     leaf = RedisTokenBucket(nowhere, "acme", 9, 1, parent=RedisTokenBucket(nowhere, "shop", 5, 1))
     with pytest.raises(CostExceedsCapacity, match=r"^shop: 6 token"):
@@ -96,7 +96,7 @@ def test_what_cannot_be_asked_never_reaches_redis():
         leaf.consume(timeout=1)
 
 
-def test_a_refund_comes_back_at_every_level_and_stops_at_the_capacity(redis_client):
+def test_a_refund_applies_to_every_level_and_stops_at_the_capacity(redis_client):
     root = RedisTokenBucket(redis_client, "shop", 10, SLOW)
     leaf = RedisTokenBucket(redis_client, "acme", 4, SLOW, parent=root)
     leaf.consume(3)
@@ -106,19 +106,19 @@ def test_a_refund_comes_back_at_every_level_and_stops_at_the_capacity(redis_clie
     assert (root.tokens, leaf.tokens) == (10, 4)
 
 
-# Where a bucket starts, and how it ends -----------------------------------------------------------------------------
+# Initial state and expiry -------------------------------------------------------------------------------------------
 
 
-def test_initial_tokens_count_once_and_only_for_a_bucket_that_is_not_there(redis_client):
+def test_initial_tokens_apply_once_and_only_to_a_bucket_that_redis_does_not_have(redis_client):
     first = RedisTokenBucket(redis_client, "shop", 10, SLOW, initial_tokens=2)
-    assert not first.consume(3)  # a refusal, too, settles where it starts
+    assert not first.consume(3)  # a refusal stores the initial state, too
     assert first.tokens == pytest.approx(2, abs=0.01)
     assert RedisTokenBucket(redis_client, "shop", 10, SLOW, initial_tokens=0).consume(2)
     redis_client.flushall()
-    assert first.tokens == 10  # its start is long past
+    assert first.tokens == 10  # initial tokens are not applied again
 
 
-def test_a_child_brings_its_parents_initial_tokens(redis_client):
+def test_a_childs_call_applies_its_parents_initial_tokens(redis_client):
     root = RedisTokenBucket(redis_client, "shop", 10, SLOW, initial_tokens=1)
     leaf = RedisTokenBucket(redis_client, "acme", 10, SLOW, parent=root)
     decision = leaf.try_consume(2)
@@ -127,7 +127,7 @@ def test_a_child_brings_its_parents_initial_tokens(redis_client):
     assert leaf.tokens == 10
 
 
-EPOCH = 1_704_067_200_000  # ms; the instants in Redis count from here
+EPOCH = 1_704_067_200_000  # Unix time in ms of the instant 0 in Redis
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -139,9 +139,7 @@ EPOCH = 1_704_067_200_000  # ms; the instants in Redis count from here
         st.tuples(st.sampled_from(["consume", "try_consume", "refund", "wait_time"]), st.floats(0, 1)), max_size=8
     ),
 )
-def test_every_key_expires_when_its_bucket_is_full_or_within_a_tenth_of_a_second(
-    redis_client, path, start, lease, uses
-):
+def test_every_key_expires_within_a_tenth_of_a_second_after_its_bucket_is_full(redis_client, path, start, lease, uses):
     redis_client.flushall()
     bucket = None
     for level, (capacity, fill_rate) in enumerate(path):
@@ -152,7 +150,7 @@ def test_every_key_expires_when_its_bucket_is_full_or_within_a_tenth_of_a_second
         getattr(bucket, method)(share * min(capacity for capacity, _ in path))
         for key in redis_client.scan_iter():
             value, expires_at = redis_client.get(key), redis_client.pexpiretime(key)
-            if value is not None and expires_at > 0:  # else it has expired between the two
+            if value is not None and expires_at > 0:  # otherwise it expired between the two calls
                 full_at = struct.unpack_from("<d", value)[0] / 1000 + EPOCH
                 assert full_at <= expires_at <= full_at + 101
     bucket.close()
@@ -172,10 +170,10 @@ def test_a_full_bucket_leaves_no_key(redis_client):
     assert redis_client.keys() == []
 
 
-# All or nothing, never too much -------------------------------------------------------------------------------------
+# Atomic paths, limits across processes ------------------------------------------------------------------------------
 
 
-def test_a_refused_path_has_spent_nothing_at_any_level(redis_client):
+def test_a_refusal_spends_nothing_at_any_level(redis_client):
     tree = create_redis_bucket_hierarchy(
         redis_client,
         {
@@ -195,7 +193,7 @@ def test_a_refused_path_has_spent_nothing_at_any_level(redis_client):
     assert tree["bill"].parent is tree["all"]
 
 
-def test_a_hierarchy_names_the_entry_that_is_wrong(redis_client):
+def test_an_invalid_hierarchy_entry_is_named_in_the_error(redis_client):
     config = {"name": "all", "capacity": 5, "fill_rate": 1, "children": [{"name": "acme", "capacity": 5}]}
     with pytest.raises(ConfigError, match=r"children\[0\]\.fill_rate"):
         create_redis_bucket_hierarchy(redis_client, config)
@@ -215,7 +213,7 @@ print(json.dumps([first, client.time(), granted]))
 
 
 @pytest.mark.usefixtures("redis_client")
-def test_processes_together_get_the_limit_and_never_more(redis_server):
+def test_processes_together_use_the_limit_and_never_exceed_it(redis_server):
     argv = [sys.executable, "-c", CONTENDER, str(redis_server.port)]
     contenders = [subprocess.Popen(argv, stdout=subprocess.PIPE) for _ in range(2)]
     results = [json.loads(contender.communicate(timeout=30)[0]) for contender in contenders]
@@ -228,14 +226,14 @@ def test_processes_together_get_the_limit_and_never_more(redis_server):
 # Waiting ------------------------------------------------------------------------------------------------------------
 
 
-def test_who_blocks_gets_the_tokens_when_they_come(redis_client):
+def test_a_blocking_call_is_granted_when_the_tokens_are_there(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 1, 20, initial_tokens=0)
     began = time.monotonic()
     assert bucket.consume(block=True, timeout=5)
     assert time.monotonic() - began >= 0.05 - 0.001
 
 
-def test_who_would_wait_beyond_the_timeout_is_refused_and_has_spent_nothing(redis_client):
+def test_a_wait_beyond_the_timeout_is_refused_at_once_and_spends_nothing(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 5, 1, initial_tokens=0)
     began = time.monotonic()
     assert not bucket.consume(5, block=True, timeout=2)
@@ -243,29 +241,29 @@ def test_who_would_wait_beyond_the_timeout_is_refused_and_has_spent_nothing(redi
     assert bucket.tokens < 1.5
 
 
-def test_threads_are_served_in_order_and_nobody_overtakes_them(redis_client):
+def test_waiting_threads_are_granted_in_order_and_not_overtaken(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 1, 25, initial_tokens=0)
     bucket.wait_time()
-    served = []
+    granted = []
     threads = [
-        threading.Thread(target=lambda number=number: bucket.consume(block=True) and served.append(number))
+        threading.Thread(target=lambda number=number: bucket.consume(block=True) and granted.append(number))
         for number in range(5)
     ]
     for number, thread in enumerate(threads):
         thread.start()
-        while len(bucket._polling_queue.line) + len(served) <= number:
+        while len(bucket._polling_queue.waiters) + len(granted) <= number:
             time.sleep(0.0005)
     refusal = bucket.try_consume()
-    overtook = bucket.consume()
+    overtaken = bucket.consume()
     for thread in threads:
         thread.join(10)
-    assert served == [0, 1, 2, 3, 4]
-    assert not overtook
+    assert granted == [0, 1, 2, 3, 4]
+    assert not overtaken
     assert not refusal.allowed
     assert refusal.binding == 0
 
 
-def test_a_refund_wakes_who_waits(redis_client):
+def test_a_refund_wakes_a_waiting_call(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 5, SLOW, initial_tokens=0)
     waiter = threading.Thread(target=bucket.consume, args=(1,), kwargs={"block": True}, daemon=True)
     waiter.start()

@@ -1,4 +1,4 @@
-"""Buckets in Redis for coroutines: the same promises."""
+"""Token buckets in Redis for coroutines: the same promises as for threads."""
 
 from __future__ import annotations
 
@@ -10,19 +10,12 @@ import redis.asyncio
 from bucketflow import CostExceedsCapacity
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket, create_async_redis_bucket_hierarchy
 
-SLOW = 0.001  # tokens per second: none comes while a test runs
+SLOW = 0.001  # tokens per second: no refill during a test
 
 
-@pytest.fixture
-async def aclient(redis_server, redis_client):
-    assert redis_client.dbsize() == 0
-    async with redis.asyncio.Redis(port=redis_server.port) as client:
-        yield client
-
-
-async def test_coroutines_share_the_bucket_of_threads(aclient, redis_client):
-    root = AsyncRedisTokenBucket(aclient, "shop", 10, SLOW)
-    leaf = AsyncRedisTokenBucket(aclient, "acme", 4, SLOW, parent=root)
+async def test_coroutines_and_threads_share_a_bucket(async_client, redis_client):
+    root = AsyncRedisTokenBucket(async_client, "shop", 10, SLOW)
+    leaf = AsyncRedisTokenBucket(async_client, "acme", 4, SLOW, parent=root)
     assert await leaf.consume(3)
     assert not await leaf.consume(2)
     assert (await leaf.try_consume(2)).binding == 1
@@ -32,26 +25,26 @@ async def test_coroutines_share_the_bucket_of_threads(aclient, redis_client):
     assert await leaf.wait_time(4) == 0
 
 
-async def test_coroutines_wait_in_order(aclient):
-    bucket = AsyncRedisTokenBucket(aclient, "shop", 1, 50, initial_tokens=0)
-    served = []
+async def test_waiting_coroutines_are_granted_in_order(async_client):
+    bucket = AsyncRedisTokenBucket(async_client, "shop", 1, 50, initial_tokens=0)
+    granted = []
 
     async def wait(number):
         assert await bucket.consume(block=True, timeout=10)
-        served.append(number)
+        granted.append(number)
 
     tasks = [asyncio.create_task(wait(number)) for number in range(5)]
     await asyncio.sleep(0.005)
     assert not await bucket.consume()
     refusal = await bucket.try_consume()
     await asyncio.gather(*tasks)
-    assert served == [0, 1, 2, 3, 4]
+    assert granted == [0, 1, 2, 3, 4]
     assert not refusal.allowed
     assert not await bucket.consume(block=True, timeout=0)
 
 
-async def test_who_is_cancelled_while_waiting_has_spent_nothing(aclient):
-    bucket = AsyncRedisTokenBucket(aclient, "shop", 1, 10, initial_tokens=0)
+async def test_a_coroutine_cancelled_while_waiting_spends_nothing(async_client):
+    bucket = AsyncRedisTokenBucket(async_client, "shop", 1, 10, initial_tokens=0)
     await bucket.wait_time()
     waiters = [asyncio.create_task(bucket.consume(block=True)) for _ in range(2)]
     await asyncio.sleep(0.03)
@@ -61,29 +54,29 @@ async def test_who_is_cancelled_while_waiting_has_spent_nothing(aclient):
         await waiters[0]
 
 
-async def test_a_call_cancelled_in_flight_leaves_no_answer_to_the_next(aclient):
-    bucket = AsyncRedisTokenBucket(aclient, "shop", 1000, SLOW)
-    for turn in range(20):
+async def test_the_reply_of_a_call_cancelled_in_flight_does_not_reach_the_next_call(async_client):
+    bucket = AsyncRedisTokenBucket(async_client, "shop", 1000, SLOW)
+    for number in range(20):
         call = asyncio.create_task(bucket.try_consume())
-        for _ in range(turn % 7):
+        for _ in range(number % 7):
             await asyncio.sleep(0)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
         assert await bucket.wait_time(0) == 0
-        assert 1000 - turn - 1.01 <= await bucket.get_tokens() <= 1000
+        assert 1000 - number - 1.01 <= await bucket.get_tokens() <= 1000
 
 
-async def test_an_async_hierarchy(aclient):
+async def test_an_async_hierarchy_enforces_every_level(async_client):
     config = {"name": "all", "capacity": 3, "fill_rate": SLOW}
     config["children"] = [{"name": "acme", "capacity": 9, "fill_rate": 1}]
-    tree = create_async_redis_bucket_hierarchy(aclient, config)
+    tree = create_async_redis_bucket_hierarchy(async_client, config)
     with pytest.raises(CostExceedsCapacity, match=r"^all"):
         await tree["acme"].consume(4)
     assert await tree["acme"].consume(3)
 
 
 @pytest.mark.usefixtures("redis_client")
-def test_a_bucket_outlives_its_event_loop(redis_server):
+def test_a_bucket_works_in_one_event_loop_after_another(redis_server):
     bucket = AsyncRedisTokenBucket(redis.asyncio.Redis(port=redis_server.port), "shop", 5, SLOW)
 
     async def use():
@@ -94,7 +87,7 @@ def test_a_bucket_outlives_its_event_loop(redis_server):
     assert [asyncio.run(use()) for _ in range(3)] == [True] * 3
 
 
-def test_a_loop_that_was_closed_over_its_waiters_holds_up_nobody(redis_server, redis_client):
+def test_waiters_of_a_closed_event_loop_do_not_block_others(redis_server, redis_client):
     assert redis_client.dbsize() == 0
     client = redis.asyncio.Redis(port=redis_server.port)
     bucket = AsyncRedisTokenBucket(client, "shop", 1, 50, initial_tokens=0)
@@ -106,11 +99,11 @@ def test_a_loop_that_was_closed_over_its_waiters_holds_up_nobody(redis_server, r
     del waiters
 
 
-def test_loops_that_ended_are_forgotten(redis_server, redis_client):
+def test_state_of_closed_event_loops_is_dropped(redis_server, redis_client):
     assert redis_client.dbsize() == 0
     bucket = AsyncRedisTokenBucket(redis.asyncio.Redis(port=redis_server.port), "shop", 100, SLOW, lease=10)
     for _ in range(5):
         assert asyncio.run(bucket.consume())
-        bucket._path.give_back()  # so that the next loop asks, too
+        bucket._path.settle()  # so that the next loop calls Redis, too
     assert len(bucket._runner._loops) == 1
     assert len(bucket._monitor._timers) <= 1

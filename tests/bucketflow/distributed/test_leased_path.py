@@ -1,9 +1,8 @@
-"""Buckets of which a process takes tokens ahead: fewer calls, the same promises."""
+"""Token leases: fewer calls to Redis, the same promises."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import signal
@@ -22,11 +21,10 @@ from bucketflow.distributed import (
     RedisTokenBucket,
     create_async_redis_bucket_hierarchy,
     create_redis_bucket_hierarchy,
-    lease_monitor,
 )
 from bucketflow.testing import FakeClock, worst_excess
 
-SLOW = 0.001  # tokens per second: none comes while a test runs
+SLOW = 0.001  # tokens per second: no refill during a test
 
 
 def calls(client):
@@ -37,7 +35,7 @@ def about(tokens):
     return pytest.approx(tokens, abs=0.01)
 
 
-def test_a_lease_is_spent_without_asking_redis(redis_client):
+def test_a_lease_is_spent_without_calls_to_redis(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 1000, SLOW, lease=100)
     assert bucket.consume()  # loads the script
     before = calls(redis_client)
@@ -47,7 +45,7 @@ def test_a_lease_is_spent_without_asking_redis(redis_client):
     assert calls(redis_client) == before + 1
 
 
-def test_whoever_shares_the_bucket_sees_what_is_on_lease_as_taken(redis_client):
+def test_leased_tokens_are_taken_for_other_objects(redis_client):
     holder = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
     other = RedisTokenBucket(redis_client, "shop", 100, SLOW)
     assert holder.consume()
@@ -58,17 +56,17 @@ def test_whoever_shares_the_bucket_sees_what_is_on_lease_as_taken(redis_client):
 
 
 @pytest.mark.parametrize("spent", [1, 7, 61])
-def test_close_gives_the_rest_back(redis_client, spent):
+def test_close_returns_the_unspent_tokens(redis_client, spent):
     holder = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
     other = RedisTokenBucket(redis_client, "shop", 100, SLOW)
     assert all(holder.consume() for _ in range(spent))
     holder.close()
     assert other.tokens == about(100 - spent)
-    assert redis_client.strlen("bucketflow:{shop}") == 8  # the bucket alone: nothing is out on lease
+    assert redis_client.strlen("bucketflow:{shop}") == 8  # without the two numbers of outstanding leases
 
 
 @pytest.mark.parametrize(("order", "left"), [((1, 0), 96), ((0, 1), 96 - 20)])
-def test_what_is_given_back_under_a_later_lease_comes_back_with_time_only(redis_client, order, left):
+def test_tokens_returned_under_a_later_lease_come_back_by_refill_only(redis_client, order, left):
     root = RedisTokenBucket(redis_client, "shop", 100, SLOW)
     holders = [RedisTokenBucket(redis_client, f"tenant{n}", 50, SLOW, parent=root, lease=20) for n in range(2)]
     for holder in holders:
@@ -79,24 +77,24 @@ def test_what_is_given_back_under_a_later_lease_comes_back_with_time_only(redis_
     assert [holder.tokens for holder in holders] == [about(48)] * 2
 
 
-def test_looking_settles_first_so_that_what_is_seen_is_true(redis_client):
+def test_a_look_settles_the_lease_first_and_so_sees_the_true_level(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
     bucket.consume(5)
     assert bucket.tokens == about(95)
     assert bucket.consume()
     assert bucket.wait_time(94) == 0
-    assert bucket.consume(94)  # more than the lease: what is held goes back, and all is taken together
+    assert bucket.consume(94)  # more than the lease: one call settles it and takes the whole cost
     assert not bucket.consume()
 
 
-def test_who_is_refused_takes_nothing_ahead_of_those_who_wait(redis_client):
+def test_a_refused_call_leases_nothing(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 10, SLOW, lease=10)
     assert bucket.consume(6)
     assert not bucket.consume(5)
     assert RedisTokenBucket(redis_client, "shop", 10, SLOW).tokens == about(4)
 
 
-def test_a_decision_from_a_lease_tells_what_is_left(redis_client):
+def test_a_decision_from_a_lease_has_the_tokens_left(redis_client):
     root = RedisTokenBucket(redis_client, "shop", 100, SLOW)
     bucket = RedisTokenBucket(redis_client, "acme", 50, SLOW, parent=root, lease=20)
     bucket.consume()
@@ -105,14 +103,14 @@ def test_a_decision_from_a_lease_tells_what_is_left(redis_client):
     assert decision.tokens == (about(95), about(45))
 
 
-def test_refunds_of_tokens_from_a_lease_come_back(redis_client):
+def test_refunded_tokens_of_a_lease_return_to_the_bucket(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=20)
     bucket.consume(6)
     bucket.refund(6)
     assert bucket.tokens == about(100)
 
 
-def test_a_bucket_with_a_lease_starts_with_its_initial_tokens(redis_client):
+def test_a_leasing_bucket_starts_with_its_initial_tokens(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 100, SLOW, initial_tokens=30, lease=20)
     assert bucket.consume(5)
     bucket.close()
@@ -120,7 +118,7 @@ def test_a_bucket_with_a_lease_starts_with_its_initial_tokens(redis_client):
     assert not bucket.consume(26)
 
 
-def test_a_lease_never_holds_more_than_there_is_nor_parts_of_a_token(redis_client):
+def test_a_lease_is_limited_to_the_whole_tokens_in_the_bucket(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 7.5, SLOW, lease=100)
     assert bucket.consume()
     assert RedisTokenBucket(redis_client, "shop", 7.5, SLOW).tokens == about(0.5)
@@ -128,20 +126,20 @@ def test_a_lease_never_holds_more_than_there_is_nor_parts_of_a_token(redis_clien
     assert not bucket.consume()
 
 
-def test_a_lease_fades_as_its_bucket_refills_and_never_adds_to_a_full_one(redis_client):
+def test_a_lease_decays_as_its_bucket_refills(redis_client):
     clock = FakeClock()
     bucket = RedisTokenBucket(redis_client, "shop", 100, 10, lease=50, clock=clock)
     assert bucket.consume()
     before = calls(redis_client)
-    clock.advance(2)  # for the holder: in Redis hardly any time has passed
-    assert all(bucket.consume() for _ in range(31))  # 1 token was not there, so it is whole for 0.1 s
+    clock.advance(2)  # for the holder only: in Redis hardly any time has passed
+    assert all(bucket.consume() for _ in range(31))  # with 1 token missing, the lease decays from 0.1 s on
     assert calls(redis_client) == before
     assert bucket.consume()
     assert calls(redis_client) == before + 1
 
 
 @pytest.mark.parametrize("wrong", [0, -1, "100", True, float("nan")])
-def test_a_lease_that_cannot_be_is_refused(wrong):
+def test_an_invalid_lease_is_rejected(wrong):
     with pytest.raises(ConfigError) as error:
         RedisTokenBucket(redis.Redis(port=1), "shop", 5, 1, lease=wrong)
     assert error.value.entry == "lease"
@@ -149,13 +147,13 @@ def test_a_lease_that_cannot_be_is_refused(wrong):
         AsyncRedisTokenBucket(redis.asyncio.Redis(port=1), "shop", 5, 1, lease=wrong)
 
 
-def test_a_cost_above_the_capacity_is_still_told(redis_client):
+def test_a_cost_above_the_capacity_raises_with_a_lease_too(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 5, 1, lease=3)
     with pytest.raises(CostExceedsCapacity):
         bucket.consume(6)
 
 
-def test_hierarchies_lease_too(redis_client):
+def test_the_buckets_of_a_hierarchy_lease(redis_client):
     config = {"name": "shop", "capacity": 100, "fill_rate": SLOW}
     config["children"] = [{"name": "acme", "capacity": 50, "fill_rate": SLOW}]
     buckets = create_redis_bucket_hierarchy(redis_client, config, lease=20)
@@ -166,58 +164,16 @@ def test_hierarchies_lease_too(redis_client):
     create_async_redis_bucket_hierarchy(redis.asyncio.Redis(port=1), config, lease=20)
 
 
-# Those who hold and do not spend -------------------------------------------------------------------------------------
+# Several processes ---------------------------------------------------------------------------------------------------
 
 
-def test_a_lease_that_nobody_uses_goes_back_by_itself(redis_client, monkeypatch):
-    monkeypatch.setattr(lease_monitor, "IDLE", 0.05)
-    holder = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
-    other = RedisTokenBucket(redis_client, "shop", 100, SLOW)
-    for spent in (1, 2):  # and again
-        assert holder.consume()
-        until(lambda spent=spent: other.tokens == about(100 - spent))
-
-
-def test_the_watch_ends_with_what_there_is_to_watch(redis_client, monkeypatch):
-    monkeypatch.setattr(lease_monitor, "IDLE", 0.05)
-    others = set(threading.enumerate())
-    closed = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
-    closed.consume()
-    (watch,) = set(threading.enumerate()) - others
-    closed.close()
-    watch.join(30)
-    assert not watch.is_alive()
-    forgotten = RedisTokenBucket(redis_client, "forgotten", 100, SLOW, lease=60)
-    forgotten.consume()
-    (watch,) = set(threading.enumerate()) - others
-    del forgotten
-    gc.collect()
-    watch.join(30)
-    assert not watch.is_alive()
-    assert RedisTokenBucket(redis_client, "forgotten", 100, SLOW).tokens == about(99)
-
-
-def test_where_no_thread_can_be_had_the_lease_is_used_all_the_same(redis_client, monkeypatch):
-    bucket = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
-
-    def cannot_start(_):
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", cannot_start)
-        assert bucket.consume()
-    assert bucket.consume()
-    bucket.close()
-    assert bucket.tokens == about(98)
-
-
-def test_a_child_does_not_spend_what_its_parent_holds(redis_client):
+def test_a_forked_child_does_not_spend_its_parents_lease(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
     bucket.consume()
     child = os.fork()
     if child == 0:
-        answers = [bucket.consume() for _ in range(50)]
-        os._exit(sum(answers))
+        grants = [bucket.consume() for _ in range(50)]
+        os._exit(sum(grants))
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 39
     assert sum(bucket.consume() for _ in range(100)) == 60
@@ -244,18 +200,18 @@ print(json.dumps(starts))
 
 @pytest.mark.usefixtures("redis_client")
 @pytest.mark.parametrize("lease", [3, 20])
-def test_processes_that_lease_use_their_limit_and_never_exceed_it(redis_server, lease):
+def test_processes_that_lease_use_the_limit_and_never_exceed_it(redis_server, lease):
     limit = Limit(20, 400)
     arguments = [sys.executable, "-c", HOLDER, str(redis_server.port), "1.5", str(lease)]
     processes = [subprocess.Popen(arguments, stdout=subprocess.PIPE) for _ in range(3)]
     starts = sorted(at for process in processes for at in json.loads(process.communicate(timeout=60)[0]))
-    # A start is noted some time after its token was taken, at worst for one time and not for another.
-    late = 0.02
-    assert worst_excess([(at, 1) for at in starts], limit) <= late * limit.fill_rate
-    assert (len(starts) - limit.capacity) / limit.fill_rate / (starts[-1] - starts[0]) >= 0.99 - late
+    # Each start is recorded with some delay after its grant; in the worst case one has it and another has not.
+    delay = 0.02
+    assert worst_excess([(at, 1) for at in starts], limit) <= delay * limit.fill_rate
+    assert (len(starts) - limit.capacity) / limit.fill_rate / (starts[-1] - starts[0]) >= 0.99 - delay
 
 
-def test_what_a_killed_process_held_is_back_when_the_bucket_has_refilled(redis_server, redis_client):
+def test_the_lease_of_a_killed_process_returns_to_the_bucket_by_refill(redis_server, redis_client):
     code = """
 import sys, time, redis
 from bucketflow.distributed import RedisTokenBucket
@@ -275,15 +231,8 @@ time.sleep(60)
 # Coroutines ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def aclient(redis_server, redis_client):
-    assert redis_client.dbsize() == 0
-    async with redis.asyncio.Redis(port=redis_server.port) as client:
-        yield client
-
-
-async def test_coroutines_spend_a_lease_without_asking_and_close_gives_it_back(aclient, redis_client):
-    bucket = AsyncRedisTokenBucket(aclient, "shop", 100, SLOW, lease=60)
+async def test_coroutines_spend_a_lease_without_calls_and_close_returns_the_rest(async_client, redis_client):
+    bucket = AsyncRedisTokenBucket(async_client, "shop", 100, SLOW, lease=60)
     assert await bucket.consume()
     before = calls(redis_client)
     assert all(await asyncio.gather(*(bucket.consume() for _ in range(60))))
@@ -293,8 +242,8 @@ async def test_coroutines_spend_a_lease_without_asking_and_close_gives_it_back(a
     assert RedisTokenBucket(redis_client, "shop", 100, SLOW).tokens == about(38)
 
 
-async def test_those_who_come_while_a_lease_is_on_its_way_are_answered_from_it(aclient, redis_client):
-    bucket = AsyncRedisTokenBucket(aclient, "shop", 100, SLOW, lease=60)
+async def test_requests_pending_while_a_lease_arrives_are_granted_from_it(async_client, redis_client):
+    bucket = AsyncRedisTokenBucket(async_client, "shop", 100, SLOW, lease=60)
     await bucket.get_tokens()
     before = calls(redis_client)
     assert all(await asyncio.gather(*(bucket.consume() for _ in range(50))))
@@ -302,21 +251,7 @@ async def test_those_who_come_while_a_lease_is_on_its_way_are_answered_from_it(a
     await bucket.close()
 
 
-async def test_a_lease_that_no_coroutine_uses_goes_back_by_itself(aclient, redis_client, monkeypatch):
-    monkeypatch.setattr(lease_monitor, "IDLE", 0.05)
-    bucket = AsyncRedisTokenBucket(aclient, "shop", 100, SLOW, lease=60)
-    other = RedisTokenBucket(redis_client, "shop", 100, SLOW)
-    assert await bucket.consume()
-    assert other.tokens == about(39)
-    for _ in range(500):
-        await asyncio.sleep(0.01)
-        if other.tokens == about(99):
-            break
-    assert other.tokens == about(99)
-    await bucket.close()
-
-
-def test_loops_of_several_threads_may_lease_from_one_object(redis_server, redis_client):
+def test_event_loops_of_several_threads_lease_from_one_object(redis_server, redis_client):
     client = redis.asyncio.Redis(port=redis_server.port)
     bucket = AsyncRedisTokenBucket(client, "shop", 500, SLOW, lease=7)
 

@@ -1,4 +1,4 @@
-"""The quick way past the lock: whoever works on a bucket is alone with it, and leaves it as it was if he is stopped."""
+"""The fast path past the lock: one caller at a time owns a bucket, and an interrupted one leaves it unchanged."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 class StoppedClock(FakeClock):
-    """Once armed, it stops the first who asks for the time until it is let go, or interrupts him."""
+    """Once armed, it holds the next call of ``now`` until it is released, or interrupts it."""
 
     def __init__(self, error=None):
         super().__init__()
         self.error, self.armed = error, False
-        self.asked, self.let_go = threading.Event(), threading.Event()
+        self.called, self.released = threading.Event(), threading.Event()
 
     def now(self):
         if getattr(self, "armed", False):
             self.armed = False
-            self.asked.set()
+            self.called.set()
             if self.error:
                 raise self.error
-            assert self.let_go.wait(30)
+            assert self.released.wait(30)
         return super().now()
 
 
 def consume(bucket, *args, **kwargs):
-    """Let a thread, or a loop of its own, call ``consume``."""
+    """Call ``consume``, in an event loop of its own if it is a coroutine."""
     result = bucket.consume(*args, **kwargs)
     return asyncio.run(result) if asyncio.iscoroutine(result) else result
 
 
 @pytest.fixture
 def interrupts():
-    """Return what makes a Ctrl-C come within the next tenth of a millisecond."""
+    """Return a function that triggers a Ctrl-C within the next tenth of a millisecond."""
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -56,39 +56,39 @@ def interrupts():
 
 
 @each_kind
-@pytest.mark.parametrize("verb", ["consume", "try_consume", "wait_time", "refund"])
-def test_while_one_works_on_a_bucket_everybody_else_stays_out(kind, verb):
+@pytest.mark.parametrize("method", ["consume", "try_consume", "wait_time", "refund"])
+def test_while_one_call_owns_a_bucket_all_others_wait(kind, method):
     clock = StoppedClock()
     bucket = kind(2, 1, clock=clock)
     with ThreadPoolExecutor(2) as pool:
         clock.armed = True
         first = pool.submit(consume, bucket)
-        assert clock.asked.wait(30)
-        second = pool.submit(consume if verb == "consume" else getattr(kind, verb), bucket)
+        assert clock.called.wait(30)
+        second = pool.submit(consume if method == "consume" else getattr(kind, method), bucket)
         assert not wait([second], timeout=0.05).done
-        clock.let_go.set()
+        clock.released.set()
         assert first.result(timeout=30)
         second.result(timeout=30)
 
 
 @each_kind
-@pytest.mark.parametrize("verb", ["consume", "try_consume", "wait_time", "refund"])
-def test_who_is_interrupted_leaves_the_bucket_as_it_was_and_open_to_the_next(kind, verb):
+@pytest.mark.parametrize("method", ["consume", "try_consume", "wait_time", "refund"])
+def test_an_interrupted_call_leaves_the_bucket_unchanged_and_open_to_the_next(kind, method):
     clock = StoppedClock(KeyboardInterrupt())
     bucket = kind(3, 1, clock=clock)
     assert consume(bucket)
     clock.armed = True
     with pytest.raises(KeyboardInterrupt):
-        (consume if verb == "consume" else getattr(kind, verb))(bucket)
+        (consume if method == "consume" else getattr(kind, method))(bucket)
     assert [consume(bucket) for _ in range(3)] == [True, True, False]
     assert bucket.try_consume(0).tokens == (0,)
 
 
 @pytest.mark.parametrize("kind", [TokenBucket, HierarchicalTokenBucket])
-@pytest.mark.parametrize("verb", ["consume", "try_consume", "wait_time"])
-def test_ctrl_c_at_any_instant_leaves_the_bucket_open(kind, verb, interrupts):
+@pytest.mark.parametrize("method", ["consume", "try_consume", "wait_time"])
+def test_ctrl_c_at_any_time_leaves_the_bucket_open(kind, method, interrupts):
     bucket = kind(10**9, 1000)
-    call = getattr(bucket, verb)
+    call = getattr(bucket, method)
     for _ in range(500):
         try:
             interrupts()
@@ -102,18 +102,18 @@ def test_ctrl_c_at_any_instant_leaves_the_bucket_open(kind, verb, interrupts):
 
 
 @each_kind
-def test_what_one_closed_and_could_not_open_again_the_next_one_opens(kind):
+def test_a_state_that_an_interrupted_call_did_not_release_is_released_by_the_next(kind):
     bucket = kind(2, 1, clock=FakeClock())
-    guarded = bucket._tree.tree if kind is HierarchicalTokenBucket else bucket._queue
-    assert guarded.acquire()
-    assert not guarded.slot
+    state = bucket._tree.state if kind is HierarchicalTokenBucket else bucket._state
+    assert state.acquire()
+    assert not state.slot
     assert consume(bucket)
-    assert len(guarded.slot) == 1
+    assert len(state.slot) == 1
     assert [consume(bucket) for _ in range(2)] == [True, False]
 
 
 @each_kind
-def test_it_opens_again_once_nobody_waits(kind):
+def test_the_fast_path_opens_again_once_no_caller_waits(kind):
     clock = FakeClock()
     bucket = kind(1, 1, clock=clock)
     for seconds in range(3):
@@ -126,19 +126,19 @@ def test_it_opens_again_once_nobody_waits(kind):
 
 @each_kind
 @pytest.mark.usefixtures("often_switched")
-def test_racing_threads_with_every_verb_spend_what_there_is_and_no_more(kind):
+def test_racing_threads_that_call_every_method_spend_the_burst_and_no_more(kind):
     bucket = kind(500, 1, clock=FakeClock())
 
     def work(number):
         spent = 0
-        for turn in range(150):
+        for round_ in range(150):
             spent += consume(bucket)
             spent += 2 * consume(bucket, 2)
-            if turn % (number + 2) == 0:
+            if round_ % (number + 2) == 0:
                 spent += bucket.try_consume().allowed
                 assert not consume(bucket, 500, block=True, timeout=0)
                 bucket.wait_time()
-            if number == 0 and spent and turn % 3 == 0:
+            if number == 0 and spent and round_ % 3 == 0:
                 bucket.refund()
                 spent -= 1
         return spent
@@ -148,7 +148,7 @@ def test_racing_threads_with_every_verb_spend_what_there_is_and_no_more(kind):
     assert bucket.try_consume(0).tokens == (0,)
 
 
-def test_racing_threads_on_the_machines_clock_never_get_more_than_the_limit():
+def test_racing_threads_on_the_system_clock_never_get_more_than_the_limit():
     root = HierarchicalTokenBucket(400, 0.001)
     buckets = [TokenBucket(400, 0.001), root, *(HierarchicalTokenBucket(400, 0.001, root) for _ in range(2))]
     with ThreadPoolExecutor(8) as pool:

@@ -1,4 +1,4 @@
-"""Callers that wait for one server are asked for together, and each is answered as if it had come alone."""
+"""Concurrent requests share round trips, and each gets the reply that it would have got alone."""
 
 from __future__ import annotations
 
@@ -23,29 +23,26 @@ def evalsha_calls(client):
     return client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0)
 
 
-# The rule, with a server under the test's control --------------------------------------------------------------------
+# The rules, with a server that the test controls ----------------------------------------------------------------------
 
 
 class Path:
-    """Answers each cost with itself."""
+    """Replies to each cost with the cost itself."""
 
     def answer_locally(self, cost):
         del cost
 
-    def call(self, costs):
-        return costs
-
-    def answers(self, call, reply):
-        return [(cost, *reply) for cost in call]
+    def prepare(self, costs):
+        return costs, lambda reply: [(cost, *reply) for cost in costs]
 
 
 class Server:
-    """Answers when it is told to, and remembers what it was asked."""
+    """Records each round trip, and replies when the test releases it."""
 
     def __init__(self):
-        self.asked = []
+        self.round_trips = []
         self.error = None
-        self.gate = threading.Semaphore(0)
+        self.replies = threading.Semaphore(0)
 
     def run_call(self, call):
         (result,) = self.run_all([call])
@@ -54,8 +51,8 @@ class Server:
         return result
 
     def run_all(self, calls):
-        self.asked.append(list(calls))
-        assert self.gate.acquire(timeout=30)
+        self.round_trips.append(list(calls))
+        assert self.replies.acquire(timeout=30)
         return [self.error or () for _ in calls]
 
     async def run_call_async(self, call):
@@ -65,8 +62,8 @@ class Server:
         return result
 
     async def run_all_async(self, calls):
-        self.asked.append(list(calls))
-        await asyncio.to_thread(self.gate.acquire, timeout=30)
+        self.round_trips.append(list(calls))
+        await asyncio.to_thread(self.replies.acquire, timeout=30)
         return [self.error or () for _ in calls]
 
 
@@ -92,65 +89,65 @@ def pool():
         yield pool
 
 
-def ask_while_one_is_on_its_way(batcher, server, pool, questions):
+def submit_while_one_is_in_flight(batcher, server, pool, requests):
     first = pool.submit(batcher.submit, Path(), 1.0)
-    until(lambda: server.asked)
+    until(lambda: server.round_trips)
     others = []
-    for path, cost in questions:
+    for path, cost in requests:
         others.append(pool.submit(batcher.submit, path, cost))
-        until(lambda: len(batcher._waiting) == len(others))
+        until(lambda: len(batcher._pending) == len(others))
     return first, others
 
 
-def test_those_who_come_meanwhile_are_asked_for_in_one_exchange_and_one_call_a_path(batcher, server, pool):
+def test_requests_during_a_round_trip_share_the_next_one_with_one_call_per_path(batcher, server, pool):
     one, other = Path(), Path()
-    questions = [(one, 2.0), (other, 3.0), (one, 4.0)]
-    first, others = ask_while_one_is_on_its_way(batcher, server, pool, questions)
-    server.gate.release(2)
+    requests = [(one, 2.0), (other, 3.0), (one, 4.0)]
+    first, others = submit_while_one_is_in_flight(batcher, server, pool, requests)
+    server.replies.release(2)
     assert first.result(30) == (1.0,)
     assert [future.result(30) for future in others] == [(2.0,), (3.0,), (4.0,)]
-    assert server.asked == [[(1.0,)], [(2.0, 4.0), (3.0,)]]
+    assert server.round_trips == [[(1.0,)], [(2.0, 4.0), (3.0,)]]
 
 
-def test_whoever_comes_when_nobody_asks_is_asked_for_at_once(batcher, server):
-    server.gate.release(2)
+def test_a_request_is_sent_at_once_when_no_batch_is_in_flight(batcher, server):
+    server.replies.release(2)
     assert batcher.submit(Path(), 1.0) == (1.0,)
     assert batcher.submit(Path(), 2.0) == (2.0,)
-    assert server.asked == [[(1.0,)], [(2.0,)]]
+    assert server.round_trips == [[(1.0,)], [(2.0,)]]
 
 
-def test_an_error_is_told_to_each_by_an_error_of_its_own(batcher, server, pool):
-    first, others = ask_while_one_is_on_its_way(batcher, server, pool, [(Path(), 2.0), (Path(), 3.0)])
-    server.gate.release()
+def test_each_request_of_a_failed_call_raises_its_own_exception_object(batcher, server, pool):
+    first, others = submit_while_one_is_in_flight(batcher, server, pool, [(Path(), 2.0), (Path(), 3.0)])
+    server.replies.release()
     first.result(30)
-    until(lambda: len(server.asked) == 2)
-    server.error = StoreUnavailable("here", "it burns")
-    server.gate.release()
+    until(lambda: len(server.round_trips) == 2)
+    server.error = StoreUnavailable("here", "out of memory")
+    server.replies.release()
     errors = [future.exception(30) for future in others]
-    assert [error.reason for error in errors] == ["it burns", "it burns"]
+    assert [error.reason for error in errors] == ["out of memory", "out of memory"]
     assert errors[0] is not errors[1]
 
 
-def test_a_server_that_was_late_is_not_waited_for_again_by_those_behind(batcher, server, pool):
-    first, others = ask_while_one_is_on_its_way(batcher, server, pool, [(Path(), 2.0), (Path(), 3.0)])
+def test_a_timeout_fails_the_pending_requests_without_another_round_trip(batcher, server, pool):
+    first, others = submit_while_one_is_in_flight(batcher, server, pool, [(Path(), 2.0), (Path(), 3.0)])
     server.error = timed_out()
-    server.gate.release()
+    server.replies.release()
     for future in (first, *others):
         assert isinstance(future.exception(30), StoreUnavailable)
-    assert server.asked == [[(1.0,)]]
+    assert server.round_trips == [[(1.0,)]]
     server.error = None
-    server.gate.release()
+    server.replies.release()
     assert batcher.submit(Path(), 4.0) == (4.0,)
 
 
-def test_an_error_of_another_kind_does_not_answer_those_behind(batcher, server, pool):
-    first, (other,) = ask_while_one_is_on_its_way(batcher, server, pool, [(Path(), 2.0)])
-    server.error = StoreUnavailable("here", "it burns")
-    server.gate.release()
+def test_an_error_other_than_a_timeout_does_not_fail_the_pending_requests(batcher, server, pool):
+    first, (other,) = submit_while_one_is_in_flight(batcher, server, pool, [(Path(), 2.0)])
+    server.error = StoreUnavailable("here", "out of memory")
+    server.replies.release()
     assert isinstance(first.exception(30), StoreUnavailable)
-    until(lambda: len(server.asked) == 2)
+    until(lambda: len(server.round_trips) == 2)
     server.error = None
-    server.gate.release()
+    server.replies.release()
     assert other.result(30) == (2.0,)
 
 
@@ -158,99 +155,99 @@ class Interrupted(BaseException):
     pass
 
 
-class InterruptedTurn:
-    """A turn whose owner gets Ctrl-C while waiting for it."""
+class InterruptedLock:
+    """A lock whose owner gets Ctrl-C while it waits for it."""
 
     def acquire(self, timeout=None):
-        if timeout is not None:  # the other one is the batcher's own, and never waits
+        if timeout is not None:  # the batcher's own first acquire has no timeout, and never waits
             raise Interrupted
 
 
-def test_who_is_interrupted_while_waiting_is_not_asked_for_and_the_others_are(batcher, server, pool, monkeypatch):
+def test_an_interrupted_pending_request_is_not_sent_and_the_others_are(batcher, server, pool, monkeypatch):
     first = pool.submit(batcher.submit, Path(), 1.0)
-    until(lambda: server.asked)
+    until(lambda: server.round_trips)
     with monkeypatch.context() as patch:
-        patch.setattr("bucketflow.redis_client.batching.threading.Lock", InterruptedTurn)
+        patch.setattr("bucketflow.redis_client.batching.threading.Lock", InterruptedLock)
         with pytest.raises(Interrupted):
             batcher.submit(Path(), 2.0)
     other = pool.submit(batcher.submit, Path(), 3.0)
-    until(lambda: len(batcher._waiting) == 1)
-    server.gate.release(2)
+    until(lambda: len(batcher._pending) == 1)
+    server.replies.release(2)
     assert first.result(30) == (1.0,)
     assert other.result(30) == (3.0,)
-    assert server.asked == [[(1.0,)], [(3.0,)]]
+    assert server.round_trips == [[(1.0,)], [(3.0,)]]
 
 
-def test_when_whoever_asks_was_lost_another_takes_over(server, pool):
+def test_a_pending_request_takes_the_lead_when_the_leader_is_lost(server, pool):
     batcher = ThreadBatcher(server.run_call, server.run_all, 0.01)
-    batcher._asker = -1  # Ctrl-C came between two lines
-    server.gate.release(2)
+    batcher._leader = -1  # a leader that Ctrl-C interrupted between two lines
+    server.replies.release(2)
     assert pool.submit(batcher.submit, Path(), 1.0).result(30) == (1.0,)
     assert pool.submit(batcher.submit, Path(), 2.0).result(30) == (2.0,)
 
 
-def test_a_signal_handler_may_ask_while_its_thread_does(batcher, server):
-    answers = []
+def test_a_signal_handler_may_submit_while_its_thread_is_the_leader(batcher, server):
+    replies = []
 
     class Interrupting(Path):
-        def call(self, costs):
+        def prepare(self, costs):
             if costs == (1.0,):
-                answers.append(batcher.submit(self, 2.0))
-            return costs
+                replies.append(batcher.submit(self, 2.0))
+            return super().prepare(costs)
 
-    server.gate.release(2)
-    answers.append(batcher.submit(Interrupting(), 1.0))
-    assert answers == [(2.0,), (1.0,)]
+    server.replies.release(2)
+    replies.append(batcher.submit(Interrupting(), 1.0))
+    assert replies == [(2.0,), (1.0,)]
 
 
-async def test_coroutines_are_asked_for_together_too(server):
+async def test_requests_of_coroutines_share_the_next_round_trip(server):
     batcher, one, other = AsyncBatcher(server.run_call_async, server.run_all_async), Path(), Path()
     tasks = [asyncio.create_task(batcher.submit(one, 1.0))]
     await asyncio.sleep(0)
     tasks += [asyncio.create_task(batcher.submit(path, cost)) for path, cost in ((one, 2.0), (other, 3.0), (one, 4.0))]
     await asyncio.sleep(0)
-    server.gate.release(2)
+    server.replies.release(2)
     assert await asyncio.gather(*tasks) == [(1.0,), (2.0,), (3.0,), (4.0,)]
-    assert server.asked == [[(1.0,)], [(2.0, 4.0), (3.0,)]]
+    assert server.round_trips == [[(1.0,)], [(2.0, 4.0), (3.0,)]]
 
 
-async def test_a_coroutine_that_is_cancelled_before_its_call_has_left_is_not_asked_for(server):
+async def test_a_coroutine_cancelled_while_pending_is_not_sent(server):
     batcher = AsyncBatcher(server.run_call_async, server.run_all_async)
     tasks = [asyncio.create_task(batcher.submit(Path(), cost)) for cost in (1.0, 2.0, 3.0)]
     await asyncio.sleep(0)
     tasks[1].cancel()
-    server.gate.release(2)
+    server.replies.release(2)
     await asyncio.wait(tasks)
     assert tasks[1].cancelled()
     assert tasks[2].result() == (3.0,)
-    assert server.asked == [[(1.0,)], [(3.0,)]]
+    assert server.round_trips == [[(1.0,)], [(3.0,)]]
 
 
-async def test_cancelling_the_one_who_asks_leaves_the_others_their_answers(server):
+async def test_cancelling_the_coroutine_in_flight_does_not_fail_the_pending_ones(server):
     batcher = AsyncBatcher(server.run_call_async, server.run_all_async)
     tasks = [asyncio.create_task(batcher.submit(Path(), cost)) for cost in (1.0, 2.0)]
     await asyncio.sleep(0)
     tasks[0].cancel()
-    server.gate.release(2)
+    server.replies.release(2)
     assert await tasks[1] == (2.0,)
     assert tasks[0].cancelled()
 
 
-async def test_coroutines_behind_a_late_server_are_told_at_once(server):
+async def test_a_timeout_fails_the_pending_coroutines_without_another_round_trip(server):
     batcher = AsyncBatcher(server.run_call_async, server.run_all_async)
     tasks = [asyncio.create_task(batcher.submit(Path(), cost)) for cost in (1.0, 2.0, 3.0)]
     await asyncio.sleep(0)
     server.error = timed_out()
-    server.gate.release()
+    server.replies.release()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 3
-    assert server.asked == [[(1.0,)]]
+    assert server.round_trips == [[(1.0,)]]
 
 
-# The promise, on a real server ---------------------------------------------------------------------------------------
+# The promises, on a real server ---------------------------------------------------------------------------------------
 
 
-def test_many_threads_share_round_trips_and_together_get_exactly_what_there_is(redis_client):
+def test_many_threads_share_round_trips_and_are_granted_exactly_the_capacity(redis_client):
     root = RedisTokenBucket(redis_client, "shop", 120, SLOW)
     leaves = [RedisTokenBucket(redis_client, f"tenant{number}", 50, SLOW, parent=root) for number in range(4)]
     root.consume(0)
@@ -261,27 +258,27 @@ def test_many_threads_share_round_trips_and_together_get_exactly_what_there_is(r
         return [leaf.consume() for _ in range(25)]
 
     with ThreadPoolExecutor(16) as pool:
-        granted = [sum(answers) for answers in pool.map(work, range(16))]
+        granted = [sum(results) for results in pool.map(work, range(16))]
     assert sum(granted) == 120
     assert max(Counter(number % 4 for number in range(16) for _ in range(granted[number])).values()) <= 50
     assert evalsha_calls(redis_client) - before < 16 * 25
     assert root.tokens == pytest.approx(0, abs=0.01)
 
 
-async def test_many_coroutines_share_round_trips_and_together_get_exactly_what_there_is(redis_server, redis_client):
+async def test_many_coroutines_share_round_trips_and_are_granted_exactly_the_capacity(redis_server, redis_client):
     async with redis.asyncio.Redis(port=redis_server.port) as client:
         bucket = AsyncRedisTokenBucket(client, "shop", 100, SLOW)
         await bucket.get_tokens()
         before = evalsha_calls(redis_client)
-        answers = await asyncio.gather(*(bucket.consume() for _ in range(200)))
-        assert sum(answers) == 100
-        assert answers[:100] == [True] * 100  # first come, first served
+        grants = await asyncio.gather(*(bucket.consume() for _ in range(200)))
+        assert sum(grants) == 100
+        assert grants[:100] == [True] * 100  # in order of arrival
         assert evalsha_calls(redis_client) - before <= 3
         await bucket.close()
 
 
 @pytest.mark.usefixtures("redis_client")
-async def test_different_costs_and_looks_in_one_call_are_answered_each_for_itself(redis_server):
+async def test_costs_and_looks_that_share_a_call_are_evaluated_separately(redis_server):
     async with redis.asyncio.Redis(port=redis_server.port) as client:
         bucket = AsyncRedisTokenBucket(client, "shop", 10, SLOW)
         tokens, first, look, too_much, rest = await asyncio.gather(
@@ -292,8 +289,8 @@ async def test_different_costs_and_looks_in_one_call_are_answered_each_for_itsel
         await bucket.close()
 
 
-async def test_one_bucket_whose_key_is_somebody_elses_does_not_hurt_those_asked_with_it(redis_server, redis_client):
-    redis_client.set("bucketflow:{foreign}", "mine")
+async def test_a_bucket_with_a_foreign_key_does_not_fail_the_others_in_its_batch(redis_server, redis_client):
+    redis_client.set("bucketflow:{foreign}", "foreign")
     async with redis.asyncio.Redis(port=redis_server.port) as client:
         buckets = [AsyncRedisTokenBucket(client, key, 5, SLOW) for key in ("first", "foreign", "other")]
         first, foreign, other = await asyncio.gather(*(bucket.consume() for bucket in buckets), return_exceptions=True)

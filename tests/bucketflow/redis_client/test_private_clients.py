@@ -1,4 +1,4 @@
-"""Which clients will do, where keys are stored, and what connections there are."""
+"""Accepted clients, keys in Redis, and the connections that buckets open."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bucketflow import ConfigError
 from bucketflow.distributed import RedisTokenBucket
 from bucketflow.distributed.base import stored_key
 
-SLOW = 0.001  # tokens per second: none comes while a test runs
+SLOW = 0.001  # tokens per second: no refill during a test
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,12 @@ def test_a_key_is_stored_under_the_tag_of_its_root(key, root_tag, stored):
 
 
 @pytest.mark.parametrize("key", ["", None, 7, b"bytes", "a{b", "a}b", "}{", "{}", "{}x", "{a}{b}", "{{a}}", "a}b{c"])
-def test_a_key_that_makes_no_tag_is_refused(key):
+def test_a_key_with_braces_that_form_no_tag_is_rejected(key):
     with pytest.raises(ConfigError, match=r"^key is "):
         stored_key(key)
 
 
-def test_a_child_with_another_tag_is_refused(redis_client):
+def test_a_child_with_another_hash_tag_is_rejected(redis_client):
     root = RedisTokenBucket(redis_client, "shop", 5, 1)
     with pytest.raises(ConfigError, match=r"key is '\{other\}:acme'.*\{shop\}"):
         RedisTokenBucket(redis_client, "{other}:acme", 5, 1, parent=root)
@@ -51,14 +51,14 @@ names = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]
 
 
 @given(st.one_of(names, st.builds("{}{{{}}}{}".format, names, names, names)), st.lists(names, max_size=4))
-def test_every_key_of_a_tree_is_in_one_slot(root, children):
+def test_all_keys_of_a_tree_are_in_one_slot(root, children):
     tag, stored = stored_key(root)
     assert {key_slot(stored)} == {key_slot(stored_key(key, tag)[1]) for key in [*children, f"{{{tag}}}x"]}
 
 
 @pytest.mark.usefixtures("redis_client")
 @pytest.mark.parametrize("options", [{}, {"decode_responses": True}, {"protocol": 3}, {"protocol": 2}], ids=str)
-def test_any_client_will_do(redis_server, options):
+def test_clients_with_any_protocol_options_are_accepted(redis_server, options):
     with redis_server.client(**options) as client:
         bucket = RedisTokenBucket(client, "shop", 5, SLOW)
         assert bucket.try_consume(2).tokens == (pytest.approx(3, abs=0.01),)
@@ -67,7 +67,7 @@ def test_any_client_will_do(redis_server, options):
 
 
 @pytest.mark.usefixtures("redis_client")
-def test_a_url_a_unix_socket_and_a_blocking_pool_will_do(tmp_path, redis_server):
+def test_a_url_a_unix_socket_and_a_blocking_pool_are_accepted(tmp_path, redis_server):
     path = f"/tmp/bucketflow-{os.getpid()}.sock"
     with RedisServer.start(tmp_path / "unix", args=["--unixsocket", path]):
         assert RedisTokenBucket(redis.Redis(unix_socket_path=path), "shop", 5, SLOW).consume(5)
@@ -89,7 +89,7 @@ def test_buckets_of_one_client_share_connections(redis_client):
     assert len(redis_client.client_list()) <= before + 1
 
 
-def test_the_last_bucket_of_a_client_leaves_no_connection_behind(redis_server, redis_client):
+def test_connections_are_closed_with_the_last_bucket_of_a_client(redis_server, redis_client):
     gc.collect()
     before = len(redis_client.client_list())
     for number in range(5):
@@ -98,7 +98,7 @@ def test_the_last_bucket_of_a_client_leaves_no_connection_behind(redis_server, r
     wait_until(lambda: len(redis_client.client_list()) <= before)
 
 
-def test_a_child_process_opens_its_own_connections(redis_client):
+def test_a_forked_child_opens_its_own_connections(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 1000, SLOW)
     bucket.consume()
     child = os.fork()
@@ -109,12 +109,12 @@ def test_a_child_process_opens_its_own_connections(redis_client):
     assert bucket.tokens == pytest.approx(799, abs=0.01)
 
 
-def test_a_child_does_not_queue_up_behind_its_parents_threads(redis_client):
+def test_a_forked_child_does_not_wait_behind_its_parents_threads(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 1, SLOW, initial_tokens=0)
     bucket.consume(0)
     waiter = threading.Thread(target=bucket.consume, kwargs={"block": True, "timeout": 2000}, daemon=True)
     waiter.start()
-    wait_until(lambda: bucket._polling_queue.line)
+    wait_until(lambda: bucket._polling_queue.waiters)
     child = os.fork()
     if child == 0:
         bucket.refund()
@@ -122,7 +122,7 @@ def test_a_child_does_not_queue_up_behind_its_parents_threads(redis_client):
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_a_small_pool_is_enough_to_call_and_to_subscribe(redis_server, redis_client):
+def test_a_pool_of_one_connection_is_enough_for_a_call_and_a_subscription(redis_server, redis_client):
     assert redis_client.dbsize() == 0
     pool = redis.ConnectionPool(port=redis_server.port, max_connections=1)
     bucket = RedisTokenBucket(redis.Redis(connection_pool=pool), "shop", 5, SLOW)
@@ -132,7 +132,7 @@ def test_a_small_pool_is_enough_to_call_and_to_subscribe(redis_server, redis_cli
     assert bucket.consume()
 
 
-def test_closing_hurts_no_call_that_another_thread_has_under_way(redis_client):
+def test_close_does_not_fail_calls_in_flight_in_other_threads(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 10_000, SLOW)
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(lambda: [bucket.consume() for _ in range(300)]) for _ in range(2)]

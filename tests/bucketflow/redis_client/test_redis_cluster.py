@@ -1,4 +1,4 @@
-"""Buckets on a Redis Cluster: a path in one slot, and a failover survived."""
+"""Buckets on a Redis Cluster: one slot per path, moved slots, hung masters, failover."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from servers import RedisCluster, wait_replicated, wait_until
 from bucketflow import StoreUnavailable
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket, create_redis_bucket_hierarchy
 
-SLOW = 0.001  # tokens per second: none comes while a test runs
+SLOW = 0.001  # tokens per second: no refill during a test
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def cluster(tmp_path_factory):
 
 
 def consume_until_granted(consume):
-    """Return the errors on the way."""
+    """Call *consume* until it grants; return the errors before that."""
     errors = []
 
     def granted():
@@ -43,7 +43,7 @@ def consume_until_granted(consume):
 
 @pytest.mark.filterwarnings("ignore:.*read_from_replicas:DeprecationWarning")
 @pytest.mark.parametrize("options", [{}, {"decode_responses": True}, {"read_from_replicas": True}], ids=str)
-def test_trees_work_wherever_their_slot_is(cluster, options):
+def test_trees_work_in_any_slot(cluster, options):
     with cluster.client(**options) as client:
         for number in range(12):
             root = f"shop{number}{options}".replace("{", "").replace("}", "")
@@ -54,7 +54,7 @@ def test_trees_work_wherever_their_slot_is(cluster, options):
             assert tree[root].tokens == pytest.approx(2, abs=0.01)
 
 
-def test_a_slot_that_has_moved_is_followed(cluster):
+def test_a_moved_slot_is_followed(cluster):
     with cluster.client() as client:
         bucket = RedisTokenBucket(client, "{moving}", 5, SLOW)
         assert bucket.consume()
@@ -66,7 +66,7 @@ def test_a_slot_that_has_moved_is_followed(cluster):
         assert owners[slot][1] == cluster.master_of("{moving}").port
 
 
-async def test_coroutines_on_a_cluster(cluster):
+async def test_coroutines_use_a_cluster(cluster):
     client = redis.asyncio.RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port)
     root = AsyncRedisTokenBucket(client, "async shop", 5, SLOW)
     leaf = AsyncRedisTokenBucket(client, "acme", 3, SLOW, parent=root)
@@ -76,7 +76,7 @@ async def test_coroutines_on_a_cluster(cluster):
     await client.aclose()
 
 
-def test_a_hung_master_is_given_up_in_time(cluster):
+def test_a_hung_master_fails_a_call_within_its_timeout(cluster):
     with cluster.client() as client:
         bucket = RedisTokenBucket(client, "hung", 5, SLOW, timeout=0.2)
         bucket.consume()
@@ -92,7 +92,7 @@ def test_a_hung_master_is_given_up_in_time(cluster):
 
 @pytest.fixture
 def far_apart(cluster):
-    """Yield two keys of different masters, and the master of the first; it runs again afterwards."""
+    """Yield two keys of different masters, and the master of the first; resume it afterwards."""
     near = "{one}"
     far = next(key for key in map("{{{}}}".format, range(100)) if cluster.master_of(key) is not cluster.master_of(near))
     master = cluster.master_of(near)
@@ -102,49 +102,49 @@ def far_apart(cluster):
         consume_until_granted(RedisTokenBucket(client, near, 500, SLOW).consume)
 
 
-def test_a_hung_master_holds_up_only_the_threads_that_ask_it(cluster, far_apart):
+def test_a_hung_master_blocks_only_threads_that_call_it(cluster, far_apart):
     hanging, running, master = far_apart
     with cluster.client() as client, ThreadPoolExecutor(1) as pool:
         buckets = [RedisTokenBucket(client, key, 500, SLOW, timeout=3) for key in (hanging, running)]
         assert all(bucket.consume() for bucket in buckets)
         master.pause()
-        held_up = pool.submit(buckets[0].consume)
+        blocked = pool.submit(buckets[0].consume)
         assert all(buckets[1].consume() for _ in range(100))
-        assert not held_up.done()
+        assert not blocked.done()
         master.resume()
-        assert held_up.result()
+        assert blocked.result()
 
 
-async def test_a_hung_master_holds_up_only_the_coroutines_that_ask_it(cluster, far_apart):
+async def test_a_hung_master_blocks_only_coroutines_that_call_it(cluster, far_apart):
     hanging, running, master = far_apart
     client = redis.asyncio.RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port)
     buckets = [AsyncRedisTokenBucket(client, key, 500, SLOW, timeout=3) for key in (hanging, running)]
     assert all([await bucket.consume() for bucket in buckets])
     master.pause()
-    held_up = asyncio.ensure_future(buckets[0].consume())
+    blocked = asyncio.ensure_future(buckets[0].consume())
     assert all([await buckets[1].consume() for _ in range(100)])
-    assert not held_up.done()
+    assert not blocked.done()
     master.resume()
-    assert await held_up
+    assert await blocked
     await buckets[0].close()
     await client.aclose()
 
 
-def test_after_a_failover_threads_and_coroutines_go_on(cluster):
+def test_threads_and_coroutines_recover_from_a_failover(cluster):
     loop = asyncio.new_event_loop()
     with cluster.client() as client:
         bucket = RedisTokenBucket(client, "failover", 50, SLOW, timeout=0.5)
-        aclient = redis.asyncio.RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port)
-        twin = AsyncRedisTokenBucket(aclient, "failover", 50, SLOW, timeout=0.5)
+        async_client = redis.asyncio.RedisCluster(host="127.0.0.1", port=cluster.nodes[0].port)
+        async_bucket = AsyncRedisTokenBucket(async_client, "failover", 50, SLOW, timeout=0.5)
         assert bucket.consume()
-        assert loop.run_until_complete(twin.consume())
+        assert loop.run_until_complete(async_bucket.consume())
         master = cluster.master_of("{failover}")
         wait_replicated(master, cluster.nodes[cluster.nodes.index(master) + RedisCluster.MASTERS])
         master.kill()
         errors = consume_until_granted(bucket.consume)
-        consume_until_granted(lambda: loop.run_until_complete(twin.consume()))
+        consume_until_granted(lambda: loop.run_until_complete(async_bucket.consume()))
         assert errors
-        assert 45 <= bucket.tokens <= 46.01  # the replica remembers what was spent
-        loop.run_until_complete(twin.close())
-        loop.run_until_complete(aclient.aclose())
+        assert 45 <= bucket.tokens <= 46.01  # the replica has the tokens spent before
+        loop.run_until_complete(async_bucket.close())
+        loop.run_until_complete(async_client.aclose())
         loop.close()

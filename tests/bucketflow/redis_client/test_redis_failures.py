@@ -1,4 +1,4 @@
-"""Redis away, hung, emptied or unwilling: said in time, never asked twice, and over when it is over."""
+"""Redis unreachable, hung, flushed or read-only: an error within the timeout, no repeated call, and recovery."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bucketflow import StoreUnavailable
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
 from bucketflow.redis_client.encoding import pack
 
-SLOW = 0.001  # tokens per second: none comes while a test runs
-TIMEOUT = 0.2  # seconds the server may take to answer
+SLOW = 0.001  # tokens per second: no refill during a test
+TIMEOUT = 0.2  # seconds the server may take to reply
 IN_TIME = TIMEOUT + 0.5  # far below what redis-py's ten retries would take
 
 
@@ -41,7 +41,7 @@ class Coroutines:
         self.bucket = AsyncRedisTokenBucket(client, "shop", 100, SLOW, timeout=TIMEOUT, **options)
 
     def consume(self):
-        self.loop.run_until_complete(asyncio.sleep(0.005))  # a user's loop runs between two calls, too
+        self.loop.run_until_complete(asyncio.sleep(0.005))  # as in an application, whose loop runs between two calls
         return self.loop.run_until_complete(self.bucket.consume())
 
     def tokens(self):
@@ -59,7 +59,7 @@ def shop(request, fresh_redis):
     shop.close()
 
 
-def refusal_in_time(call):
+def error_in_time(call):
     began = time.monotonic()
     with pytest.raises(StoreUnavailable) as error:
         call()
@@ -67,11 +67,11 @@ def refusal_in_time(call):
     return error.value
 
 
-def test_a_server_that_is_gone_is_named_at_once_and_works_again_when_back(shop, fresh_redis):
+def test_a_killed_server_is_named_in_the_error_and_used_again_after_its_restart(shop, fresh_redis):
     assert shop.consume()
     fresh_redis.kill()
     for _ in range(3):
-        error = refusal_in_time(shop.consume)
+        error = error_in_time(shop.consume)
         assert error.store == f"127.0.0.1:{fresh_redis.port}"
         assert isinstance(error.__cause__, redis.ConnectionError)
     fresh_redis.restart()
@@ -79,22 +79,22 @@ def test_a_server_that_is_gone_is_named_at_once_and_works_again_when_back(shop, 
     assert shop.tokens() == pytest.approx(99, abs=0.01)
 
 
-def test_a_server_that_was_never_there_is_named(shop, fresh_redis):
+def test_a_server_that_never_ran_is_named_in_the_error(shop, fresh_redis):
     fresh_redis.kill()
-    assert str(fresh_redis.port) in refusal_in_time(shop.consume).reason
+    assert str(fresh_redis.port) in error_in_time(shop.consume).reason
 
 
-def test_a_restart_between_two_calls_goes_unnoticed(shop, fresh_redis):
+def test_a_restart_between_two_calls_raises_no_error(shop, fresh_redis):
     shop.consume()
     fresh_redis.restart()
     assert shop.consume()
 
 
-def test_a_server_that_hangs_is_given_up_in_time_and_has_spent_at_most_once(shop, fresh_redis):
+def test_a_hung_server_fails_a_call_in_time_and_spends_at_most_once(shop, fresh_redis):
     assert shop.consume()
     fresh_redis.pause()
     try:
-        error = refusal_in_time(shop.consume)
+        error = error_in_time(shop.consume)
         assert isinstance(error.__cause__, redis.TimeoutError)
     finally:
         fresh_redis.resume()
@@ -103,29 +103,29 @@ def test_a_server_that_hangs_is_given_up_in_time_and_has_spent_at_most_once(shop
     assert 96.99 <= shop.tokens() <= 98.01
 
 
-def test_a_hung_server_that_is_asked_for_the_first_time_is_given_up_in_time(shop, fresh_redis):
+def test_a_hung_server_fails_the_very_first_call_in_time(shop, fresh_redis):
     fresh_redis.pause()
     try:
-        refusal_in_time(shop.consume)
-        refusal_in_time(shop.consume)
+        error_in_time(shop.consume)
+        error_in_time(shop.consume)
     finally:
         fresh_redis.resume()
     assert shop.consume()
 
 
-def test_blocking_says_so_too_and_the_line_moves_on(shop, fresh_redis):
+def test_an_outage_ends_a_blocking_call_and_lets_the_next_waiter_poll(shop, fresh_redis):
     fresh_redis.kill()
     bucket = shop.bucket
     for _ in range(2):
         if isinstance(shop, Coroutines):
-            refusal_in_time(lambda: shop.loop.run_until_complete(bucket.consume(block=True)))
+            error_in_time(lambda: shop.loop.run_until_complete(bucket.consume(block=True)))
         else:
-            refusal_in_time(lambda: bucket.consume(block=True))
+            error_in_time(lambda: bucket.consume(block=True))
     fresh_redis.restart()
     assert shop.consume()
 
 
-def test_forgotten_scripts_are_loaded_again_and_run_once(shop, fresh_redis):
+def test_flushed_scripts_are_loaded_again_and_run_once(shop, fresh_redis):
     with fresh_redis.client() as client:
         for left in (99, 98, 97):
             client.script_flush()
@@ -141,14 +141,16 @@ def test_forgotten_scripts_are_loaded_again_and_run_once(shop, fresh_redis):
         ("replicaof", "", "read only"),
     ],
 )
-def test_a_server_that_cannot_write_says_so_and_has_spent_nothing(shop, fresh_redis, setting, value, reason):
+def test_a_server_that_rejects_writes_is_named_with_its_reason_and_spends_nothing(
+    shop, fresh_redis, setting, value, reason
+):
     shop.consume()
     with fresh_redis.client() as client:
         if setting == "replicaof":
             client.replicaof("127.0.0.1", fresh_redis.port)
         else:
             client.config_set(setting, value)
-        error = refusal_in_time(shop.consume)
+        error = error_in_time(shop.consume)
         assert reason in error.reason
         assert isinstance(error.__cause__, redis.RedisError)
         if setting == "replicaof":
@@ -159,19 +161,19 @@ def test_a_server_that_cannot_write_says_so_and_has_spent_nothing(shop, fresh_re
     assert shop.consume()
 
 
-def test_a_foreign_value_under_the_key_is_an_error_and_not_overwritten(shop, fresh_redis):
+def test_a_foreign_value_under_the_key_is_an_error_and_is_kept(shop, fresh_redis):
     with fresh_redis.client() as client:
-        client.set("bucketflow:{shop}", "mine")
-        refusal_in_time(shop.consume)
-        assert client.get("bucketflow:{shop}") == b"mine"
+        client.set("bucketflow:{shop}", "foreign")
+        error_in_time(shop.consume)
+        assert client.get("bucketflow:{shop}") == b"foreign"
 
 
-def test_a_late_reply_to_something_else_fails_one_call_and_answers_none(redis_client):
+def test_a_stray_error_on_a_connection_fails_one_call_and_shifts_no_replies(redis_client):
     bucket = RedisTokenBucket(redis_client, "shop", 5, SLOW)
     assert bucket.consume()
-    node = bucket._runner._topology.only
+    node = bucket._runner._topology.sole_node
     connection = node.connect()
-    connection.send_packed_command([pack(["NOSUCHCOMMAND"])])  # as a handshake that was interrupted leaves it
+    connection.send_packed_command([pack(["NOSUCHCOMMAND"])])  # as after an interrupted handshake
     node._retain(connection, [])
     with pytest.raises(StoreUnavailable, match="NOSUCHCOMMAND"):
         bucket.consume()
@@ -180,21 +182,21 @@ def test_a_late_reply_to_something_else_fails_one_call_and_answers_none(redis_cl
     assert bucket.consume(3)
 
 
-def test_a_wrong_password_is_an_outage_not_a_crash(tmp_path):
+def test_a_wrong_password_raises_store_unavailable(tmp_path):
     with RedisServer.start(tmp_path / "locked") as server:
         server.client().config_set("requirepass", "secret")
         bucket = RedisTokenBucket(server.client(password="wrong"), "shop", 5, 1)
-        refusal_in_time(bucket.consume)
+        error_in_time(bucket.consume)
         assert RedisTokenBucket(server.client(password="secret"), "shop", 5, 1).consume()
 
 
 @pytest.mark.filterwarnings("ignore:.*get_connection:DeprecationWarning")
-def test_an_exhausted_pool_is_given_up_in_time(redis_server, redis_client):
+def test_an_exhausted_pool_fails_a_call_in_time(redis_server, redis_client):
     redis_client.flushall()
     pool = redis.BlockingConnectionPool(port=redis_server.port, max_connections=1, timeout=30)
     bucket = RedisTokenBucket(redis.Redis(connection_pool=pool), "shop", 5, 1, timeout=TIMEOUT)
-    private = bucket._runner._topology.only.client.connection_pool
-    taken = private.get_connection("")  # redis-py 5 wants a name
-    refusal_in_time(bucket.consume)
+    private = bucket._runner._topology.sole_node.client.connection_pool
+    taken = private.get_connection("")  # redis-py 5 requires a name
+    error_in_time(bucket.consume)
     private.release(taken)
     assert bucket.consume()

@@ -1,4 +1,4 @@
-"""Buckets behind Sentinel: a failover survived, and no waiting for sentinels that hang."""
+"""Buckets behind Sentinel: failover, hung sentinels, clients of replicas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from servers import RedisSentinel, wait_replicated, wait_until
 from bucketflow import ConfigError, StoreUnavailable
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
 
-SLOW = 0.001  # tokens per second: none comes while a test runs
+SLOW = 0.001  # tokens per second: no refill during a test
 
 
 @pytest.fixture
@@ -32,26 +32,26 @@ def in_time(call, limit=2.0):
         assert time.monotonic() - began < limit
 
 
-def test_after_a_failover_threads_and_coroutines_go_on(sentinel):
+def test_threads_and_coroutines_recover_from_a_failover(sentinel):
     loop = asyncio.new_event_loop()
     client = redis.sentinel.Sentinel(sentinel.addresses()).master_for(sentinel.SERVICE)
     bucket = RedisTokenBucket(client, "shop", 50, SLOW, timeout=0.5)
-    aclient = redis.asyncio.sentinel.Sentinel(sentinel.addresses()).master_for(sentinel.SERVICE)
-    twin = AsyncRedisTokenBucket(aclient, "shop", 50, SLOW, timeout=0.5)
+    async_client = redis.asyncio.sentinel.Sentinel(sentinel.addresses()).master_for(sentinel.SERVICE)
+    async_bucket = AsyncRedisTokenBucket(async_client, "shop", 50, SLOW, timeout=0.5)
     assert bucket.consume()
-    assert loop.run_until_complete(twin.consume())
+    assert loop.run_until_complete(async_bucket.consume())
     wait_replicated(sentinel.master, sentinel.replica)
     sentinel.master.kill()
     with pytest.raises(StoreUnavailable, match="mymaster"):
         bucket.consume()
     wait_until(lambda: in_time(bucket.consume), timeout=30, pause=0.05)
-    wait_until(lambda: in_time(lambda: loop.run_until_complete(twin.consume())), timeout=30, pause=0.05)
-    assert bucket.tokens == pytest.approx(46, abs=0.01)  # the replica remembers what was spent
-    loop.run_until_complete(twin.close())
+    wait_until(lambda: in_time(lambda: loop.run_until_complete(async_bucket.consume())), timeout=30, pause=0.05)
+    assert bucket.tokens == pytest.approx(46, abs=0.01)  # the replica has the tokens spent before
+    loop.run_until_complete(async_bucket.close())
     loop.close()
 
 
-def test_sentinels_that_hang_are_given_up_in_time(sentinel):
+def test_hung_sentinels_fail_a_call_in_time(sentinel):
     client = redis.sentinel.Sentinel(sentinel.addresses()).master_for(sentinel.SERVICE)
     bucket = RedisTokenBucket(client, "shop", 50, SLOW, timeout=0.3)
     watcher = sentinel.members[-1]
@@ -64,7 +64,7 @@ def test_sentinels_that_hang_are_given_up_in_time(sentinel):
     assert bucket.consume()
 
 
-def test_a_client_of_the_replicas_is_refused(sentinel):
+def test_a_client_of_the_replicas_is_rejected(sentinel):
     manager = redis.sentinel.Sentinel(sentinel.addresses())
     with pytest.raises(ConfigError, match="master_for"):
         RedisTokenBucket(manager.slave_for(sentinel.SERVICE), "shop", 5, 1)

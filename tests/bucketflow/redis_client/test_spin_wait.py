@@ -1,4 +1,4 @@
-"""Waiting awake: it ends when the answer is there, and is given up where answers do not come at once."""
+"""Adaptive spinning: a wait polls while replies arrive in time, and blocks at once where they do not."""
 
 from __future__ import annotations
 
@@ -11,73 +11,73 @@ from bucketflow.redis_client.spin_wait import SPIN_TIMEOUT, SpinWait
 
 
 class Server:
-    """Answers some time after it was asked; a look takes a tenth of the time for which a wait stays awake."""
+    """Replies after given times, in seconds. One poll takes a tenth of SPIN_TIMEOUT."""
 
-    def __init__(self, *answer_times):
+    def __init__(self, *reply_times):
         self.now = 0.0
-        self.answer_times = list(answer_times)
-        self.looks = 0
+        self.reply_times = list(reply_times)
+        self.polls = 0
         self.spin_wait = SpinWait(lambda: self.now)
 
-    def awake(self):
-        """AdmissionRequest; return for how long the wait stayed awake, and whether the answer was there then."""
-        asked_at, takes = self.now, self.answer_times.pop(0)
+    def wait(self):
+        """Wait for the next reply; return how long the wait polled, and whether the reply was there then."""
+        sent_at, takes = self.now, self.reply_times.pop(0)
 
         def is_there():
-            return self.now >= asked_at + takes
+            return self.now >= sent_at + takes
 
-        def look():
-            self.looks += 1
+        def poll():
+            self.polls += 1
             if is_there():
                 return True
             self.now += SPIN_TIMEOUT / 10
             return False
 
-        self.spin_wait.wait(look)
-        awake, was_there = self.now - asked_at, is_there()
-        self.now = max(self.now, asked_at + takes)
-        return awake, was_there
+        self.spin_wait.wait(poll)
+        polled, was_there = self.now - sent_at, is_there()
+        self.now = max(self.now, sent_at + takes)
+        return polled, was_there
 
 
-def test_who_is_answered_at_once_never_sleeps():
+def test_waits_poll_until_the_reply_where_replies_arrive_in_time():
     server = Server(*[SPIN_TIMEOUT / 2] * 20)
-    assert [server.awake() for _ in range(20)] == [(pytest.approx(SPIN_TIMEOUT / 2), True)] * 20
+    assert [server.wait() for _ in range(20)] == [(pytest.approx(SPIN_TIMEOUT / 2), True)] * 20
 
 
-def test_where_answers_are_there_already_ever_fewer_waits_look():
+def test_ever_fewer_waits_poll_where_the_reply_is_there_at_the_first_poll():
     server = Server(*[0] * 1000)
-    assert [server.awake() for _ in range(1000)] == [(0, True)] * 1000
-    assert server.looks == len([0, 2, 6, 14, 30, 62, 126, 254, 510, 766])
+    assert [server.wait() for _ in range(1000)] == [(0, True)] * 1000
+    assert server.polls == len([0, 2, 6, 14, 30, 62, 126, 254, 510, 766])
 
 
-def test_a_wait_stays_awake_for_its_time_and_no_longer():
+def test_a_wait_polls_for_the_spin_timeout_at_most():
     server = Server(100 * SPIN_TIMEOUT)
-    assert server.awake() == (pytest.approx(SPIN_TIMEOUT, rel=0.11), False)
+    assert server.wait() == (pytest.approx(SPIN_TIMEOUT, rel=0.11), False)
 
 
-def test_where_no_answer_comes_in_time_ever_fewer_waits_stay_awake():
+def test_ever_fewer_waits_poll_where_replies_arrive_too_late():
     server = Server(*[2 * SPIN_TIMEOUT] * 2000)
-    awake = [number for number in range(2000) if server.awake()[0] > 0]
-    assert awake[:9] == [0, 2, 6, 14, 30, 62, 126, 254, 510]
-    assert {later - before for before, later in pairwise(awake[8:])} == {256}
+    polled = [number for number in range(2000) if server.wait()[0] > 0]
+    assert polled[:9] == [0, 2, 6, 14, 30, 62, 126, 254, 510]
+    assert {later - before for before, later in pairwise(polled[8:])} == {256}
 
 
-def test_where_answers_come_in_time_again_ever_more_waits_stay_awake():
-    late, soon = [2 * SPIN_TIMEOUT] * 7, [SPIN_TIMEOUT / 2] * 15
-    server = Server(*late, *soon)
-    stayed = [number for number in range(22) if server.awake()[0] > 0]
-    assert stayed == [0, 2, 6, 14, 18, 20, 21]
+def test_ever_more_waits_poll_once_replies_arrive_in_time_again():
+    late, in_time = [2 * SPIN_TIMEOUT] * 7, [SPIN_TIMEOUT / 2] * 15
+    server = Server(*late, *in_time)
+    polled = [number for number in range(22) if server.wait()[0] > 0]
+    assert polled == [0, 2, 6, 14, 18, 20, 21]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_where_more_answers_are_late_than_in_time_most_waits_sleep(seed):
+def test_most_waits_block_at_once_where_more_replies_are_late_than_in_time(seed):
     server = Server(*Random(seed).choices([SPIN_TIMEOUT / 2, 2 * SPIN_TIMEOUT], [1, 2], k=3000))
-    assert sum(server.awake()[0] > 0 for _ in range(3000)) < 300
+    assert sum(server.wait()[0] > 0 for _ in range(3000)) < 300
 
 
-def test_an_error_while_looking_is_the_callers():
-    def look():
+def test_an_error_while_polling_is_raised_to_the_caller():
+    def poll():
         raise ConnectionError("closed")
 
     with pytest.raises(ConnectionError, match="closed"):
-        SpinWait().wait(look)
+        SpinWait().wait(poll)

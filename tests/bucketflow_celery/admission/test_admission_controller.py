@@ -14,7 +14,7 @@ from strategies import outages, restarts, tables, workloads
 from bucketflow.errors import CostExceedsCapacity
 from bucketflow.testing import worst_excess
 from bucketflow_celery import Limit, ThrottleTimeout
-from bucketflow_celery.admission.controller import LOOK
+from bucketflow_celery.admission.controller import VERSION_CHECK_INTERVAL
 
 
 def play(limits, jobs, until=4000.0, **options):
@@ -150,7 +150,7 @@ def test_a_held_task_costs_nothing_while_it_waits_and_blocks_no_other_queue(leve
 def test_where_nothing_limits_the_store_is_only_asked_for_new_limits_now_and_then():
     fleet = play({"tenants": {"a": "1/s"}}, [Job(tenant="b", duration=1) for _ in range(100)])
     assert_all_ran_once(fleet)
-    assert 1 < fleet.calls() <= 1 + max(job.starts[0] for job in fleet.jobs) / LOOK
+    assert 1 < fleet.calls() <= 1 + max(job.starts[0] for job in fleet.jobs) / VERSION_CHECK_INTERVAL
 
 
 def test_tasks_that_cost_nothing_pass():
@@ -329,7 +329,7 @@ def test_a_worker_whose_tasks_nothing_limits_hears_of_new_limits_too():
     jobs = [fleet.send(Job(at=number * 0.5, duration=0.01)) for number in range(40)]
     fleet.run(4000.0)
     assert_all_ran_once(fleet)
-    later = [job.starts[0] for job in jobs if job.at > 1 + LOOK]
+    later = [job.starts[0] for job in jobs if job.at > 1 + VERSION_CHECK_INTERVAL]
     assert worst_excess([(at, 1.0) for at in sorted(later)], Limit(1, 1)) < 1e-6
 
 

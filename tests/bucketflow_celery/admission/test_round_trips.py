@@ -8,6 +8,8 @@ import pytest
 from simulation import Fleet, Job
 
 from bucketflow_celery import Limit
+from bucketflow_celery.store.interfaces import StaleLimits
+from bucketflow_celery.store.memory_backlog import MemoryStoreCall
 
 
 def admissions(fleet):
@@ -19,10 +21,14 @@ def recorded(fleet):
     """Have *fleet* take down its questions: when, in µs, with which tasks, and the answers."""
     admit, fleet.questions = fleet.store.admit, []
 
-    def record(asks, version):
-        version, answers = admit(asks, version)
-        fleet.questions.append((fleet.clock.now(), asks, answers))
-        return version, answers
+    def record(requests, version):
+        def run():
+            reply = admit(requests, version).run()
+            decisions = None if isinstance(reply, StaleLimits) else reply
+            fleet.questions.append((fleet.clock.now(), requests, decisions))
+            return reply
+
+        return MemoryStoreCall(run)
 
     fleet.store.admit = record
     return fleet

@@ -178,7 +178,7 @@ def test_what_a_message_holds_ends_no_worker():
     def job():
         return None
 
-    with pytest.raises(ConfigError, match=r"shop\.job.*a tenant and a cost that can be told"):
+    with pytest.raises(ConfigError, match=r"shop\.job.*a tenant and a cost that can be determined"):
         throttle.active_limits.resolve(job, {"tenant": "\ud800"}, (), {}, "celery")  # JSON can carry it, UTF-8 cannot
 
 
@@ -199,7 +199,7 @@ def test_a_store_that_is_away_holds_the_worker_up_once_however_many_are_revoked(
     def job():
         return None
 
-    ticket = Ticket({"q:celery/t:a": 1}, first_refused_at=1.0).write()
+    ticket = Ticket({"q:celery/t:a": 1}, waiting_since=1.0).write()
     delivery = {"routing_key": "celery"}
     for number in range(30):
         request = Context(

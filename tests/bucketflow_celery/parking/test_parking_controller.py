@@ -60,7 +60,7 @@ def assert_at_rest(fleet):
     for worker in fleet.workers:
         assert not worker.held
         assert (worker.unacknowledged, worker.stats.waiting) == (0, 0)
-        assert worker.parking is None or not worker.parking.holdings._tasks
+        assert worker.parking is None or not worker.parking.in_flight_tasks._tasks
 
 
 def last_start(fleet, **facts):
@@ -309,7 +309,7 @@ def test_one_that_is_not_parked_in_the_end_keeps_no_fresh_task_of_its_tenant_fro
     if fate == "revoked":
         waiting.revoked_at = 1.05
     else:
-        fleet.workers[0].parking.parcel = lambda _entry, **_options: None
+        fleet.workers[0].encode = lambda _task, **_options: None
     fleet.run_out()
     assert (fresh.starts, fresh.parked) == ([20], 0)
 
@@ -510,7 +510,7 @@ def test_one_that_comes_back_impossible_and_was_never_parked_fails_once(parkable
     fleet.at(0.05, fleet.workers[0].lose_connection)
     fleet.at(0.055, lambda: fleet.store.set_limits({"queues": {"r": Limit(1, 1)}}))
     if not parkable:
-        fleet.workers[0].parking.parcel = lambda _entry, **_options: None
+        fleet.workers[0].encode = lambda _task, **_options: None
     fleet.run_out()
     assert [type(error) for error in impossible.errors] == [CostExceedsCapacity]
     assert (impossible.starts, impossible.deliveries, impossible.parked) == ([], 2, int(parkable))
@@ -576,7 +576,7 @@ def test_a_worker_that_can_start_nothing_it_is_handed_does_not_ask_all_the_time(
 def test_a_worker_without_a_lease_starts_nothing_and_does_not_ask_all_the_time(latency):
     fleet = fleet_of({"queues": {"q": Limit(20, 100)}}, [parked() for _ in range(200)], latency=latency, prefetch=200)
     lease = fleet.workers[0].parking.lease
-    fleet.at(0.5, lambda: setattr(lease, "holds", lambda: fleet.now > 5))
+    fleet.at(0.5, lambda: setattr(lease, "is_valid", lambda: fleet.now > 5))
     fleet.run(5)
     assert not [at for at, job in fleet.starts() if at > 0.51 and job.dispatched]
     assert sum(1 < at < 5 for at in fleet.workers[0].calls) <= 4 * 60
@@ -604,7 +604,7 @@ def test_tasks_of_every_kind_share_a_queue(latency):
 
 def test_what_cannot_be_parked_is_held():
     fleet = fleet_of({"queues": {"q": Limit(1, 10)}}, [parked() for _ in range(40)])
-    fleet.workers[0].parking.parcel = lambda _entry, **_options: None
+    fleet.workers[0].encode = lambda _task, **_options: None
     fleet.run_out()
     assert_all_ran_once(fleet)
     assert not any(job.parked for job in fleet.jobs)

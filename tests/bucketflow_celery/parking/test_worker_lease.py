@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
+from time import monotonic
+from types import SimpleNamespace
 
 import pytest
 
 from bucketflow import StoreUnavailable
 from bucketflow.testing import FakeClock
-from bucketflow_celery.parking.worker_lease import Lease, reclaim
+from bucketflow_celery.config.settings import Settings
+from bucketflow_celery.parking.in_flight_tasks import InFlightTasks
+from bucketflow_celery.parking.worker_lease import WorkerLease, reclaim
 from bucketflow_celery.scheduling.model import DispatchRequest, Lane, ParkedMessage, TaskSpec, TenantSpec
+from bucketflow_celery.store.calls import WorkerContext
 from bucketflow_celery.testing import MemoryStore
 
 SECONDS = 20.0  # renewed every 5 s, for 14 s
@@ -34,15 +39,11 @@ def store(clock):
 
 @pytest.fixture
 def lease_of(store, clock):
-    def make(node="w", known=frozenset(), at=store):
-        return Lease(
-            at,
-            node,
-            SECONDS,
-            on_call=lambda _queue: None,
-            is_known=known.__contains__,
-            clock=lambda: clock.now() / 1e6,
-        )
+    def make(node="w", known=frozenset(), at=store, on_notify=lambda _queue: None, clock_of=lambda: clock.now() / 1e6):
+        in_flight = InFlightTasks(lambda: None)
+        in_flight._tasks = known
+        context = WorkerContext(Settings(lease=SECONDS), SimpleNamespace(backlogs=at), None, None)
+        return WorkerLease(context, node, in_flight, on_notify, clock_of)
 
     return make
 
@@ -51,12 +52,12 @@ def hand(store, worker, *uids):
     """Park tasks and hand them to *worker*."""
     store.park("q", [ParkedMessage(uid, Lane("a", "f"), b"message") for uid in uids], 1000, busy=False).run()
     request = DispatchRequest(worker, len(uids), (), (TenantSpec("a", (TaskSpec("f", (0,)),)),))
-    _, released = store.dispatch("q", request, "").run()
+    released = store.dispatch("q", request, "").run()
     assert [one.owned.item.uid for one in released.dispatched] == list(uids)
 
 
 def owned(store, worker):
-    return [one.uid for one in store.owned(worker).run()]
+    return [one.uid for one in store.leased_tasks(worker).run()]
 
 
 def parked(store):
@@ -77,15 +78,15 @@ class Away:
 
 def test_a_lease_holds_from_its_renewal_on_and_for_less_than_the_others_wait(lease_of, clock):
     lease = lease_of()
-    assert not lease.holds()
+    assert not lease.is_valid()
     lease._renew_if_due()
-    assert lease.holds()
+    assert lease.is_valid()
     clock.advance(13.9)
-    assert lease.holds()
+    assert lease.is_valid()
     clock.advance(0.2)
-    assert not lease.holds()
+    assert not lease.is_valid()
     lease._renew_if_due()
-    assert lease.holds()
+    assert lease.is_valid()
 
 
 def test_it_is_renewed_when_a_quarter_has_passed(lease_of, store, clock):
@@ -124,11 +125,11 @@ def test_who_was_taken_for_dead_goes_on_under_another_name(lease_of, store, cloc
     clock.advance(15)
     assert reclaim(store, first) == 1
     lease._renew_if_due()
-    assert "taken for dead" in caplog.text
-    assert not lease.holds()
+    assert "lease expired, its tasks were reclaimed" in caplog.text
+    assert not lease.is_valid()
     assert lease.worker != first
     lease._renew_if_due()
-    assert lease.holds()
+    assert lease.is_valid()
 
 
 def test_who_comes_back_in_time_keeps_its_tasks(lease_of, store, clock):
@@ -138,7 +139,7 @@ def test_who_comes_back_in_time_keeps_its_tasks(lease_of, store, clock):
     hand(store, first, b"1")
     clock.advance(100)
     lease._renew_if_due()
-    assert (lease.worker, lease.holds()) == (first, True)
+    assert (lease.worker, lease.is_valid()) == (first, True)
     assert owned(store, first) == [b"1"]
 
 
@@ -201,12 +202,12 @@ def test_who_leaves_gives_back_at_once_and_renews_no_more(lease_of, store, clock
     lease = lease_of(known={b"1"})
     lease._renew_if_due()
     hand(store, lease.worker, b"1")
-    lease.leave()
-    assert not lease.holds()
+    lease.release()
+    assert not lease.is_valid()
     assert parked(store) == 1
     clock.advance(100)
     lease._renew_if_due()
-    assert not lease.holds()
+    assert not lease.is_valid()
 
 
 def test_who_leaves_while_the_store_is_away_says_so(lease_of, store, caplog):
@@ -215,12 +216,12 @@ def test_who_leaves_while_the_store_is_away_says_so(lease_of, store, caplog):
     lease._renew_if_due()
     away.is_away = True
     with caplog.at_level(logging.WARNING):
-        lease.leave()
-    assert "goes to others when its lease has ended" in caplog.text
+        lease.release()
+    assert "reclaimed when it expires" in caplog.text
 
 
-def test_a_store_that_fails_in_whatever_way_does_not_end_the_thread(store, monkeypatch):
-    monkeypatch.setattr("bucketflow_celery.parking.worker_lease._AGAIN", 0.001)
+def test_a_store_that_fails_in_any_way_does_not_end_the_thread(lease_of, store, monkeypatch):
+    monkeypatch.setattr("bucketflow_celery.parking.worker_lease._RETRY_PAUSE", 0.001)
     heard, failures = threading.Event(), [StoreUnavailable("memory", "away"), RuntimeError("odd")]
 
     class Odd:
@@ -229,8 +230,8 @@ def test_a_store_that_fails_in_whatever_way_does_not_end_the_thread(store, monke
                 raise failures.pop()
             return getattr(store, name)
 
-    lease = Lease(Odd(), "w", SECONDS, on_call=lambda _queue: heard.set(), is_known=lambda _uid: True)
+    lease = lease_of(at=Odd(), on_notify=lambda _queue: heard.set(), clock_of=monotonic)
     lease.start()
     assert heard.wait(10)
-    assert lease.holds()
-    lease.leave()
+    assert lease.is_valid()
+    lease.release()

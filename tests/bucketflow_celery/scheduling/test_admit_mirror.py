@@ -24,6 +24,7 @@ from bucketflow_celery.scheduling.admit import (
     admit,
     cancel_reservation,
 )
+from bucketflow_celery.store.interfaces import StaleLimits
 from bucketflow_celery.store.redis_store import RedisStore
 
 NOW = 50_000_000_000_000  # some day of 2025, on the clock that counts from 2024
@@ -95,7 +96,7 @@ class Step:
         recorder = Recorder()
         store = RedisStore(recorder, "twin")
         if self.operation == "admit":
-            store.admit(self.asks, "")
+            store.admit(self.asks, "").run()
         else:
             store.cancel_reservation(self.asks[0])
         return recorder.sent
@@ -139,7 +140,7 @@ class Story:
             argv += (name, str(step.now), str(len(keys)), str(len(args)), *keys, *args)
         for step, (reply, stored) in zip(self.steps, client.eval(STORY.text, 0, *argv), strict=True):
             if step.operation == "admit":
-                _, answers = RedisStore(Recorder(reply), "twin").admit(step.asks, "")
+                answers = RedisStore(Recorder(reply), "twin").admit(step.asks, "").run()
                 assert tuple(answers) == step.answers, step
             for key, value, ttl in stored:
                 self._check_key(step, key.decode().removeprefix("{twin}:"), value, ttl)
@@ -259,12 +260,12 @@ def test_with_another_version_of_the_limits_it_answers_the_version_and_writes_no
     store.set_limits({"queues": {"q": "1/s"}})
     before = {key: redis_client.get(key) for key in redis_client.scan_iter()}
     version = store.limits().version
-    assert store.admit([AdmissionRequest((LEVEL,), 1, (0,))], "") == (version, None)
+    assert store.admit([AdmissionRequest((LEVEL,), 1, (0,))], "").run() == StaleLimits(version)
     assert redis_client.eval(
         load_script("bucketflow_celery.store", "admit").text, 1, "{twin}:limits:version", "old"
     ) == [version.encode()]
     assert {key: redis_client.get(key) for key in redis_client.scan_iter()} == before
-    assert store.admit([AdmissionRequest((LEVEL,), 1, (0,))], version)[1][0].admitted
+    assert store.admit([AdmissionRequest((LEVEL,), 1, (0,))], version).run()[0].admitted
 
 
 @pytest.mark.parametrize("raw", [b"garbage", b"\xff\xfe", b"[]", b"5", b'{"queues": 5}'])
@@ -280,7 +281,7 @@ def test_every_level_it_writes_expires_and_a_level_that_is_full_again_is_gone(re
     store = RedisStore(ScriptRunner(redis_client), "twin")
     slow = Level("tenant", "q:q/t:a", Limit(1, 0.01))
     asks = [AdmissionRequest((LEVEL, slow), 1, (0, 0)) for _ in range(3)]
-    _, answers = store.admit(asks, "")
+    answers = store.admit(asks, "").run()
     assert [answer.admitted for answer in answers] == [True, False, False]
     keys = redis_client.keys()
     assert len(keys) == 2
@@ -291,7 +292,7 @@ def test_every_level_it_writes_expires_and_a_level_that_is_full_again_is_gone(re
 
 def test_peek_reads_what_admit_wrote(redis_client):
     store = RedisStore(ScriptRunner(redis_client), "twin")
-    store.admit([AdmissionRequest((LEVEL,), 1, (0,)), AdmissionRequest((LEVEL,), 1, (0,))], "")
+    store.admit([AdmissionRequest((LEVEL,), 1, (0,)), AdmissionRequest((LEVEL,), 1, (0,))], "").run()
     now, [state] = store.peek([LEVEL])
     assert redis_client.get("{twin}:q:q") == struct.pack("<dddd", *astuple(state))
     assert 0 < state.full_at - now <= state.reserved_until - now <= 1_000_000

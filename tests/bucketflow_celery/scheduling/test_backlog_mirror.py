@@ -7,10 +7,12 @@ from collections import Counter
 from typing import ClassVar
 
 import pytest
-from backlog_twins import LEASE, LOST, SECOND, Lane, Twins, parcel
+from backlog_twins import LEASE, SECOND, Lane, Twins, parcel
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from bucketflow_celery.store.interfaces import LeaseLost
 
 QUEUES = ("q", "other queue")
 TENANTS = ("", "a", "b", "ü/c:{d}")
@@ -89,7 +91,7 @@ class Player:
     def _dispatch(self, worker, queue, free):
         for _ in range(4):
             answer = self.twins.dispatch(worker, queue, free)
-            if answer == LOST:
+            if isinstance(answer, LeaseLost):
                 return
             if answer is not None:
                 self.told[worker.name, queue] = self.twins.now + answer.wait if answer.wait else None

@@ -74,7 +74,7 @@ def recorded(request, redis_client):
     path = tuple(Level(name, f"level {name}", Limit(1, 0.1)) for name in NAMES[:depth])
     recorder = Recorder(redis_client)
     store = RedisStore(recorder, "twin")
-    _, answers = store.admit([AdmissionRequest(path, 1, (0,) * depth)] * tasks, "")
+    answers = store.admit([AdmissionRequest(path, 1, (0,) * depth)] * tasks, "").run()
     dues = max(answer.reservations for answer in answers)
     assert any(dues)
     store.cancel_reservation(AdmissionRequest(path, 1, tuple(due or 1 for due in dues)))
@@ -181,10 +181,10 @@ def backlog(redis_client):
     backlogs.renew("w", 10).run()
     parcels = [ParkedMessage(bytes([number]) * 14, lane, b"message") for number, lane in enumerate(LANES * 2)]
     assert backlogs.park("q", parcels, 5, busy=False).run() == [1, 1, 1, 2, 2, -1]
-    _, released = backlogs.dispatch("q", DispatchRequest("w", 3, COMMON, CANDIDATES), store.limits().version).run()
+    released = backlogs.dispatch("q", DispatchRequest("w", 3, COMMON, CANDIDATES), store.limits().version).run()
     uids = [dispatched.owned.item.uid for dispatched in released.dispatched]
     assert len(uids) == 3
-    assert len(backlogs.owned("w").run()) == 3
+    assert len(backlogs.leased_tasks("w").run()) == 3
     settlement = Settlement("w", (uids[0],), tuple(uids[:2]), ((uids[1], LANES[2], True),), (((*COMMON, *OWN), 1.0),))
     assert backlogs.settle("q", settlement).run() == 1
     assert backlogs.queues() == ["q"]

@@ -26,7 +26,7 @@ from bucketflow_celery.scheduling.model import (
     TaskSpec,
     TenantSpec,
 )
-from bucketflow_celery.store.interfaces import DEAD
+from bucketflow_celery.store.interfaces import LeaseLost, StaleLimits
 from bucketflow_celery.store.redis_store import RedisStore
 
 LANE = Lane("acme", "mail")
@@ -39,7 +39,7 @@ def ask(worker="w", free=1, common=(FAST,), candidates=(CANDIDATE,)):
 
 
 def dispatched(backlogs, request, version=""):
-    _, released = backlogs.dispatch("q", request, version).run()
+    released = backlogs.dispatch("q", request, version).run()
     return [one.owned.item.uid for one in released.dispatched]
 
 
@@ -59,7 +59,7 @@ def test_an_empty_backlog_leaves_nothing_behind_but_the_workers(store, redis_cli
     assert backlogs.park("q", parcels, 100, busy=True).run() == [1] * len(lanes)
     request, uids = ask(free=3, common=()), []
     while len(uids) < len(lanes):
-        released = backlogs.dispatch("q", request, "").run()[1]
+        released = backlogs.dispatch("q", request, "").run()
         uids += [one.owned.item.uid for one in released.dispatched]
         request = ask(free=3, common=(), candidates=[
             TenantSpec(known.tenant, tuple(TaskSpec(task, ranks) for task, ranks in known.types))
@@ -128,7 +128,7 @@ def test_a_worker_that_had_very_many_gives_all_of_them_back(store):
     known, uids = (), []
     while len(uids) < count:
         candidates = [TenantSpec(one.tenant, (TaskSpec("mail", (0,)),)) for one in known]
-        _, released = backlogs.dispatch("q", ask(free=64, common=(), candidates=candidates), "").run()
+        released = backlogs.dispatch("q", ask(free=64, common=(), candidates=candidates), "").run()
         uids, known = uids + [one.owned.item.uid for one in released.dispatched], released.next
     backlogs.renew("w", 0).run()
     assert reclaim(backlogs, "w") == count
@@ -162,7 +162,7 @@ def test_a_pause_alone_is_a_version_too_and_leaves_nothing_behind(store, redis_c
     told = store.limits()
     assert told.version
     assert told[1:] == (None, {"tenant:ü"})
-    assert store.admit([], "") == (told.version, None)
+    assert store.admit([], "").run() == StaleLimits(told.version)
     store.pause("tenant:ü", paused=False)
     assert store.limits().version == ""
     assert not redis_client.keys()
@@ -211,7 +211,7 @@ def test_out_of_memory_tasks_are_handed_out_end_and_go_back(full_server):
     backlogs = store.backlogs
     assert backlogs.renew("w", 100).run() == (True, ["dead"])
     assert dispatched(backlogs, ask("w", 10)) == [uid_of(number) for number in range(40, 50)]
-    mine = [one.uid for one in backlogs.owned("w").run()]
+    mine = [one.uid for one in backlogs.leased_tasks("w").run()]
     assert len(mine) == 30
     path = (FAST, CANDIDATE.level)
     assert backlogs.settle("q", Settlement("w", refunds=((path, 1.0),))).run() == 0
@@ -285,7 +285,7 @@ def test_a_user_with_the_rights_that_the_guide_names_can_do_everything(fresh_red
     with fresh_redis.client(username="worker", password="secret") as worker:
         store = RedisStore(ScriptRunner(worker), "bucketflow")
         level = Level("all", "all", Limit(1, 1))
-        assert [answer.admitted for answer in store.admit([AdmissionRequest((level,), 1, (0,))] * 2, "")[1]] == [
+        assert [answer.admitted for answer in store.admit([AdmissionRequest((level,), 1, (0,))] * 2, "").run()] == [
             True,
             False,
         ]
@@ -320,13 +320,13 @@ def everything(store):
     limited = Level("task", "q:q/t:c/f:mail", Limit(1, 0.01))
     types = (TaskSpec("mail", (0, 9)),), (TaskSpec("mail", (0, 9), limited),)
     candidates = tuple(TenantSpec(name, types[name == "c"], 1.0, CANDIDATE.level) for name in names)
-    _, released = backlogs.dispatch("q", ask(free=4, candidates=candidates), version).run()
+    released = backlogs.dispatch("q", ask(free=4, candidates=candidates), version).run()
     assert [one.owned.lane.tenant for one in released.dispatched] == ["", "c", "ä/{b}", ""]
     assert [one.message for one in released.dispatched] == [
         message_of(one.owned.item.uid) for one in released.dispatched
     ]
     first, second, third, fourth = (one.owned for one in released.dispatched)
-    assert len(backlogs.owned("w").run()) == 4
+    assert len(backlogs.leased_tasks("w").run()) == 4
     settlement = Settlement(
         "w",
         (first.item.uid,),
@@ -340,7 +340,7 @@ def everything(store):
     assert backlogs.purge("q", lanes[0]) == 2
     backlogs.renew("w", 0).run()
     assert reclaim(backlogs, "w") == 1
-    assert backlogs.dispatch("q", ask(), version).run() == (version, "lost")
+    assert backlogs.dispatch("q", ask(), version).run() == LeaseLost()
     assert backlogs.view("q").lanes[0].count in (2, 1)
     assert fourth.lane == Lane("", "mail", 0)
 
@@ -354,7 +354,7 @@ def test_the_dead_are_named_a_few_at_a_time_the_longest_dead_first(redis_client)
     redis_client.set("clock", 10**12 + 10**9)
     alive, dead = backlogs.renew("w", 1).run()
     assert not alive
-    assert dead == [f"w{number:02}" for number in range(DEAD)]
+    assert dead == [f"w{number:02}" for number in range(16)]
 
 
 def test_two_namespaces_on_one_server_know_nothing_of_each_other(redis_client):

@@ -12,6 +12,7 @@ from redis import Redis
 from bucketflow.errors import StoreUnavailable
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow.redis_client.scripts import Script
+from bucketflow_celery.store.redis_backlog import RedisStoreCall
 from bucketflow_celery.worker import redis_event_loop as hub_runner
 from bucketflow_celery.worker.redis_event_loop import EventLoopRunner
 
@@ -24,11 +25,13 @@ class Loop:
 
     def __init__(self, url):
         self.hub = Hub()
-        self.runner = EventLoopRunner(ScriptRunner(Redis.from_url(url), TIMEOUT), self.hub, TIMEOUT)
+        self.scripts = ScriptRunner(Redis.from_url(url), TIMEOUT)
+        self.runner = EventLoopRunner(self.scripts, self.hub, TIMEOUT)
         self.outcomes = []
 
     def ask(self, word, *, inline=False):
-        self.runner.run(ECHO, [b"key"], [word], self.outcomes.append, inline=inline)
+        call = RedisStoreCall(self.scripts, ECHO, [b"key"], [word], lambda reply: reply)
+        self.runner.run(call, self.outcomes.append, inline=inline)
 
     def turn(self):
         next(self.hub.loop)

@@ -12,7 +12,6 @@ from kombu.common import QoS
 from bucketflow_celery import Limit
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level
-from bucketflow_celery.config.policy import ThrottlePolicy
 from bucketflow_celery.worker.prefetch_window import PrefetchWindow
 from bucketflow_celery.worker.slots import CountedSlots, SemaphoreSlots, slots_of
 
@@ -66,7 +65,7 @@ class Queues(dict):
 
 
 def entry(queue="q"):
-    return PendingTask(DispatchRequest(), queue, ThrottlePolicy(()), 0.0)
+    return PendingTask(DispatchRequest(), queue, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""Return of unused leases: without a call, without a thread left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+
+import pytest
+from waiting import until
+
+from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket, lease_monitor
+
+SLOW = 0.001  # tokens per second: no refill during a test
+
+
+def about(tokens):
+    return pytest.approx(tokens, abs=0.01)
+
+
+@pytest.fixture
+def short_interval(monkeypatch):
+    monkeypatch.setattr(lease_monitor, "CHECK_INTERVAL", 0.05)
+
+
+@pytest.mark.usefixtures("short_interval")
+def test_an_unused_lease_is_returned_without_a_call(redis_client):
+    holder = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
+    other = RedisTokenBucket(redis_client, "shop", 100, SLOW)
+    for spent in (1, 2):  # the monitor starts again for the second lease
+        assert holder.consume()
+        until(lambda spent=spent: other.tokens == about(100 - spent))
+
+
+@pytest.mark.usefixtures("short_interval")
+def test_the_monitor_thread_ends_with_the_lease(redis_client):
+    others = set(threading.enumerate())
+    closed = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
+    closed.consume()
+    (monitor,) = set(threading.enumerate()) - others
+    closed.close()
+    monitor.join(30)
+    assert not monitor.is_alive()
+    forgotten = RedisTokenBucket(redis_client, "forgotten", 100, SLOW, lease=60)
+    forgotten.consume()
+    (monitor,) = set(threading.enumerate()) - others
+    del forgotten
+    gc.collect()
+    monitor.join(30)
+    assert not monitor.is_alive()
+    assert RedisTokenBucket(redis_client, "forgotten", 100, SLOW).tokens == about(99)
+
+
+def test_a_lease_works_without_a_monitor_thread(redis_client, monkeypatch):
+    bucket = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
+
+    def cannot_start(_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", cannot_start)
+        assert bucket.consume()
+    assert bucket.consume()
+    bucket.close()
+    assert bucket.tokens == about(98)
+
+
+@pytest.mark.usefixtures("short_interval")
+async def test_a_lease_unused_by_coroutines_is_returned_without_a_call(async_client, redis_client):
+    bucket = AsyncRedisTokenBucket(async_client, "shop", 100, SLOW, lease=60)
+    other = RedisTokenBucket(redis_client, "shop", 100, SLOW)
+    assert await bucket.consume()
+    assert other.tokens == about(39)
+    for _ in range(500):
+        await asyncio.sleep(0.01)
+        if other.tokens == about(99):
+            break
+    assert other.tokens == about(99)
+    await bucket.close()

@@ -1,0 +1,127 @@
+"""Hold queues: their order, when their tasks are asked for, and their reservations."""
+
+from __future__ import annotations
+
+import pytest
+
+from bucketflow_celery import Limit
+from bucketflow_celery.admission.hold_queues import HoldQueue, HoldQueues
+from bucketflow_celery.admission.pending_task import PendingTask
+from bucketflow_celery.config.levels import Level
+from bucketflow_celery.config.policy import ThrottlePolicy
+from bucketflow_celery.scheduling.admit import NO_DEADLINE, AdmissionDecision, AdmissionRequest
+
+ALL = Level("all", "all", Limit(1, 1))
+QUEUE = Level("queue", "q:q", Limit(1, 10))
+TENANT = Level("tenant", "q:q/t:a", Limit(1, 1))
+PATH = (QUEUE, TENANT)
+
+
+def pending(*, cost=1.0, max_wait=None, retry_at=0.0, reservation=None):
+    reservations = {} if reservation is None else {TENANT.key: reservation}
+    task = PendingTask(object(), "q", 0.0, reservations=reservations, retry_at=retry_at)
+    task.policy = ThrottlePolicy(PATH, cost, max_wait)
+    return task
+
+
+def test_a_queue_at_a_level_that_blocks_it_is_first_in_first_out():
+    queue, tasks = HoldQueue(QUEUE), [pending() for _ in range(4)]
+    for task in tasks:
+        queue.add(task)
+    head = queue.take_ready(0.0, 1)
+    queue.put_back(head)
+    assert list(queue.tasks) == tasks
+
+
+def test_a_queue_at_a_tenant_is_ordered_by_reservation():
+    queue = HoldQueue(TENANT)
+    third, first, second = pending(reservation=30), pending(reservation=10, retry_at=9.0), pending(reservation=20)
+    for task in (third, first, second):
+        queue.add(task)
+    assert list(queue.tasks) == [first, second, third]
+    assert queue.retry_at == 9.0
+    assert queue.take_ready(1.0, 9) == []  # of many tasks that are due only the first asks
+
+
+@pytest.mark.parametrize(
+    ("late", "limit", "cost", "taken"),
+    [(0.0, 64, 1, 2), (0.5, 64, 1, 7), (0.5, 3, 1, 3), (0.5, 64, 5, 3), (1e6, 64, 1, 9)],
+)
+def test_besides_the_head_as_many_ask_as_tokens_may_have_come_for_and_one_more(late, limit, cost, taken):
+    queue = HoldQueue(QUEUE)
+    for _ in range(9):
+        queue.add(pending(cost=cost, retry_at=10.0))
+    assert len(queue.take_ready(10.0 + late, limit)) == taken
+
+
+def test_a_task_that_joins_a_queue_waits_for_all_tasks_ahead():
+    queue = HoldQueue(QUEUE)
+    assert queue.wait_ahead(0.0) == 0
+    queue.add(pending(cost=2, retry_at=3.0))
+    assert queue.wait_ahead(0.0) == 3
+    queue.add(pending(cost=5))
+    assert queue.wait_ahead(1.0) == 2 + 5 / 10
+
+
+def test_a_new_task_joins_the_queue_of_all_before_that_of_its_queue_and_never_that_of_a_tenant():
+    queues = HoldQueues()
+    path = (ALL, *PATH)
+    queues.of(TENANT.key, TENANT).add(pending(reservation=1))
+    assert queues.blocking(path) is None
+    queues.of(QUEUE.key, QUEUE).add(pending())
+    assert queues.blocking(path) is queues.of(QUEUE.key, QUEUE)
+    queues.of(ALL.key, ALL).add(pending())
+    assert queues.blocking(path) is queues.of(ALL.key, ALL)
+    assert len(queues) == len(list(queues)) == 3
+
+
+def test_an_empty_queue_blocks_no_task_and_is_forgotten():
+    queues = HoldQueues()
+    queue = queues.of(QUEUE.key, QUEUE)
+    queue.add(pending())
+    assert queues.next_retry_at() == 0
+    queues.remove(set(queues))
+    assert queues.blocking(PATH) is None
+    queues.prune()
+    assert queues.of(QUEUE.key, QUEUE) is not queue
+    assert queues.next_retry_at() == float("inf")
+
+
+def test_a_reservation_at_a_queue_belongs_to_the_queue_and_one_at_a_tenant_to_the_task():
+    queues, first, second = HoldQueues(), pending(), pending()
+    request = queues.request(first, 0.0)
+    assert request == AdmissionRequest(PATH, 1.0, (0, 0), NO_DEADLINE)
+    queues.keep(first, AdmissionDecision(admitted=False, binding=1, wait=5, reservations=(7, 9)))
+    assert first.reservations == {TENANT.key: 9}
+    assert queues.request(second, 0.0).reservations == (7, 0)
+    assert queues.request(first, 0.0).reservations == (0, 9)
+
+
+def test_reservations_outlive_the_tasks_and_the_pruning_of_their_queue():
+    queues, task = HoldQueues(), pending()
+    queues.keep(task, AdmissionDecision(admitted=False, binding=0, wait=5, reservations=(7, 0)))
+    queues.of(QUEUE.key, QUEUE).add(task)
+    assert queues.clear() == [task]
+    queues.prune()
+    assert queues.request(task, 0.0).reservations == (7, 0)
+
+
+def test_a_queue_follows_the_limit_of_its_level():
+    queues, changed = HoldQueues(), Level("queue", QUEUE.key, Limit(2, 20))
+    queues.of(QUEUE.key, QUEUE)
+    assert queues.of(QUEUE.key, changed).level is changed
+
+
+def test_an_unanswered_request_keeps_its_reservations():
+    queues, head = HoldQueues(), pending()
+    for reservation in (30, 10, 20):
+        queues.keep(head, AdmissionDecision(admitted=False, binding=0, wait=5, reservations=(reservation, 0)))
+    requests = [queues.request(head, 0.0) for _ in range(2)]
+    assert [request.reservations[0] for request in requests] == [10, 20]
+    queues.restore(requests)
+    assert [queues.request(head, 0.0).reservations[0] for _ in range(4)] == [10, 20, 30, 0]
+
+
+@pytest.mark.parametrize(("max_wait", "waited", "left"), [(None, 9, NO_DEADLINE), (3, 1, 2_000_000), (3, 9, 0)])
+def test_a_request_tells_how_long_its_task_would_still_wait(max_wait, waited, left):
+    assert HoldQueues().request(pending(max_wait=max_wait), waited).max_wait_us == left
