@@ -10,7 +10,6 @@ from functools import partial
 from benchmarks.library.implementation import (
     EXHAUSTED,
     Implementation,
-    Runner,
     refusing,
     runner,
     task_runner,
@@ -19,6 +18,7 @@ from benchmarks.library.implementation import (
 from benchmarks.library.memory_limiters import ASYNC, OURS, SYNC
 from benchmarks.library.results import Row
 from benchmarks.library.rows import measure_row
+from benchmarks.library.timing import Runner
 
 
 def rows(

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
-from benchmarks.library.implementation import Implementation, Runner, runner, task_runner, threaded_runner
+from benchmarks.library.implementation import Implementation, runner, task_runner, threaded_runner
 from benchmarks.library.redis_limiters import Database, for_tasks, for_threads, leased_for_tasks, leased_for_threads
 from benchmarks.library.results import OURS, Row
 from benchmarks.library.rows import measure_row
+from benchmarks.library.timing import Runner
 from benchmarks.server import redis_server
 
 ROUNDS = 7

@@ -28,6 +28,7 @@ from bucketflow_celery.config.levels import Level
 from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.scheduling.model import (
     DispatchedTask,
+    DispatchReply,
     DispatchRequest,
     Lane,
     ParkedMessage,
@@ -129,7 +130,9 @@ class Worker:
     def _dispatch(self, limit: Limit) -> Sequence[DispatchedTask]:
         candidates = tuple(_tenant_spec(known) for known in self._known)
         request = DispatchRequest("bench", FREE, (Level("queue", "q:celery", limit),), candidates)
-        _, reply = self._backlogs.dispatch(QUEUE, request, "").run()
+        reply = self._backlogs.dispatch(QUEUE, request, "").run()
+        if not isinstance(reply, DispatchReply):
+            raise TypeError(f"expected a DispatchReply, got {reply!r}")
         self._known = reply.next
         return reply.dispatched
 

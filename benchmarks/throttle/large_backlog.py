@@ -62,7 +62,7 @@ class SingleSlotWorker:
         limits = self._throttle.active_limits
         candidates = tuple(limits.tenant_spec(QUEUE, known) for known in self._known)
         request = DispatchRequest("single", 1, self._LEVELS, candidates)
-        _, reply = self._backlogs.dispatch(QUEUE, request, limits.version).run()
+        reply = self._backlogs.dispatch(QUEUE, request, limits.version).run()
         if not isinstance(reply, DispatchReply):
             raise TypeError(f"expected a DispatchReply, got {reply!r}")
         self._known = reply.next
