@@ -32,10 +32,10 @@ lint: .venv/ready
 	.venv/bin/mypy
 
 bench: .venv-bench/peers
-	.venv-bench/bin/python benchmarks/compare.py $(ARGS)
+	.venv-bench/bin/python -m benchmarks.library $(ARGS)
 
 bench-celery: .venv/ready
-	.venv/bin/python benchmarks/throttle.py $(ARGS)
+	.venv/bin/python -m benchmarks.throttle.rate_limits $(ARGS)
 
 test-all:
 	tools/test-all "$(PYTHON)" $(ARGS)

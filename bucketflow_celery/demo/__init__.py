@@ -1,1 +1,1 @@
-"""``python -m bucketflow_celery.demo``: real Celery workers obey a shared hierarchy of token buckets, on one screen."""
+"""``python -m bucketflow_celery.demo``: real Celery workers under a shared hierarchy of limits, on one screen."""

@@ -1,4 +1,4 @@
-"""What is sent, to whom and when: read from a CSV file that the user may replace. Pure, but for reading it."""
+"""The workload of the first scenario: a CSV file with one line for each task to send."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bucketflow_celery.demo.limits import TASKS, path_of
 
 __all__ = ["COLUMNS", "DEFAULT", "Order", "WorkloadError", "parse", "read"]
 
-#: The workload that comes with the package.
+#: The workload file of the package.
 DEFAULT = Path(__file__).with_name("workload.csv")
 
 COLUMNS = ("second", "tenant", "task", "cost")
@@ -22,11 +22,11 @@ COLUMNS = ("second", "tenant", "task", "cost")
 
 class WorkloadError(ValueError):
     """
-    A file that cannot be sent.
+    Raised for a workload file with a mistake.
 
     Attributes:
-        where: File, line and column.
-        problem: What stands there, and what would be right.
+        where: File, line and column of the mistake.
+        problem: The value found and the value expected.
     """
 
     def __init__(self, where: str, problem: str) -> None:
@@ -41,12 +41,12 @@ class WorkloadError(ValueError):
 @dataclass(frozen=True, slots=True)
 class Order:
     """
-    One task to send.
+    A task to send.
 
     Attributes:
-        second: When, counted from the start of the run.
-        tenant: Whom it is for.
-        task: Which task, by its short name.
+        second: When to send it, in seconds since the run began.
+        tenant: Its tenant.
+        task: Its task name.
         cost: Tokens it takes at every level.
     """
 
@@ -58,10 +58,10 @@ class Order:
 
 def read(path: Path) -> list[Order]:
     """
-    Read the file at *path*; see :func:`parse`.
+    Read the workload file at *path*; see :func:`parse`.
 
     Raises:
-        WorkloadError: It cannot be read, or is no workload.
+        WorkloadError: The file cannot be read or has a mistake.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -72,14 +72,14 @@ def read(path: Path) -> list[Order]:
 
 def parse(text: str, name: str = "workload") -> list[Order]:
     """
-    Read a workload.
+    Parse a workload.
 
     Args:
-        text: A header with the four columns in any order, then a line for each task.
-        name: Of the file, for messages.
+        text: A header with the four columns in any order, then one line for each task.
+        name: The file's name, for messages.
 
     Returns:
-        The orders by second; length >= 1.
+        The orders, sorted by second; length >= 1.
 
     Raises:
         WorkloadError: The first mistake, with its line and column.
@@ -94,7 +94,7 @@ def parse(text: str, name: str = "workload") -> list[Order]:
     except csv.Error as error:
         raise WorkloadError(f"{name}, line {reader.line_num}", f"is not CSV ({error})") from None
     if not orders:
-        raise WorkloadError(f"{name}, line 2", "nothing stands there, expected a task to send")
+        raise WorkloadError(f"{name}, line 2", "no task to send, expected at least one")
     return sorted(orders, key=lambda order: order.second)
 
 

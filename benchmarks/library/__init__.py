@@ -1,0 +1,1 @@
+"""``python -m benchmarks.library``: BucketFlow beside other rate limiters; writes ``docs/benchmarks.md``."""

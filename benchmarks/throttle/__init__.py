@@ -1,0 +1,1 @@
+"""The throttle under load, measured on real workers: ``rate_limits``, ``fairness`` and ``backlog``."""
