@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -91,7 +92,7 @@ class ScriptRunner:
         self._client = client
         self._timeout = _check_timeout(timeout)
         self._is_cluster = is_cluster(SYNC, client)
-        self._current_topology: Topology | None = topology_of(SYNC, client, self._timeout)
+        self._topology = topology_of(SYNC, client, self._timeout)
         self._batchers: dict[int, ThreadBatcher] = {}
         reset_after_fork(self)
 
@@ -197,16 +198,13 @@ class ScriptRunner:
 
     def after_fork(self) -> None:
         """Drop the connections and pending calls of the parent process; called in each forked child."""
-        self._current_topology = None
+        self.__dict__.pop("_topology", None)  # the next call makes another: most children make none
         for batcher in self._batchers.values():
             batcher.reset()
 
-    @property
+    @cached_property
     def _topology(self) -> Topology:
-        topology = self._current_topology
-        if topology is None:
-            topology = self._current_topology = topology_of(SYNC, self._client, self._timeout)
-        return topology
+        return topology_of(SYNC, self._client, self._timeout)
 
 
 class _LoopState:

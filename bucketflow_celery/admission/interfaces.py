@@ -7,8 +7,7 @@ from typing import NamedTuple, Protocol
 
 from bucketflow.errors import BucketflowError
 from bucketflow_celery.admission.pending_task import PendingTask
-from bucketflow_celery.config.levels import Level
-from bucketflow_celery.config.policy import ThrottlePolicy
+from bucketflow_celery.config.levels import Level, ThrottlePolicy
 
 __all__ = ["HoldLimits", "NoParking", "Parking", "Worker"]
 

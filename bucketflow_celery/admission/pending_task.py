@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from bucketflow_celery.config.policy import ThrottlePolicy
+from bucketflow_celery.config.levels import ThrottlePolicy
 
 __all__ = ["PendingTask"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from bucketflow_celery.config.levels import Level
-from bucketflow_celery.config.policy import ThrottlePolicy
+from bucketflow_celery.config.levels import Level, ThrottlePolicy
 from bucketflow_celery.errors import ThrottleTimeout
 
 __all__ = ["Defer", "Fail", "Hold", "Outcome", "Park", "Refusal", "exceeds_max_wait", "on_refusal"]

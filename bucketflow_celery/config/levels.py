@@ -1,4 +1,4 @@
-"""A level: one token bucket on the path of a task."""
+"""A level, one token bucket on the path of a task; and the policy of a task, its path and its options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import quote
 from bucketflow.errors import CostExceedsCapacity
 from bucketflow_celery.config.limit import Limit
 
-__all__ = ["Level", "LevelName", "check_cost", "quoted"]
+__all__ = ["Level", "LevelName", "ThrottlePolicy", "check_cost", "quoted"]
 
 LevelName: TypeAlias = Literal["all", "queue", "tenant", "task"]
 
@@ -33,6 +33,38 @@ class Level:
     def blocks_queue(self) -> bool:
         """Whether a refusal at this level blocks the whole queue (head-of-line blocking): no task of it can start."""
         return self.name in ("all", "queue")
+
+
+@dataclass(frozen=True, slots=True)
+class ThrottlePolicy:
+    """
+    The limits and options that apply to one task.
+
+    Attributes:
+        path: Levels that the task passes, root first; length 0 if nothing limits it.
+        cost: Tokens that it takes from each level.
+        max_wait: Maximum total wait in seconds; ``None`` for unlimited.
+        on_limit: ``"retry"``, ``"hold"`` or ``"park"``.
+        tenant: Tenant of the task, if any.
+        paused: Level at which the task is paused, if it is.
+    """
+
+    path: tuple[Level, ...]
+    cost: float = 1.0
+    max_wait: float | None = None
+    on_limit: str = "retry"
+    tenant: str | None = None
+    paused: LevelName | None = None
+
+    @property
+    def parks(self) -> bool:
+        """Whether the task is parked on refusal."""
+        return self.on_limit == "park"
+
+    @property
+    def is_worth_parking(self) -> bool:
+        """Whether the task is parked on refusal, and a limit or a pause can refuse it."""
+        return self.parks and (bool(self.path) or self.paused is not None)
 
 
 def quoted(name: str) -> str:

@@ -18,8 +18,7 @@ from bucketflow.limit import SECOND
 from bucketflow_celery.admission.controller import AdmissionController
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.parking.interfaces import ParkingWorker
-from bucketflow_celery.parking.outbox import AckTracker, Outbox, ParkBatch
-from bucketflow_celery.parking.parked_tenants import ParkedTenants
+from bucketflow_celery.parking.outbox import AckTracker, Outbox, ParkBatch, ParkedTenants
 from bucketflow_celery.parking.poll_schedule import PollSchedule, QueuePolls
 from bucketflow_celery.parking.receiver import RETRY_PAUSE, DispatchReceiver
 from bucketflow_celery.parking.worker_lease import WorkerLease

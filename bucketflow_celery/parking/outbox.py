@@ -7,19 +7,19 @@ again under the same uid, so that it is stored once.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 from typing import TypeAlias
 
 from bucketflow_celery.admission.controller import AdmissionController
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.parking.interfaces import ParkingWorker
-from bucketflow_celery.parking.parked_tenants import ParkedTenants
 from bucketflow_celery.scheduling.model import FULL, KNOWN, ParkedMessage
 from bucketflow_celery.stats import Stats
 
-__all__ = ["AckTracker", "Outbox", "ParkBatch"]
+__all__ = ["AckTracker", "Outbox", "ParkBatch", "ParkedTenants"]
 
 #: Seconds after which the broker has certainly processed an acknowledgement.
 ACK_DELAY = 5.0
@@ -27,6 +27,11 @@ ACK_DELAY = 5.0
 MAX_UNREPORTED, MAX_UNREPORTED_SECONDS = 500, 10.0
 #: Seconds before a message is offered again to a backlog that was full.
 BACKLOG_FULL_PAUSE = 1.0
+
+#: Seconds for which an entry is valid after the store has last confirmed it.
+PARKED_TENANT_TTL = 1.0
+#: Most entries.
+MAX_PARKED_TENANTS = 10_000
 
 #: The messages of one call.
 ParkBatch: TypeAlias = "list[tuple[PendingTask, ParkedMessage]]"
@@ -63,6 +68,40 @@ class AckTracker:
         while waiting and now - waiting[0][0] > ACK_DELAY:
             forgotten.append(waiting.popleft()[1])
         return tuple(forgotten)
+
+
+class ParkedTenants:
+    """
+    Cache of tenants with parked tasks: their new tasks are parked without asking the store.
+
+    It knows the tasks of this worker's outbox, and what the store has replied.
+    """
+
+    def __init__(self) -> None:
+        self._being_parked: Counter[tuple[str, str | None]] = Counter()
+        self._confirmed_at: dict[tuple[str, str | None], float] = {}
+
+    def blocks(self, task: PendingTask, now: float) -> bool:
+        """Return whether the tenant of *task* is known to have parked tasks at *now*."""
+        key = task.queue, task.policy.tenant
+        return key in self._being_parked or self._confirmed_at.get(key, -inf) > now - PARKED_TENANT_TTL
+
+    def add(self, task: PendingTask) -> None:
+        """Record that *task* is about to be parked."""
+        self._being_parked[task.queue, task.policy.tenant] += 1
+
+    def remove(self, task: PendingTask) -> None:
+        """Undo :meth:`add`."""
+        key = task.queue, task.policy.tenant
+        self._being_parked[key] -= 1
+        if not self._being_parked[key]:
+            del self._being_parked[key]
+
+    def confirm(self, queue: str, tenant: str, now: float) -> None:
+        """Record that the store reported parked tasks of *tenant* at *now*; ``""``: tasks without a tenant."""
+        if len(self._confirmed_at) >= MAX_PARKED_TENANTS:
+            self._confirmed_at.clear()
+        self._confirmed_at[queue, tenant or None] = now
 
 
 class Outbox:

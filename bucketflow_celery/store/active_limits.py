@@ -9,8 +9,7 @@ from math import inf
 from typing import Any
 
 from bucketflow.errors import BucketflowError, ConfigError
-from bucketflow_celery.config.levels import Level
-from bucketflow_celery.config.policy import ThrottlePolicy
+from bucketflow_celery.config.levels import Level, ThrottlePolicy
 from bucketflow_celery.config.rules import cost_of, rules_of, tenant_of
 from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.config.table import LimitTable

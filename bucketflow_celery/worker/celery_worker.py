@@ -12,8 +12,7 @@ from celery.worker import state
 
 from bucketflow.errors import BucketflowError
 from bucketflow_celery.admission.pending_task import PendingTask
-from bucketflow_celery.config.levels import Level
-from bucketflow_celery.config.policy import ThrottlePolicy
+from bucketflow_celery.config.levels import Level, ThrottlePolicy
 from bucketflow_celery.messages import codec
 from bucketflow_celery.messages.origin import queues_of
 from bucketflow_celery.messages.republisher import Republisher

@@ -13,8 +13,7 @@ from functools import partial
 from bucketflow.errors import StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission.pending_task import PendingTask
-from bucketflow_celery.config.levels import check_cost
-from bucketflow_celery.config.policy import ThrottlePolicy
+from bucketflow_celery.config.levels import ThrottlePolicy, check_cost
 from bucketflow_celery.errors import ThrottleTimeout
 from bucketflow_celery.parking import worker_lease
 from bucketflow_celery.scheduling.model import Lane, ParkedMessage

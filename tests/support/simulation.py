@@ -25,7 +25,7 @@ from bucketflow.testing import FakeClock
 from bucketflow_celery.admission.controller import AdmissionController
 from bucketflow_celery.admission.interfaces import HoldLimits
 from bucketflow_celery.admission.pending_task import PendingTask
-from bucketflow_celery.config.policy import ThrottlePolicy
+from bucketflow_celery.config.levels import ThrottlePolicy
 from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.config.table import LimitTable
 from bucketflow_celery.scheduling.ticket import NO_TICKET, Ticket

@@ -7,8 +7,7 @@ import pytest
 from bucketflow_celery import Limit
 from bucketflow_celery.admission.hold_queues import HoldQueue, HoldQueues
 from bucketflow_celery.admission.pending_task import PendingTask
-from bucketflow_celery.config.levels import Level
-from bucketflow_celery.config.policy import ThrottlePolicy
+from bucketflow_celery.config.levels import Level, ThrottlePolicy
 from bucketflow_celery.scheduling.admit import NO_DEADLINE, AdmissionDecision, AdmissionRequest
 
 ALL = Level("all", "all", Limit(1, 1))

@@ -6,8 +6,7 @@ import pytest
 
 from bucketflow_celery import Limit, ThrottleTimeout
 from bucketflow_celery.admission.refusal import Defer, Fail, Hold, Park, Refusal, exceeds_max_wait, on_refusal
-from bucketflow_celery.config.levels import Level
-from bucketflow_celery.config.policy import ThrottlePolicy
+from bucketflow_celery.config.levels import Level, ThrottlePolicy
 
 QUEUE = Level("queue", "q:q", Limit(1, 10))
 TENANT = Level("tenant", "q:q/t:a", Limit(1, 1))
