@@ -10,7 +10,7 @@ from bucketflow import BucketflowError, ConfigError
 from bucketflow_celery import ConfigErrors, CostExceedsCapacity, StoreUnavailable, ThrottleTimeout
 
 ERRORS = [
-    (ThrottleTimeout("tenant", 12.5, 10), "the tenant limit would make it wait 12.500 s, max_wait is 10 s"),
+    (ThrottleTimeout("tenant", 12.5, 10), "the tenant limit requires a wait of 12.500 s, max_wait is 10 s"),
     (CostExceedsCapacity("q:q", 5, 3), "q:q: 5 token(s) can never be granted, its capacity is 3"),
     (StoreUnavailable("redis://localhost", "gone"), "redis://localhost is unavailable: gone"),
     (ConfigErrors([ConfigError("a", 1, "2"), ConfigError("b", 3, "4")]), "a is 1, expected 2\nb is 3, expected 4"),

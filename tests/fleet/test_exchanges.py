@@ -195,7 +195,7 @@ class TestSendingBack:
         assert isinstance(error, ConnectionRefusedError)
 
     def test_a_broker_that_says_nothing_is_given_up(self, rabbit_server, monkeypatch):
-        monkeypatch.setattr("bucketflow_celery.messages.republisher._PATIENCE", 0.5)
+        monkeypatch.setattr("bucketflow_celery.messages.republisher._PUBLISH_TIMEOUT", 0.5)
         republisher = Republisher(Celery(broker=rabbit_server.url), delayed=False)
         assert self.failures(republisher) == []
 

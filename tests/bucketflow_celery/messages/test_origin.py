@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from kombu import Exchange, Queue, binding
 
-from bucketflow_celery.messages.origin import ROUTE, queue_of, queues_of
+from bucketflow_celery.messages.origin import DELAYED_KEY_PREFIX, queue_of, queues_of
 
 QUEUES = {
     queue.name: queue
@@ -35,9 +35,9 @@ CASES = [
     ({"exchange": "all", "routing_key": "orders.eu"}, "orders.eu"),
     ({"exchange": "news", "routing_key": "whatever"}, "news"),
     ({"exchange": "media", "routing_key": "image"}, "media"),
-    ({"exchange": "celery_delayed_27", "routing_key": f"{ZEROS}1.{ROUTE}emails"}, "emails"),
-    ({"exchange": "celery_delayed_27", "routing_key": f"1.{ZEROS}{ROUTE}a.b"}, "a.b"),
-    ({"routing_key": f"{ROUTE}emails"}, f"{ROUTE}emails"),  # a queue may be called so
+    ({"exchange": "celery_delayed_27", "routing_key": f"{ZEROS}1.{DELAYED_KEY_PREFIX}emails"}, "emails"),
+    ({"exchange": "celery_delayed_27", "routing_key": f"1.{ZEROS}{DELAYED_KEY_PREFIX}a.b"}, "a.b"),
+    ({"routing_key": f"{DELAYED_KEY_PREFIX}emails"}, f"{DELAYED_KEY_PREFIX}emails"),  # a queue may be called so
     ({}, ""),
     ({"routing_key": None}, ""),
 ]

@@ -41,4 +41,4 @@ def test_a_callback_that_fails_stops_no_other(caplog):
     alarm.call_after(0, fail)
     alarm.call_after(0.01, rung.set)
     assert rung.wait(LONG)
-    assert "a callback failed" in caplog.text
+    assert "timer callback failed" in caplog.text
