@@ -52,7 +52,7 @@ def throttled_task(  # noqa: PLR0913 - each is one option of a task
     **options: Any,
 ) -> Any:
     """
-    Make a function a Celery task with a limit, a tenant and a cost of its own; or give them to a ``Task`` class.
+    Make a function a Celery task with a limit, a tenant and a cost of its own.
 
     Does no I/O. Without a :class:`~bucketflow_celery.Throttle` on its app, the task runs unthrottled.
 

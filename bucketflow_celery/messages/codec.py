@@ -74,7 +74,7 @@ def rank_of(message: Any, *, highest_first: bool) -> int:
 
     Args:
         message: The message as it was delivered.
-        highest_first: Whether the broker delivers the highest priority first. RabbitMQ does; Redis the lowest.
+        highest_first: Whether the broker delivers the highest priority first. RabbitMQ does, Redis does not.
     """
     priority = message.properties.get("priority")
     rank = priority if isinstance(priority, int) else 0

@@ -25,7 +25,7 @@ def queue_of(delivery_info: Mapping[str, Any], tags: Mapping[str, str], queues: 
     """
     Return the name of the queue that a message was most likely delivered from.
 
-    It is the first of :func:`queues_of`, which has the same arguments; if there is none, the routing key.
+    It is the first of :func:`queues_of`, which has the same arguments. If there is none, it is the routing key.
     """
     found = queues_of(delivery_info, tags, queues)
     return found[0] if found else delivery_info.get("routing_key") or ""
@@ -41,7 +41,7 @@ def queues_of(delivery_info: Mapping[str, Any], tags: Mapping[str, str], queues:
         queues: The queues that this worker consumes, by name, as Kombu's ``Queue``.
 
     Returns:
-        One name if the broker names the queue or only one queue matches; several if several match; else none.
+        One name if the broker names the queue or only one queue matches. Several if several match, none if none does.
     """
     name = tags.get(delivery_info.get("consumer_tag", ""))
     if name is not None:

@@ -1,8 +1,8 @@
 """
 The app that the tests' workers run, configured by JSON in the environment variable ``WORKLOAD``.
 
-It records the events of a worker in a Redis that no test stops: each start with all that the task can see of its
-request, each delivery, refusal and callback.
+It records the events of a worker in a Redis that no test stops: starts, deliveries, refusals and callbacks. The record
+of a start has all that the task can see of its request.
 """
 
 from __future__ import annotations
