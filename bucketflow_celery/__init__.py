@@ -1,4 +1,8 @@
-"""Throttling for Celery: every task passes a shared hierarchy of Redis token buckets before it may start."""
+"""
+Throttling for Celery: shared, hierarchical token buckets in Redis that every task must pass before it starts.
+
+:class:`Throttle` is the entry point, :func:`throttled_task` the decorator for single tasks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``throttled_task``: a Celery task that says what limits it."""
+"""``throttled_task``: the decorator that gives a Celery task its limit, tenant and cost."""
 
 from __future__ import annotations
 
@@ -52,30 +52,32 @@ def throttled_task(  # noqa: PLR0913 - each is one option of a task
     **options: Any,
 ) -> Any:
     """
-    Make a function, or a ``Task`` class, a task that obeys a limit of its own beside those of the fleet.
+    Make a function a Celery task with a limit, a tenant and a cost of its own.
 
-    It does no I/O, and needs no :class:`~bucketflow_celery.Throttle` to exist: without one the task runs unthrottled.
+    Does no I/O. Without a :class:`~bucketflow_celery.Throttle` on its app, the task runs unthrottled.
 
     Args:
-        function: The function, when used bare. A ``Task`` class is given its rules and returned, to be registered
-            as usual.
-        app: The app the task belongs to; without it the task is a ``shared_task``.
+        function: The function, if the decorator is used without arguments. A ``Task`` class gets the rules and is
+            returned, to be registered as usual.
+        app: The app that the task belongs to. Without it the task is a ``shared_task``.
         rate: The task's own limit: ``"5/s"``, ``"30/m"``, ... or a ``Limit``. An entry for this task in the table of
-            limits comes before it.
-        capacity: Most tokens of that limit's bucket; by default one second's worth, at least 1.
-        shared: One bucket for the whole fleet, instead of one in each queue and for each tenant.
-        tenant: Whom a call is for: the name of an argument, or a callable that is given the call's arguments and
-            returns the tenant or ``None``.
-        cost: Tokens a call takes at every level: a number, the name of an argument, or a callable like *tenant*.
-        max_wait: Seconds a call may wait in all before it fails with ``ThrottleTimeout``.
+            limits takes precedence.
+        capacity: Maximum tokens in that limit's bucket. By default the tokens of one second, but at least 1.
+        shared: Use one bucket for the whole fleet, instead of one for each queue and tenant.
+        tenant: The tenant of a call: the name of an argument, or a callable that gets the call's arguments and returns
+            the tenant or ``None``.
+        cost: Tokens that a call takes at every level, >= 0: a number, the name of an argument, or a callable like
+            *tenant*.
+        max_wait: Maximum total wait of a call in seconds, > 0. A call that would wait longer fails with
+            ``ThrottleTimeout``.
         on_limit: ``"retry"``, ``"hold"`` or ``"park"``, as in :class:`~bucketflow_celery.Throttle`.
-        options: Every option of ``app.task``.
+        options: Options of ``app.task``.
 
     Returns:
-        The task; without *function*, the decorator.
+        The task, or the decorator if *function* is not given.
 
     Raises:
-        ConfigError: It names the option, its value and what would be right.
+        ConfigError: An option is invalid. The error names the option, its value and what was expected.
     """
     rules = TaskRules(
         limit=_limit(rate, capacity, shared=shared),

@@ -1,4 +1,4 @@
-"""What the throttle raises beside the errors of :mod:`bucketflow`."""
+"""Errors of the throttle, in addition to those of :mod:`bucketflow`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["ConfigErrors", "ThrottleTimeout"]
 
 class ThrottleTimeout(BucketflowError):
     """
-    The task would have waited longer than its ``max_wait``, so it was given up; it has not run.
+    The task failed without running, because its total wait exceeds ``max_wait``.
 
     Attributes:
-        level: The level that binds: ``all``, ``queue``, ``tenant`` or ``task``.
-        wait: Seconds it would have waited in all.
-        max_wait: Seconds it was allowed to.
+        level: The binding level: ``all``, ``queue``, ``tenant`` or ``task``.
+        wait: Total wait in seconds: what the task has waited, and what the level still requires.
+        max_wait: Maximum total wait of the task, in seconds.
     """
 
     def __init__(self, level: str, wait: float, max_wait: float) -> None:
@@ -26,15 +26,15 @@ class ThrottleTimeout(BucketflowError):
         self.max_wait = max_wait
 
     def __str__(self) -> str:
-        return f"the {self.level} limit would make it wait {self.wait:.3f} s, max_wait is {self.max_wait:g} s"
+        return f"the {self.level} limit requires a wait of {self.wait:.3f} s, max_wait is {self.max_wait:g} s"
 
 
 class ConfigErrors(ConfigError):
     """
-    Every mistake of a configuration at once.
+    All mistakes of a configuration.
 
     Attributes:
-        mistakes: One :class:`~bucketflow.errors.ConfigError` a mistake; length >= 1, in the order of the entries.
+        mistakes: A :class:`~bucketflow.errors.ConfigError` for each mistake, in the order of the entries. Length >= 1.
     """
 
     def __init__(self, mistakes: Sequence[ConfigError]) -> None:

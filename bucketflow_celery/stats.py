@@ -1,4 +1,4 @@
-"""What a worker counts."""
+"""Counters of a worker."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ class Stats:
     Counters of one worker since it started.
 
     Attributes:
-        admitted: Tasks that started.
-        refused: Tasks that were refused, each time a level refused them anew.
-        held: Tasks that had to wait inside the worker.
-        deferred: Tasks sent back to the broker, to come again.
-        requeued: Deliveries left to the broker because they were held for too long.
-        parked: Tasks stored in the backlog of their queue.
-        dispatched: Tasks that were dispatched to this worker from a backlog.
-        failed: Tasks given up: ``ThrottleTimeout``, ``CostExceedsCapacity``, a tenant or cost that cannot be told.
+        admitted: Tasks that were started.
+        refused: Refusals. A held task that the same level refuses again is not counted again.
+        held: Tasks that were held in the worker.
+        deferred: Tasks that were republished with an ETA.
+        requeued: Messages that were returned to the broker because they were held for ``max_hold``.
+        parked: Tasks that were stored in the backlog of their queue.
+        dispatched: Parked tasks that were dispatched to this worker.
+        failed: Tasks that failed without running: ``ThrottleTimeout``, ``CostExceedsCapacity``, or a tenant or cost
+            that cannot be determined.
         round_trips: Calls to the store.
-        store_errors: Calls that failed.
-        waiting: Tasks that wait inside the worker now.
+        store_errors: Calls to the store that failed.
+        waiting: Tasks that wait in the worker now. A gauge, not a counter.
     """
 
     admitted: int = 0
@@ -39,5 +40,5 @@ class Stats:
     waiting: int = 0
 
     def snapshot(self) -> dict[str, int]:
-        """Return the counters by name."""
+        """Return the values by name."""
         return asdict(self)

@@ -1,8 +1,8 @@
 """
-Test your limits without Redis: the same arithmetic, in memory.
+In-memory store for tests: limits without Redis, with the same arithmetic.
 
-A worker started in the test's own process (``celery.contrib.testing.worker.start_worker``) with
-``Throttle(app, store=MemoryStore(), limits=...)`` throttles exactly as a fleet with Redis would.
+Start a worker in the test's own process with ``celery.contrib.testing.worker.start_worker``. With
+``Throttle(app, store=MemoryStore(), limits=...)`` it throttles exactly as workers with Redis do.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ __all__ = ["MemoryStore"]
 
 class MemoryStore:
     """
-    A store for one process.
+    Keeps levels, limits and backlogs in memory, for workers and publishers in one process.
 
     Args:
-        clock: Its time; a :class:`bucketflow.testing.FakeClock` lets a test decide when tokens come.
+        clock: The clock of the store. With a :class:`bucketflow.testing.FakeClock` the test controls the time.
     """
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._states: dict[str, LevelState] = {}
-        self._told = FleetLimits("", None, frozenset())
-        self.backlogs = MemoryBacklogs(clock, self._lock, self._states, lambda: self._told.version)
+        self._fleet_limits = FleetLimits("", None, frozenset())
+        self.backlogs = MemoryBacklogs(clock, self._lock, self._states, lambda: self._fleet_limits.version)
 
     def admit(
         self, requests: Sequence[AdmissionRequest], version: str
@@ -49,8 +49,8 @@ class MemoryStore:
 
         def decide() -> Sequence[AdmissionDecision] | StaleLimits:
             with self._lock:
-                if version != self._told.version:
-                    return StaleLimits(self._told.version)
+                if version != self._fleet_limits.version:
+                    return StaleLimits(self._fleet_limits.version)
                 return admit(requests, self._states, self._clock.now(), self.backlogs.blocks)
 
         return MemoryStoreCall(decide)
@@ -67,23 +67,24 @@ class MemoryStore:
 
     def limits(self) -> FleetLimits:
         """See :class:`bucketflow_celery.store.interfaces.Store`."""
-        return self._told
+        return self._fleet_limits
 
     def set_limits(self, raw: Mapping[str, Any] | None) -> None:
         """See :class:`bucketflow_celery.store.interfaces.Store`."""
-        self._tell(raw, self._told.paused)
+        self._replace_limits(raw, self._fleet_limits.paused)
 
     def pause(self, name: str, *, paused: bool) -> None:
         """See :class:`bucketflow_celery.store.interfaces.Store`."""
-        self._tell(self._told.table, self._told.paused | {name} if paused else self._told.paused - {name})
+        limits = self._fleet_limits
+        self._replace_limits(limits.table, limits.paused | {name} if paused else limits.paused - {name})
 
-    def _tell(self, table: Mapping[str, Any] | None, paused: frozenset[str]) -> None:
+    def _replace_limits(self, table: Mapping[str, Any] | None, paused: frozenset[str]) -> None:
         version = "" if table is None and not paused else repr((table, sorted(paused)))
-        self._told = FleetLimits(version, table, paused)
+        self._fleet_limits = FleetLimits(version, table, paused)
         self.backlogs.announce()
 
     def after_fork(self) -> None:
-        """Keep everything: there is no connection to drop."""
+        """Do nothing: there is no connection to drop."""
 
     def close(self) -> None:
-        """Keep everything: there is nothing open."""
+        """Do nothing: there is no connection to close."""

@@ -1,5 +1,5 @@
 """
-A Django project, as far as throttling goes: everything is configured in its settings.
+Throttling in a Django project: the whole configuration is in Django's settings.
 
 In a real project the two halves are two files: ``mysite/settings.py`` and ``mysite/celery.py``.
 Needs Redis, at $REDIS_URL or on localhost. In one terminal:
@@ -45,5 +45,5 @@ app.autodiscover_tasks()
 
 @throttled_task(app=app, tenant="account", rate="2/s")
 def remind(account: str, invoice: int) -> str:
-    """Pretend to remind *account* of an invoice."""
+    """Return the text of a reminder. A real task would send it."""
     return f"reminded {account} of invoice {invoice}"

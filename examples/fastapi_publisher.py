@@ -1,7 +1,9 @@
 """
-A web service that hands its work to throttled workers, and tells its users how long their line is.
+A web service that publishes tasks to throttled workers, and tells its customers how long a new task would wait.
 
-Whoever calls is the tenant: the service stamps it on the message as the header ``tenant``, so the tasks need not know.
+Each customer is a tenant. The service writes it into the message header ``tenant``, so the tasks need no argument for
+it.
+
 Needs Redis, at $REDIS_URL or on localhost. In three terminals:
 
     celery -A fastapi_publisher worker
@@ -30,35 +32,35 @@ api = FastAPI()
 
 @app.task
 def thumbnail(image: str) -> str:
-    """Pretend to make a thumbnail."""
+    """Return the name of a thumbnail. A real task would make it."""
     return f"thumbnail of {image}"
 
 
 def customer(x_api_key: Annotated[str, Header()]) -> str:
-    """Return who is calling."""
+    """Return the customer that the API key belongs to."""
     if x_api_key not in CUSTOMERS:
         raise HTTPException(401, "unknown key")
     return CUSTOMERS[x_api_key]
 
 
-# Publishing blocks for a moment, so these are no coroutines: FastAPI runs them in its threads.
+# Publishing blocks, so the endpoints are plain functions, which FastAPI runs in threads.
 
 
 @api.post("/thumbnails", status_code=202)
-def order(image: str, tenant: Annotated[str, Depends(customer)]) -> dict[str, str]:
-    """Have a thumbnail made."""
+def create_thumbnail(image: str, tenant: Annotated[str, Depends(customer)]) -> dict[str, str]:
+    """Publish a task that makes a thumbnail."""
     result = thumbnail.apply_async((image,), headers={"tenant": tenant})
     return {"id": result.id}
 
 
 @api.get("/thumbnails/{task_id}")
-def look(task_id: str) -> dict[str, str | None]:
-    """Tell what became of it."""
+def get_thumbnail(task_id: str) -> dict[str, str | None]:
+    """Return the state of the task, and its result if it has one."""
     result = AsyncResult(task_id, app=app)
     return {"state": result.state, "result": result.result if result.successful() else None}
 
 
-@api.get("/line")
-def line(tenant: Annotated[str, Depends(customer)]) -> dict[str, float]:
-    """Tell the caller how many seconds a thumbnail ordered now would have to wait."""
-    return {view.level.name: view.line for view in throttle.peek("celery", thumbnail.name, tenant)}
+@api.get("/delay")
+def get_delay(tenant: Annotated[str, Depends(customer)]) -> dict[str, float]:
+    """Return, by level, for how many seconds start times are reserved: a new task starts after that."""
+    return {view.level.name: view.reserved_for for view in throttle.peek("celery", thumbnail.name, tenant)}

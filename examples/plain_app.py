@@ -1,5 +1,5 @@
 """
-The smallest throttled app: one queue, 5 emails a second, whatever the number of workers.
+A minimal throttled app: one queue that sends 5 emails a second, independent of the number of workers.
 
 Needs Redis, at $REDIS_URL or on localhost. In one terminal, or in several:
 
@@ -27,7 +27,7 @@ throttle = Throttle(app, url=REDIS_URL, limits={"queues": {"emails": "5/s"}})
 
 @app.task
 def send_email(to: str) -> str:
-    """Pretend to send an email."""
+    """Return a confirmation. A real task would send the email."""
     return f"sent to {to}"
 
 

@@ -1,8 +1,8 @@
 """
-A client of somebody else's API that gives each customer a quota: 5 calls a second, 10 at once.
+A client of an external API with a quota for each customer: 5 calls a second, in bursts of up to 10.
 
-The quota belongs to the customer's API key, whichever queue or task calls: the limit is shared=True. A customer who
-paid for more has a limit of their own. One customer's backlog does not hold up the others.
+The quota belongs to the customer's API key, so all queues and tasks share it: ``shared=True``. The customer ``acme``
+has a higher limit. The backlog of one customer does not delay the others.
 
 Needs Redis, at $REDIS_URL or on localhost, and an API: any web server will do. In three terminals:
 
@@ -39,20 +39,20 @@ throttle = Throttle(
 
 
 def call_api(**query: object) -> int:
-    """Call the API; return its status."""
+    """Call the API and return the status code."""
     with urlopen(f"{API_URL}?{urlencode(query)}", timeout=10) as response:
         return response.status
 
 
 @throttled_task(app=app, tenant="customer", autoretry_for=(OSError,), retry_backoff=True)
 def sync_order(customer: str, order: int) -> int:
-    """Make one call for *customer*. Retries pass the throttle like everything else."""
+    """Make one call for *customer*. Each retry must pass the throttle again."""
     return call_api(customer=customer, order=order)
 
 
 @throttled_task(app=app, tenant="customer", cost="pages", max_wait=600)
 def monthly_report(customer: str, pages: int) -> list[int]:
-    """Make a call a page, so it costs as many tokens; it is of no use after 10 minutes of waiting."""
+    """Make one call for each page, at a cost of as many tokens. Fail after a wait of 10 minutes."""
     return [call_api(customer=customer, page=page) for page in range(pages)]
 
 

@@ -10,6 +10,7 @@ Everything happens in rounds: see :meth:`AdmissionController.run`. ``decisions.p
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ from bucketflow_celery.store.calls import CallRunner, StoreClient, WorkerContext
 from bucketflow_celery.store.interfaces import StaleLimits
 
 __all__ = ["AdmissionController"]
+
+logger = logging.getLogger("bucketflow_celery.admission")
 
 #: Tasks to ask for, each with the hold queue that it was taken from, if it was held.
 Batch: TypeAlias = "list[tuple[PendingTask, HoldQueue | None]]"
@@ -71,7 +74,7 @@ class AdmissionController:
         self._worker = worker
         self._max_hold = hold_limits.max_hold
         self._on_store_error = settings.on_store_error
-        self._client: StoreClient[_Asked] = StoreClient("admission", runner, context, self.run, worker.monotonic)
+        self._client: StoreClient[_Asked] = StoreClient(logger, runner, context, self.run, worker.monotonic)
         self._breaker = self._client.breaker
         self._inbox: deque[PendingTask] = deque()
         self._hold_queues = HoldQueues()

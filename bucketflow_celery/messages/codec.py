@@ -1,4 +1,10 @@
-"""A message as it is parked: whole, as bytes, under a name that a second delivery of it has, too. Pure."""
+"""
+Encoding and deduplication id of a parked message.
+
+:func:`pack` and :func:`unpack` turn a Kombu message into bytes and back. :func:`uid_of` returns an id that is the same
+for every delivery of a message. By this id the backlog recognises a redelivered message that is parked already. Both
+results are fields of :class:`bucketflow_celery.scheduling.model.ParkedMessage`.
+"""
 
 from __future__ import annotations
 
@@ -10,40 +16,42 @@ from typing import Any
 from kombu import Message
 from kombu.utils.json import dumps, loads
 
-__all__ = ["BROKERS_OWN", "is_complete", "is_fresh", "is_redelivered", "pack", "rank_of", "uid_of", "unpack"]
+__all__ = ["BROKER_HEADERS", "is_complete", "is_fresh", "is_redelivered", "pack", "rank_of", "uid_of", "unpack"]
 
-#: What a broker adds to the headers on the way, different with each delivery. Sent back to RabbitMQ, x-death makes it
-#: drop the message as running in circles.
-BROKERS_OWN = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+#: Prefixes of the headers that a broker adds, different with each delivery. RabbitMQ drops a message that is published
+#: with its own x-death header, as one that cycles between queues.
+BROKER_HEADERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 
-#: Bytes of a uid: two of a billion messages are the same with a chance of one in 10^16.
+#: Bytes of a uid. Among a billion messages, two have the same uid with a probability of one in 10^16.
 UID_SIZE = 14
-#: The best rank and the worst: RabbitMQ knows 256 priorities.
-_RANKS = (0, 255)
-#: Kombu's virtual transports give every message a UUID when it is published.
+#: Range of ranks, as RabbitMQ has 256 priorities.
+_FIRST_RANK, _LAST_RANK = 0, 255
+#: Length of the delivery tag, a UUID, that Kombu's virtual transports give a message when it is published.
 _UUID_LENGTH = 36
 
 
 def is_complete(message: Any) -> bool:
-    """Return whether *message* keeps what a task needs in its headers: it is of Celery's protocol 2."""
+    """Return whether *message* is of Celery's protocol 2, which keeps the task's facts in the headers."""
     return "task" in message.headers and "id" in message.headers
 
 
 def uid_of(message: Any, queue: str, salt: bytes = b"") -> bytes:
     """
-    Return what identifies *message* in *queue*, whoever it is delivered to, and however often.
+    Return the deduplication id of *message* in *queue*: the same for every delivery of it, to any worker.
 
-    The tag that kombu gives a message when it is published, where it does; else all that is the publisher's.
+    It is a digest of the UUID that Kombu gives a message when it is published. Without a UUID it is a digest of what
+    the publisher wrote: headers and body.
 
     Args:
-        message: As it was delivered.
-        queue: Where from: a message that was routed to two queues is two tasks.
-        salt: Tells apart two messages that are the same in all that.
+        message: The message as it was delivered.
+        queue: The queue it was delivered from. A message that was routed to two queues is two tasks.
+        salt: Distinguishes two messages with the same headers and body.
 
     Raises:
-        TypeError, ValueError: It cannot be written as JSON.
+        TypeError, ValueError: The headers cannot be written as JSON.
     """
     tag = message.properties.get("delivery_tag")
+    # RabbitMQ's tag is the number of the delivery, so it identifies no message.
     if isinstance(tag, str) and len(tag) == _UUID_LENGTH:
         return _digest(queue.encode(), tag.encode())
     body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
@@ -51,40 +59,39 @@ def uid_of(message: Any, queue: str, salt: bytes = b"") -> bytes:
 
 
 def is_fresh(message: Any) -> bool:
-    """Return whether its broker says that *message* is delivered for the first time: then it is parked nowhere."""
+    """Return whether the broker says that *message* was not delivered before. It then cannot be parked already."""
     return message.delivery_info.get("redelivered") is False
 
 
 def is_redelivered(message: Any) -> bool:
-    """Return whether its broker says that *message* was delivered before: then it may be parked."""
+    """Return whether the broker says that *message* was redelivered. It then may be parked already."""
     return bool(message.delivery_info.get("redelivered"))
 
 
 def rank_of(message: Any, *, highest_first: bool) -> int:
     """
-    Return where *message* stands among others of its task type: the lowest rank first.
+    Return the rank of *message* by its priority, 0 to 255. Messages of the lowest rank are dispatched first.
 
     Args:
-        message: As it was delivered.
-        highest_first: Whether its broker delivers the highest priority first, as RabbitMQ does; Redis the lowest.
+        message: The message as it was delivered.
+        highest_first: Whether the broker delivers the highest priority first. RabbitMQ does, Redis does not.
     """
     priority = message.properties.get("priority")
-    best, worst = _RANKS
     rank = priority if isinstance(priority, int) else 0
-    rank = worst - rank if highest_first else rank
-    return max(best, min(worst, rank))
+    rank = _LAST_RANK - rank if highest_first else rank
+    return max(_FIRST_RANK, min(_LAST_RANK, rank))
 
 
 def pack(message: Any, **facts: Any) -> bytes:
     """
-    Return *message* as bytes: body, headers, properties and delivery info.
+    Encode *message* as bytes: body, headers, properties and delivery info.
 
     Args:
-        message: As it was delivered.
-        facts: What else is to be kept: plain JSON.
+        message: The message as it was delivered.
+        facts: Further values to store with it: plain JSON.
 
     Raises:
-        TypeError, ValueError: It cannot be written as JSON.
+        TypeError, ValueError: Something other than the body cannot be written as JSON.
     """
     is_text = not isinstance(message.body, bytes)
     head = {
@@ -105,15 +112,15 @@ def pack(message: Any, **facts: Any) -> bytes:
 
 def unpack(packed: bytes, *, accept: Any, redelivered: bool) -> tuple[Message, Mapping[str, Any]]:
     """
-    Return the message that :func:`pack` was given, and its facts.
+    Decode the message that :func:`pack` encoded, and the facts stored with it.
 
     Args:
-        packed: What it returned.
-        accept: The content types that may be decoded.
-        redelivered: Whether a worker had it before.
+        packed: The result of :func:`pack`.
+        accept: The content types that may be deserialized.
+        redelivered: The message's new ``redelivered`` flag: whether it was dispatched to a worker before.
 
     Raises:
-        ValueError: *packed* is something else.
+        ValueError: *packed* is no result of :func:`pack`.
     """
     try:
         (length,) = struct.unpack_from("<I", packed)
@@ -129,18 +136,19 @@ def unpack(packed: bytes, *, accept: Any, redelivered: bool) -> tuple[Message, M
             accept=accept,
         )
         if head["compression"] is not None:
-            message.headers["compression"] = head["compression"]  # not before: it would be unpacked a second time
+            # Message() decompresses the body if it finds this header. The stored body is decompressed already.
+            message.headers["compression"] = head["compression"]
         return message, head["facts"]
     except (struct.error, AttributeError, LookupError, TypeError) as error:
-        raise ValueError(f"{packed[:80]!r} is no parked message: {error!r}") from error
+        raise ValueError(f"{packed[:80]!r} is not a parked message: {error!r}") from error
 
 
 def _headers(message: Any) -> dict[str, Any]:
-    # The body was unpacked when the message was received.
+    # Without compression: Kombu has decompressed the body on delivery, and the header describes it no more.
     return {
         name: value
         for name, value in message.headers.items()
-        if name != "compression" and not name.startswith(BROKERS_OWN)
+        if name != "compression" and not name.startswith(BROKER_HEADERS)
     }
 
 

@@ -1,4 +1,9 @@
-"""Send a message to its queue again: the same task, due later, with a ticket."""
+"""
+Republication of a deferred message to its queue of origin, with an ETA and a ticket.
+
+On quorum queues the copy goes through Celery's native delayed delivery. Elsewhere a worker receives it at once and
+keeps it until its ETA, as it does with every countdown.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +18,36 @@ from kombu.transport.native_delayed_delivery import (
     level_name,
 )
 
-from bucketflow_celery.messages.codec import BROKERS_OWN
-from bucketflow_celery.messages.origin import ROUTE
+from bucketflow_celery.messages.codec import BROKER_HEADERS
+from bucketflow_celery.messages.origin import DELAYED_KEY_PREFIX
 from bucketflow_celery.scheduling.ticket import HEADER
 
 __all__ = ["Republisher"]
 
-#: What belongs to the message. Everything else in the properties belongs to the delivery.
-_KEPT = ("correlation_id", "reply_to", "priority", "delivery_mode", "message_id", "timestamp", "type", "app_id")
-#: Seconds that the broker may be silent: the worker's loop waits for it.
-_PATIENCE = 5.0
-#: RabbitMQ's own delays count whole seconds, from one on.
-_SHORTEST_DELAY = 1.0
+#: Properties of the message itself, which the copy keeps. All others describe one delivery of it.
+_KEPT_PROPERTIES = (
+    "correlation_id",
+    "reply_to",
+    "priority",
+    "delivery_mode",
+    "message_id",
+    "timestamp",
+    "type",
+    "app_id",
+)
+#: Seconds the broker may take to answer. The worker's event loop stands still meanwhile.
+_PUBLISH_TIMEOUT = 5.0
+#: Shortest native delay, in seconds. Native delayed delivery counts whole seconds.
+_MIN_NATIVE_DELAY = 1.0
 
 
 class Republisher:
     """
-    Publishes copies of messages, each confirmed before :meth:`publish` returns where the broker can confirm.
+    Publishes copies of messages, and waits for the publisher confirm where the broker supports it.
 
     Args:
-        app: The Celery app; a connection of its own is opened on the first use.
-        delayed: Whether the broker delays messages itself (quorum queues), so that they need not wait in a worker.
+        app: The Celery app. The republisher opens a connection of its own on first use.
+        delayed: Whether to use native delayed delivery (quorum queues), so that no worker keeps the message meanwhile.
     """
 
     def __init__(self, app: Any, *, delayed: bool) -> None:
@@ -48,23 +62,25 @@ class Republisher:
         Publish a copy of *message*, due in *countdown* seconds.
 
         Args:
-            message: As it was delivered.
-            queue: The queue it was delivered from: it goes to this one only, however many its exchange feeds.
-            countdown: Seconds; at least 1 where the broker does the delaying.
-            ticket: The header to send along.
+            message: The message as it was delivered.
+            queue: The queue it was delivered from. The copy goes to no other, whatever the bindings of its exchange.
+            countdown: Seconds until the ETA. Native delayed delivery raises it to 1 and counts whole seconds.
+            ticket: The value of the header that holds the ticket.
 
         Raises:
-            Exception: Whatever the transport raises; the copy may or may not have been stored.
+            Exception: Any error of the transport. The copy may have been stored nevertheless.
         """
         now = datetime.now(timezone.utc)
         producer = self._open()
         route = {"exchange": "", "routing_key": queue}
         if self.delayed:
-            countdown = max(_SHORTEST_DELAY, countdown)
+            countdown = max(_MIN_NATIVE_DELAY, countdown)
             route = self._delayed_route(queue, countdown)
-        headers = {name: value for name, value in message.headers.items() if not name.startswith(BROKERS_OWN)}
+        headers = {name: value for name, value in message.headers.items() if not name.startswith(BROKER_HEADERS)}
         compression = headers.pop("compression", None)
-        properties = {name: message.properties[name] for name in _KEPT if message.properties.get(name) is not None}
+        properties = {
+            name: message.properties[name] for name in _KEPT_PROPERTIES if message.properties.get(name) is not None
+        }
         producer.publish(
             message.body,
             content_type=message.content_type,
@@ -78,7 +94,7 @@ class Republisher:
         )
 
     def close(self) -> None:
-        """Close the connection; the next :meth:`publish` opens another."""
+        """Close the connection. The next :meth:`publish` opens a new one."""
         connection, self._connection, self._producer = self._connection, None, None
         self._bound.clear()
         if connection is not None:
@@ -86,17 +102,17 @@ class Republisher:
 
     def _open(self) -> Any:
         if self._producer is None:
-            options = {"confirm_publish": True, "read_timeout": _PATIENCE, "write_timeout": _PATIENCE}
+            options = {"confirm_publish": True, "read_timeout": _PUBLISH_TIMEOUT, "write_timeout": _PUBLISH_TIMEOUT}
             self._connection = self._app.connection_for_write(heartbeat=0, transport_options=options)
-            # Left to itself Kombu connects when it is needed, and tries until the broker is back.
+            # Explicitly, because Kombu's implicit connect retries until the broker is available again.
             self._connection.connect()
             self._producer = Producer(self._connection.channel(), auto_declare=False)
         return self._producer
 
     def _delayed_route(self, queue: str, countdown: float) -> dict[str, str]:
-        # Celery binds the exchange of the task to its delays, which does not work for direct exchanges and would feed
-        # every queue of a topic exchange. A binding of our own leads back to the one queue, whatever its exchange.
-        key = f"{ROUTE}{queue}"
+        # Celery binds the task's exchange to the delayed delivery exchange. That does not work for a direct exchange,
+        # and a topic exchange would give the copy to every bound queue. This binding leads to the one queue instead.
+        key = f"{DELAYED_KEY_PREFIX}{queue}"
         if queue not in self._bound:
             self._producer.channel.queue_bind(
                 queue=queue, exchange=CELERY_DELAYED_DELIVERY_EXCHANGE, routing_key=f"#.{key}"

@@ -1,4 +1,8 @@
-"""Whom a task is for: stamped on the message by the publisher, else worked out by the worker."""
+"""
+Tenant stamp: the message header that names a task's tenant.
+
+A publisher that has the app's ``Throttle`` writes it. Otherwise the worker determines the tenant from the arguments.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +19,24 @@ __all__ = ["stamp"]
 
 def stamp(app: Any, default: TenantRule, name: str, headers: dict[str, Any], body: Any) -> None:
     """
-    Write the tenant into the headers of a message about to be published.
+    Write the tenant into *headers*, unless the caller has set it.
 
-    A tenant that cannot be determined is left to the worker, whose error reaches the task's result.
+    If the tenant cannot be determined here, the worker determines it: an error then reaches the task's result.
+
+    Args:
+        app: The publisher's Celery app.
+        default: The throttle's rule for tasks without a rule of their own.
+        name: The name of the task to be published.
+        headers: The message's headers, to be changed.
+        body: The message's body. Its first two items are the positional and the keyword arguments.
     """
-    # A task that retries itself sends the headers it came with. Its ticket belongs to the delivery that has started.
+    # A task that retries itself publishes the headers it was received with. Their ticket belongs to that delivery.
     headers.pop(ticket.HEADER, None)
     if headers.get(HEADER) is not None:
         return
     request = current_task.request if current_task else None
     if request is not None and request.id == headers.get("id") and request.get(HEADER) is not None:
-        # A task that retries itself with headers of its own: Celery puts them in place of those it came with.
+        # A retry with headers of its own: Celery replaces all that the task was received with.
         headers[HEADER] = request.get(HEADER)
         return
     task = app.tasks.get(name)

@@ -1,4 +1,8 @@
-"""What is parked, seen from outside: how much, for how long already, and for how long still. Pure."""
+"""
+Backlog report: per queue and tenant the number of parked tasks, the age of the oldest, and the estimated drain time.
+
+:meth:`bucketflow_celery.Throttle.backlog` returns it.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +23,14 @@ __all__ = ["QueueBacklog", "TenantBacklog", "backlog_report"]
 @dataclass(frozen=True, slots=True)
 class TenantBacklog:
     """
-    What is parked of one tenant in one queue.
+    The parked tasks of one tenant in one queue.
 
     Attributes:
-        tenant: Its name; ``""``: the tasks without one.
-        count: How many tasks.
-        oldest: Seconds since the first of them was parked.
-        drain: Seconds until the last of them may start, if nothing else comes and there are slots enough.
+        tenant: The tenant's name; ``""`` for tasks without a tenant.
+        count: Number of tasks.
+        oldest: Seconds since the oldest of them was parked.
+        drain: Estimated seconds until the last of them may start, provided that no task is added and pool slots are
+            free; ``inf`` if all of them are paused.
     """
 
     tenant: str
@@ -37,14 +42,14 @@ class TenantBacklog:
 @dataclass(frozen=True, slots=True)
 class QueueBacklog:
     """
-    What is parked of one queue.
+    The parked tasks of one queue.
 
     Attributes:
-        queue: Its name.
-        count: How many tasks.
-        oldest: Seconds since the first of them was parked.
-        drain: Seconds until the last of them may start, if nothing else comes and there are slots enough.
-        tenants: The same by tenant, by name.
+        queue: The queue's name.
+        count: Number of tasks.
+        oldest: Seconds since the oldest of them was parked.
+        drain: Estimated seconds until the last of them may start: the longest of the tenants'.
+        tenants: The backlog of each tenant, by the tenant's name.
     """
 
     queue: str
@@ -58,13 +63,13 @@ def backlog_report(
     queue: str, view: BacklogView, table: LimitTable, task_limits: Mapping[str, Limit | None]
 ) -> QueueBacklog:
     """
-    Sum up what is parked of *queue*.
+    Summarise the backlog of *queue*.
 
     Args:
-        queue: Its name.
-        view: What the store says of it.
-        table: The limits.
-        task_limits: Those of decorators, by the task's name.
+        queue: The queue's name.
+        view: The queue's lanes and costs, as the store returned them.
+        table: The limits and weights in force.
+        task_limits: The limits of decorators, by the task's name.
     """
     by_tenant: defaultdict[str, list[LaneView]] = defaultdict(list)
     for lane in view.lanes:
@@ -74,7 +79,7 @@ def backlog_report(
     tenants = {}
     for tenant, lanes in sorted(by_tenant.items()):
         cost, count = view.costs[tenant], sum(lane.count for lane in lanes)
-        # By its fair share at first; and all is done when the last has had its tokens.
+        # The tenant gets at least its fair share, and never needs longer than the whole backlog.
         drain = min(total, cost * weight / table.weight(tenant)) / rate
         for task, tasks in _by_task(lanes).items():
             path = table.path(queue, tenant or None, task, task_limits.get(task))

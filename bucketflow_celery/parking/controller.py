@@ -7,6 +7,7 @@ the store told it to, after a notification, or when a slot becomes free.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,8 @@ from bucketflow_celery.store.calls import CallRunner, StoreClient, WorkerContext
 from bucketflow_celery.store.interfaces import LeaseLost, StaleLimits
 
 __all__ = ["ParkingController"]
+
+logger = logging.getLogger("bucketflow_celery.parking")
 
 #: Most messages parked, or tasks requested, in one call.
 MAX_BATCH = 64
@@ -64,7 +67,7 @@ class ParkingController:
         self._lease = lease
         self._in_flight_tasks = lease.in_flight_tasks
         # The context of each call is the function that acts on its reply.
-        self._client: StoreClient[_OnReply] = StoreClient("parking", runner, context, admission.run, worker.monotonic)
+        self._client: StoreClient[_OnReply] = StoreClient(logger, runner, context, admission.run, worker.monotonic)
         self._breaker = self._client.breaker
         self._schedule = PollSchedule()
         self._settlements: deque[tuple[str, Settlement]] = deque()

@@ -73,7 +73,7 @@ class StoreClient(Generic[T]):
     Runs the calls of one component, one at a time, and keeps the state of its connection to the store.
 
     Args:
-        name: Of the component, for the log.
+        logger: Of the component.
         runner: Runs the calls.
         context: The worker's.
         on_reply: Called when there is a reply to :meth:`take`.
@@ -86,13 +86,13 @@ class StoreClient(Generic[T]):
 
     def __init__(
         self,
-        name: str,
+        logger: logging.Logger,
         runner: CallRunner,
         context: WorkerContext,
         on_reply: Callable[[], None],
         monotonic: Callable[[], float],
     ) -> None:
-        self._logger = logging.getLogger(f"bucketflow_celery.{name}")
+        self._logger = logger
         self._runner = runner
         self._limits = context.limits
         self._stats = context.stats

@@ -1,4 +1,9 @@
-"""Run something in the worker's own loop, from any thread: at once, or at its time."""
+"""
+Callbacks in a worker's event loop: at once from any thread, or after a delay.
+
+:class:`LoopWaker` runs a callback at once, by the self-pipe technique. :func:`timer_of` returns the timer that runs one
+after a delay: Celery's own, or a :class:`TimerThread` where Celery's could be late.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +20,16 @@ from celery.utils.timer2 import Timer as ThreadedTimer
 
 __all__ = ["LoopWaker", "TimerThread", "timer_of"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("bucketflow_celery.worker")
 
 
 class TimerThread:
     """
-    A timer that is not late when something nearer is asked of it while it sleeps.
+    Runs callbacks after a delay, in a thread of its own.
 
-    Celery's own for such workers sleeps until what it knew of when it fell asleep, up to a second.
+    A new callback wakes the thread, which then sleeps until the nearest one is due. Celery's threaded timer does not
+    wake: it sleeps for up to a second, until the callback that was next when it fell asleep. A nearer callback that is
+    added meanwhile runs late.
     """
 
     def __init__(self) -> None:
@@ -32,28 +39,28 @@ class TimerThread:
         self._thread: threading.Thread | None = None
 
     def call_after(self, seconds: float, callback: Callable[[], None]) -> sched.Event:
-        """Call *callback* in *seconds*; return what :meth:`cancel` takes."""
+        """Call *callback* after *seconds*; return the handle for :meth:`cancel`."""
         event = self._scheduler.enter(seconds, 0, callback)
         with self._starting:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="bucketflow-alarm", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="bucketflow-timer", daemon=True)
                 self._thread.start()
         self._changed.set()
         return event
 
     def cancel(self, event: sched.Event) -> None:
-        """Forget *event*, unless it has come."""
+        """Cancel *event*. An event that has run or was cancelled before is ignored."""
         try:
             self._scheduler.cancel(event)
         except ValueError:
-            return  # it has
+            return
 
     def _run(self) -> None:
         while True:
             try:
                 seconds = self._scheduler.run(blocking=False)
-            except Exception:  # whose callback it was does not matter to the others
-                logger.exception("a callback failed")
+            except Exception:  # one failed callback must not end the thread that runs all others
+                logger.exception("timer callback failed")
                 continue
             self._changed.wait(seconds)
             self._changed.clear()
@@ -61,11 +68,11 @@ class TimerThread:
 
 class LoopWaker:
     """
-    Wakes a worker's loop.
+    Wakes the event loop from any thread and runs callbacks in it: a self-pipe, made of a socket pair.
 
-    Celery's event loop looks at ``call_soon`` only after it has woken for another reason, up to a second later: a pool
-    of threads would idle meanwhile. A socket that the loop watches wakes it at once. Without the event loop
-    (gevent, eventlet, brokers that cannot be polled) the timer does it.
+    Not every supported version of Kombu wakes its loop for a ``call_soon`` from another thread. The callback then waits
+    until the loop wakes for another reason, up to a second later, and a pool of threads idles meanwhile. Without an
+    event loop (gevent, eventlet, brokers that cannot be polled) the timer runs the callbacks.
 
     Args:
         timer: See :func:`timer_of`.
@@ -77,7 +84,7 @@ class LoopWaker:
         self._pair: tuple[socket.socket, socket.socket] | None = None
 
     def register(self, hub: Any) -> None:
-        """Have *hub* watch the socket, anew for each connection to the broker."""
+        """Add the socket to *hub*. Each connection to the broker needs it again, because Celery resets the hub."""
         if self._pair is None:
             self._pair = socket.socketpair()
             for end in self._pair:
@@ -85,7 +92,7 @@ class LoopWaker:
         hub.add_reader(self._pair[0], self._on_readable)
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        """Run *callback* in the loop."""
+        """Run *callback* in the event loop, as soon as possible. Thread-safe."""
         if self._pair is None:
             self.timer.call_after(0, callback)
             return
@@ -93,7 +100,7 @@ class LoopWaker:
         try:
             self._pair[1].send(b"\0")
         except BlockingIOError:
-            return  # it is full of reasons to wake up already
+            return  # the socket's buffer is full, so the loop is about to wake anyway
 
     def _on_readable(self) -> None:
         if self._pair is not None:
@@ -103,5 +110,12 @@ class LoopWaker:
 
 
 def timer_of(consumer: Any) -> Any:
-    """Return what calls back at a time in a worker: has ``call_after(seconds, callback)`` and ``cancel(task)``."""
+    """
+    Return the timer of a worker, which has ``call_after(seconds, callback)`` and ``cancel(event)``.
+
+    It is the consumer's own timer. A :class:`TimerThread` takes the place of Celery's threaded one.
+
+    Args:
+        consumer: Celery's ``Consumer``.
+    """
     return TimerThread() if isinstance(consumer.timer, ThreadedTimer) else consumer.timer

@@ -1,9 +1,11 @@
 """
-The prefetch window of a worker whose queues run dry: the broker keeps the backlog, the other queues keep flowing.
+Prefetch window (AMQP ``basic.qos``) of a worker that holds messages: back-pressure for one queue, not for the others.
 
-A held message stays unacknowledged, so it fills the window and the worker stops fetching: that is the back-pressure.
-Where the worker consumes several queues, one dry queue must not fill the window of all. Each held message then widens
-the window by one, and a queue that fills a window of its own is not consumed until half of it has gone.
+A held message stays unacknowledged and takes up the prefetch window. The window fills, the worker stops fetching, and
+the backlog stays with the broker. Where other messages could start, a held message must not stop them:
+
+- Each held message widens the window by one, until the message is not held any more.
+- A queue whose held messages would fill a window of their own is paused. It is resumed when half of them have gone.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ __all__ = ["PrefetchWindow"]
 
 class PrefetchWindow:
     """
-    Keeps room in the window of a consumer.
+    Widens and narrows the prefetch window of a consumer, and pauses and resumes its queues.
 
     Args:
         consumer: Celery's ``Consumer``, connected.
@@ -31,53 +33,61 @@ class PrefetchWindow:
 
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
-        # RabbitMQ without global QoS (quorum queues): every queue has a window of its own, and it cannot be changed.
+        # Without global QoS (RabbitMQ's quorum queues) every queue has a window of its own, which cannot be changed.
         amqp = consumer.connection.transport.driver_type == "amqp"
-        self._shared = bool(consumer.initial_prefetch_count) and (not amqp or _is_global(consumer))
+        self._is_shared = bool(consumer.initial_prefetch_count) and (not amqp or _is_global(consumer))
         self._lock = threading.Lock()
-        # By held task: how far the window was widened for it, and whether it counts towards pausing its queue.
+        # Held task -> by how much it widened the window, and whether it counts towards pausing its queue.
         self._widened: dict[PendingTask, tuple[int, bool]] = {}
         self._held: Counter[str] = Counter()
         self._paused: set[str] = set()
 
     def widen(self, task: PendingTask, level: Level | None) -> None:
-        """Make room for another message where *task*, held by *level*, would keep it from starting."""
-        if not self._shared or not self._blocks_others(level):
+        """
+        Widen the window for a held task, if other messages could start while it is held.
+
+        Args:
+            task: The task.
+            level: The level that refused it; ``None`` while the store is unavailable.
+        """
+        if not self._is_shared or not self._others_can_start(level):
             return
         with self._lock:
             before = self._consumer.qos.value
-            counts = level is None or level.blocks_queue
-            self._widened[task] = self._consumer.qos.increment_eventually() - before, counts
-            state.reserved_requests.discard(task.request)  # worker_disable_prefetch counts these instead
-            if counts:
+            blocks_queue = level is None or level.blocks_queue
+            self._widened[task] = self._consumer.qos.increment_eventually() - before, blocks_queue
+            state.reserved_requests.discard(task.request)  # or worker_disable_prefetch would count it
+            if blocks_queue:
                 self._held[task.queue] += 1
                 self._pause_or_resume(task.queue)
 
     def narrow(self, task: PendingTask) -> None:
-        """Take the room back, if any was made for *task*."""
+        """Undo :meth:`widen` for *task*. A task that did not widen the window is ignored."""
         with self._lock:
             if task not in self._widened:
                 return
-            widened, counts = self._widened.pop(task)
+            widened, blocks_queue = self._widened.pop(task)
             if not task.request.acknowledged:
                 state.reserved_requests.add(task.request)
             if widened:
                 self._consumer.qos.decrement_eventually(widened)
-            if counts:
+            if blocks_queue:
                 self._held[task.queue] -= 1
                 self._pause_or_resume(task.queue)
 
-    def _blocks_others(self, level: Level | None) -> bool:
-        if level is not None and ((not level.blocks_queue) or level.name == "all"):
-            return not level.blocks_queue
+    def _others_can_start(self, level: Level | None) -> bool:
+        if level is not None and not level.blocks_queue:
+            return True  # other tasks of the same queue
+        if level is not None and level.name == "all":
+            return False
         return len(self._consumer.app.amqp.queues.consume_from) > 1
 
     def _pause_or_resume(self, queue: str) -> None:
-        most = self._consumer.initial_prefetch_count
-        if queue not in self._paused and self._held[queue] >= most:
+        prefetch_count = self._consumer.initial_prefetch_count
+        if queue not in self._paused and self._held[queue] >= prefetch_count:
             self._paused.add(queue)
             self._consumer.call_soon(self._pause, queue)
-        elif queue in self._paused and self._held[queue] <= most // 2:
+        elif queue in self._paused and self._held[queue] <= prefetch_count // 2:
             self._paused.discard(queue)
             self._consumer.call_soon(self._resume, queue)
 
@@ -87,7 +97,7 @@ class PrefetchWindow:
 
     def _resume(self, queue: str) -> None:
         task_consumer, queues = self._consumer.task_consumer, self._consumer.app.amqp.queues
-        # The user may have cancelled the queue meanwhile.
+        # The user may have cancelled the queue since it was paused.
         if task_consumer is None or queue in self._paused or queue not in queues.consume_from:
             return
         if not task_consumer.consuming_from(queue):
@@ -98,5 +108,5 @@ class PrefetchWindow:
 def _is_global(consumer: Any) -> bool:
     if hasattr(consumer, "qos_global"):
         return bool(consumer.qos_global)
-    # Celery before 5.7 keeps nowhere what it decided.
+    # Celery before 5.7 does not store its decision.
     return not detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)[0]

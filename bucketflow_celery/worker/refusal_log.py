@@ -1,4 +1,4 @@
-"""One line in the log every few seconds about what was refused: a line a refusal would drown everything else."""
+"""Rate-limited log of refusals: one line for many, because a line for each would bury every other message."""
 
 from __future__ import annotations
 
@@ -7,36 +7,42 @@ from collections.abc import Callable
 
 __all__ = ["RefusalLog"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("bucketflow_celery.worker")
 
-#: Seconds between two lines.
-INTERVAL = 10.0
-#: Most buckets a line names.
-MOST = 5
+#: Minimum interval between two log lines, in seconds.
+LOG_INTERVAL = 10.0
+#: Maximum number of buckets that a log line names.
+MAX_BUCKETS = 5
 
 
 class RefusalLog:
     """
-    Counts refusals by bucket and logs them at INFO.
+    Counts refusals by bucket and logs the buckets with the most of them, at INFO.
 
     Args:
-        clock: Seconds of a clock that never steps.
+        clock: Returns the seconds of a monotonic clock.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._next = 0.0
+        self._next_at = 0.0
         self._refused: dict[str, tuple[int, float]] = {}
 
     def add(self, key: str, wait: float) -> None:
-        """Count a refusal by the bucket *key*, *wait* seconds long; log if the last line is old enough."""
+        """
+        Count a refusal, and log all that were counted if the last log line is old enough.
+
+        Args:
+            key: The bucket that refused.
+            wait: Seconds until it has the tokens.
+        """
         count, longest = self._refused.get(key, (0, 0.0))
         self._refused[key] = (count + 1, max(longest, wait))
         now = self._clock()
-        if now < self._next:
+        if now < self._next_at:
             return
-        self._next = now + INTERVAL
-        worst = sorted(self._refused.items(), key=lambda item: -item[1][0])[:MOST]
+        self._next_at = now + LOG_INTERVAL
+        worst = sorted(self._refused.items(), key=lambda item: -item[1][0])[:MAX_BUCKETS]
         logger.info(
             "throttled %d task(s): %s",
             sum(count for count, _ in self._refused.values()),

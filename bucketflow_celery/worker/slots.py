@@ -1,4 +1,9 @@
-"""How many slots of a worker's pool are free, and when the next one is: one answer for every kind of pool."""
+"""
+Free pool slots: how many there are, and a callback for the next one.
+
+Celery counts the slots of a prefork pool with a semaphore (:class:`SemaphoreSlots`). Every other pool queues all tasks
+it is given, so its slots are counted here (:class:`CountedSlots`). :func:`slots_of` chooses between the two.
+"""
 
 from __future__ import annotations
 
@@ -12,32 +17,34 @@ __all__ = ["CountedSlots", "SemaphoreSlots", "Slots", "slots_of"]
 
 
 class Slots(Protocol):
-    """The slots of a pool."""
+    """The slots of a worker's pool."""
 
     def free(self) -> int:
-        """Return how many are free."""
+        """Return the number of free slots."""
 
     def when_free(self, callback: Callable[[], None]) -> None:
-        """Call *callback* when one gets free; asking twice is asking once."""
+        """Call *callback* once, when a slot is free. Repeated calls before that count as one."""
 
     def start(self, request: Any) -> None:
-        """Run *request* in one of them."""
+        """Run *request* in a slot."""
 
     def forget(self) -> None:
-        """Forget who asked to be called: the connection was lost, and with it who waited."""
+        """Drop the pending callback, which belongs to a connection that was lost."""
 
 
 class SemaphoreSlots:
     """
-    Prefork under the event loop: Celery itself keeps a semaphore of the slots, and waits for it before a task starts.
+    The slots of a prefork pool under the event loop.
+
+    Celery itself counts them with a semaphore, which it acquires before it starts a task.
 
     Args:
-        controller: The ``WorkController``.
+        controller: Celery's ``WorkController``.
     """
 
     def __init__(self, controller: Any) -> None:
         self._controller = controller
-        self._asked = False
+        self._is_acquiring = False
 
     def free(self) -> int:
         """See :class:`Slots`."""
@@ -45,37 +52,42 @@ class SemaphoreSlots:
 
     def when_free(self, callback: Callable[[], None]) -> None:
         """See :class:`Slots`."""
-        if self._asked:
+        if self._is_acquiring:
             return
 
-        def slot_is_free() -> None:
-            self._asked = False
+        def on_acquired() -> None:
+            self._is_acquiring = False
             self._controller.semaphore.release()
             callback()
 
-        self._asked = True
-        self._controller.semaphore.acquire(slot_is_free)
+        self._is_acquiring = True
+        self._controller.semaphore.acquire(on_acquired)
 
     def start(self, request: Any) -> None:
         """See :class:`Slots`."""
         self._controller.semaphore.acquire(self._controller._process_task, request)  # noqa: SLF001
 
     def forget(self) -> None:
-        """See :class:`Slots`. Celery has cleared the semaphore, and so the slots of tasks that go on running."""
-        self._asked = False
+        """
+        Drop the pending callback, and acquire the semaphore again for each running task. See :class:`Slots`.
+
+        When Celery loses its connection it clears the semaphore, although tasks that have started keep their slots.
+        """
+        self._is_acquiring = False
         for _ in state.active_requests:
             self._controller.semaphore.acquire(lambda: None)
 
 
 class CountedSlots:
     """
-    Every other pool: it takes whatever it is given and queues it, so the slots are counted here.
+    The slots of any other pool, counted by a wrapper around ``pool.apply_async``.
 
-    Celery binds ``pool.apply_async`` into its requests when the consumer starts; made before that, this stands between.
+    Celery binds ``pool.apply_async`` into its request classes when the consumer starts. The wrapper must be in place
+    before that.
 
     Args:
-        controller: The ``WorkController``.
-        call_soon: Runs a callback in the worker's own loop; called from the pool's threads.
+        controller: Celery's ``WorkController``.
+        call_soon: Runs a callback in the worker's event loop. It is called from the pool's threads.
     """
 
     def __init__(self, controller: Any, call_soon: Callable[[Callable[[], None]], None]) -> None:
@@ -109,19 +121,19 @@ class CountedSlots:
             self._callback = None
 
     def _apply_async(self, target: Callable[..., Any], args: Any = (), **options: Any) -> Any:
-        finished = _Once(self._finished)
+        finished = _CallOnce(self._on_finished)
         if self._controller.pool.uses_semaphore:
-            # The target runs in another process: only the callbacks come back.
+            # The target runs in another process, where a wrapper could not count. Only the callbacks run in this one.
             options["callback"] = finished.after(options["callback"])
             options["error_callback"] = finished.after(options["error_callback"])
         else:
-            # A thread or greenlet may die without any callback, but never without leaving the target.
+            # A thread or greenlet may end without calling either callback. It never ends without leaving the target.
             target = finished.after(target)
         with self._lock:
             self._busy += 1
         return self._submit(target, args=args, **options)
 
-    def _finished(self) -> None:
+    def _on_finished(self) -> None:
         with self._lock:
             self._busy -= 1
             callback, self._callback = self._callback, None
@@ -129,27 +141,37 @@ class CountedSlots:
             self._call_soon(callback)
 
 
-class _Once:
+class _CallOnce:
+    """Calls *callback* after the first of several functions has returned or raised."""
+
     def __init__(self, callback: Callable[[], None]) -> None:
         self._callback = callback
         self._lock = threading.Lock()
         self._done = False
 
     def after(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return *function* followed by the callback, unless the callback has been called already."""
+
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             try:
                 return function(*args, **kwargs)
             finally:
                 with self._lock:
-                    first, self._done = not self._done, True
-                if first:
+                    is_first, self._done = not self._done, True
+                if is_first:
                     self._callback()
 
         return wrapped
 
 
 def slots_of(controller: Any, call_soon: Callable[[Callable[[], None]], None]) -> Slots:
-    """Return the slots of a worker's pool; *call_soon* as in :class:`CountedSlots`."""
+    """
+    Return the slots of a worker's pool.
+
+    Args:
+        controller: Celery's ``WorkController``.
+        call_soon: See :class:`CountedSlots`.
+    """
     if controller.process_task == getattr(controller, "_process_task_sem", None):
         return SemaphoreSlots(controller)
     return CountedSlots(controller, call_soon)

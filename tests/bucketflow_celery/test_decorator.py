@@ -1,4 +1,4 @@
-"""``throttled_task``: every way to write it, and what it refuses."""
+"""``throttled_task``: every way to use it, and the options it rejects."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def app():
     made.close()
 
 
-def test_with_an_app_it_is_a_task_of_that_app(app):
+def test_with_an_app_the_task_belongs_to_that_app(app):
     @throttled_task(app=app, rate="5/s", capacity=10, tenant="account", cost=2, max_wait=30, on_limit="hold")
     def sync_order(account, order):
-        """Send it."""
+        """Send the order."""
         return account, order
 
     rules = sync_order.bucketflow
@@ -29,11 +29,11 @@ def test_with_an_app_it_is_a_task_of_that_app(app):
     assert (rules.max_wait, rules.on_limit) == (30, "hold")
     assert app.tasks[sync_order.name].bucketflow is rules
     assert sync_order("acme", 1) == ("acme", 1)
-    assert (sync_order.__name__, sync_order.__doc__) == ("sync_order", "Send it.")
+    assert (sync_order.__name__, sync_order.__doc__) == ("sync_order", "Send the order.")
     assert list(inspect.signature(sync_order.run).parameters) == ["account", "order"]
 
 
-def test_bare_it_is_a_shared_task(app):
+def test_without_arguments_the_task_is_a_shared_task(app):
     @throttled_task
     def bare_job(account):
         return account
@@ -42,7 +42,7 @@ def test_bare_it_is_a_shared_task(app):
     assert bare_job("acme") == "acme"
 
 
-def test_without_an_app_it_is_a_shared_task_with_its_rules(app):
+def test_without_an_app_the_task_is_a_shared_task_with_its_rules(app):
     @throttled_task(rate="5/s", shared=True)
     def shared_job():
         return 1
@@ -50,7 +50,7 @@ def test_without_an_app_it_is_a_shared_task_with_its_rules(app):
     assert app.tasks[shared_job.name].bucketflow.limit == Limit(5, 5, shared=True)
 
 
-def test_options_of_celery_are_handed_on(app):
+def test_options_of_celery_are_passed_on(app):
     @throttled_task(app=app, name="shop.named", bind=True, autoretry_for=(OSError,), max_retries=7, acks_late=True)
     def job(self, order):
         return self.name, order
@@ -59,7 +59,7 @@ def test_options_of_celery_are_handed_on(app):
     assert job(5) == ("shop.named", 5)
 
 
-def test_a_bound_tasks_arguments_are_those_of_its_caller(app):
+def test_self_is_no_argument_of_a_bound_task(app):
     @throttled_task(app=app, bind=True, tenant="account")
     def job(self, account):
         return self, account
@@ -67,7 +67,7 @@ def test_a_bound_tasks_arguments_are_those_of_its_caller(app):
     assert job.bucketflow.tenant == "account"
 
 
-def test_a_task_class_gets_its_rules(app):
+def test_a_task_class_gets_the_rules(app):
     @throttled_task(rate="5/s", tenant="account")
     class Sync(Task):
         name = "shop.Sync"
@@ -80,7 +80,7 @@ def test_a_task_class_gets_its_rules(app):
     assert app.tasks["shop.Sync"].bucketflow.tenant == "account"
 
 
-def test_a_limit_may_be_given_as_such(app):
+def test_the_rate_may_be_a_limit(app):
     @throttled_task(app=app, rate=Limit(50, 5, shared=True))
     def job():
         return 1
@@ -109,7 +109,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("options", "message"), BAD)
-def test_a_mistake_is_told_when_the_module_is_imported(app, options, message):
+def test_an_invalid_option_raises_when_the_module_is_imported(app, options, message):
     def job(account, size):
         return account, size
 
@@ -119,6 +119,6 @@ def test_a_mistake_is_told_when_the_module_is_imported(app, options, message):
 
 
 @pytest.mark.parametrize("rate", [None, Limit(5, 5)])
-def test_shared_without_a_rate_it_could_hold_for_is_a_mistake(app, rate):
+def test_shared_without_a_rate_string_is_a_mistake(app, rate):
     with pytest.raises(ConfigError, match="shared"):
         throttled_task(app=app, rate=rate, shared=True)

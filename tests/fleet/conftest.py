@@ -8,7 +8,7 @@ from fleet import Fleet
 
 @pytest.fixture
 def fleet(tmp_path, redis_server):
-    """Yield a fleet without workers, on the shared Redis, emptied."""
+    """Yield a fleet without workers on the shared Redis, which is emptied first."""
     fleet = Fleet(tmp_path, redis_server)
     fleet.records.client.flushall()
     yield fleet

@@ -1,4 +1,4 @@
-"""The core of it on every broker and on the two main pools, through pytest-celery."""
+"""The main promises on every broker and on the two main pools, through pytest-celery."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUORUM = {
     "broker_transport_options": {"confirm_publish": True},
 }
 
-#: Umbrella has no limit of its own, so it is held by its queue; the others are sent back.
+#: Umbrella has no tenant limit, so its tasks are held by the queue's limit. Tasks of other tenants are deferred.
 LIMITS = {
     "queues": {"*": {"rate": "20/s", "capacity": 4}},
     "tenants": {"*": {"rate": "5/s", "capacity": 2}, "umbrella": None},
@@ -25,7 +25,7 @@ LIMITS = {
 
 @pytest.fixture
 def queue():
-    """Return the name of a queue that no other test uses."""
+    """Return a unique queue name."""
     return f"celery.{uuid4().hex[:8]}"
 
 
@@ -46,7 +46,7 @@ def default_rabbitmq_broker(rabbit_server):
 
 @pytest.fixture(params=["redis", "classic", "quorum"])
 def celery_broker(request, fleet, queue):
-    """Instead of one broker a vendor: RabbitMQ's quorum queues are another broker to Celery than its classic ones."""
+    """Override: Redis and both queue types of RabbitMQ, which Celery treats differently."""
     fleet.configure(task_default_queue=queue, **(QUORUM if request.param == "quorum" else {}))
     if request.param == "redis":
         return RedisTestBroker(request.getfixturevalue("default_redis_broker"))
@@ -71,7 +71,7 @@ def pool(request):
 
 @pytest.fixture
 def celery_worker(pool, celery_setup_worker):
-    """Instead of one kind of worker: one a pool."""
+    """Override: one worker for each pool."""
     del pool
     return celery_setup_worker
 
@@ -88,7 +88,7 @@ def default_worker_initial_content():
 
 @pytest.fixture
 def default_worker_env(default_worker_env, celery_setup_config, fleet):
-    del celery_setup_config  # completes the fleet's
+    del celery_setup_config  # requested because it completes the fleet's configuration
     return {**default_worker_env, **fleet.environment("worker")}
 
 
@@ -108,7 +108,7 @@ def send(app, name, *args, tenant, times=1):
     return [signature.apply_async().id for _ in range(times)]
 
 
-def test_never_exceed_never_idle_at_most_one_return_nothing_lost(celery_setup, fleet):
+def test_limits_are_never_exceeded_and_fully_used_and_tasks_are_deferred_at_most_once(celery_setup, fleet):
     assert celery_setup.worker.ready()
     acme = send(celery_setup.app, "work", tenant="acme", times=10)
     others = send(celery_setup.app, "work", tenant="umbrella", times=30)
@@ -125,7 +125,7 @@ def test_never_exceed_never_idle_at_most_one_return_nothing_lost(celery_setup, f
     assert {deliveries[task] for task in others} == {1}
 
 
-def test_canvas_and_retries_survive_returns(celery_setup, fleet):
+def test_canvas_and_retries_work_with_deferred_tasks(celery_setup, fleet):
     assert celery_setup.worker.ready()
     app = celery_setup.app
 

@@ -1,4 +1,4 @@
-"""Every way to configure it, in the worker's own words; and mistakes, told before the first task."""
+"""Every way to configure a worker. Mistakes are reported before the first task."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LIMIT = {"rate": "10/s", "capacity": 2}
     ],
     ids=["many", "no url", "no scheme"],
 )
-def test_a_worker_refuses_to_start_and_names_every_mistake(fleet, config, named):
+def test_a_worker_with_an_invalid_configuration_exits_and_names_every_mistake(fleet, config, named):
     fleet.configure(**config)
 
     worker = fleet.worker(wait=False)
@@ -56,7 +56,7 @@ def test_a_worker_refuses_to_start_and_names_every_mistake(fleet, config, named)
     assert "ready." not in worker.log
 
 
-def test_a_limit_of_a_task_nobody_knows_is_a_warning(fleet):
+def test_a_limit_of_an_unknown_task_is_a_warning(fleet):
     fleet.configure(limits={"tasks": {"workloads.wrok": "1/s"}})
 
     assert "workloads.wrok" in fleet.worker().log
@@ -86,7 +86,7 @@ def test_django_settings_with_the_celery_namespace(fleet):
         app = Celery("project")
         app.config_from_object("django.conf:settings", namespace="CELERY")
         Throttle(app)
-        import workloads  # records what happens
+        import workloads  # connects the signal handlers that record
 
         @app.task(name="workloads.sell")
         def sell(account): ...
@@ -101,7 +101,7 @@ def test_django_settings_with_the_celery_namespace(fleet):
     assert {refusal["level"] for refusal in fleet.records.of("refusals")} == {"tenant"}
 
 
-def test_every_kind_of_task_obeys(fleet):
+def test_every_kind_of_task_is_limited(fleet):
     fleet.module(
         "kinds",
         """
@@ -156,7 +156,7 @@ def test_every_kind_of_task_obeys(fleet):
         assert [result.get(timeout=5) for result in sent] == [expected] * 6
         starts = fleet.records.starts(6, task=name)
         assert excess(starts, 2, 10) <= JITTER
-        assert starts[-1]["at"] - starts[0]["at"] >= 0.3  # unlimited it takes a tenth of that
+        assert starts[-1]["at"] - starts[0]["at"] >= 0.3  # without a limit they take a tenth of that
 
 
 def test_namespaces_share_nothing_and_keys_expire(fleet):
@@ -175,7 +175,7 @@ def test_namespaces_share_nothing_and_keys_expire(fleet):
         assert 0 < client.pttl(keys[0]) <= 4 * 60_000 + 10_000
 
 
-def test_the_limits_may_live_on_a_redis_cluster(fleet, tmp_path):
+def test_the_limits_may_be_stored_on_a_redis_cluster(fleet, tmp_path):
     with RedisCluster.start(tmp_path / "cluster") as cluster:
         fleet.module(
             "clustered",

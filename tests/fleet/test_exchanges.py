@@ -1,4 +1,4 @@
-"""One message for several queues: its copies come back each to its own queue. And RabbitMQ restarted in the middle."""
+"""Exchanges that feed several queues: each copy stays with its queue. And restarts of RabbitMQ."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from servers import RabbitServer
 
 from bucketflow_celery.messages.republisher import Republisher
 
-RETURNING = {"tenants": {"*": {"rate": "5/s", "capacity": 1}}}
+DEFERRING = {"tenants": {"*": {"rate": "5/s", "capacity": 1}}}
 
 
 @pytest.fixture(params=["redis", "classic", "quorum"])
 def broker(request, fleet):
-    """Point the fleet at each kind of broker in turn; yield the arguments of its queues."""
+    """Point the fleet at each kind of broker in turn, and return the arguments of its queues."""
     if request.param != "redis":
         fleet.configure(broker_url=request.getfixturevalue("rabbit_server").url)
     if request.param == "quorum":
@@ -30,7 +30,7 @@ def broker(request, fleet):
 
 
 def topology(fleet, arguments):
-    """Write a module whose app consumes two queues of one topic exchange; return its name and those of the three."""
+    """Write a module whose app consumes two queues of a topic exchange; return the names of exchange and queues."""
     exchange, first, second = (f"{name}.{uuid4().hex[:8]}" for name in ("events", "first", "second"))
     fleet.module(
         "routed",
@@ -48,8 +48,8 @@ def topology(fleet, arguments):
     return exchange, first, second
 
 
-def test_a_returned_copy_comes_back_to_its_own_queue_only(fleet, broker):
-    fleet.configure(limits=RETURNING)
+def test_a_deferred_task_is_redelivered_from_its_own_queue_only(fleet, broker):
+    fleet.configure(limits=DEFERRING)
     exchange, first, second = topology(fleet, broker)
     fleet.worker(app="routed", queues=first)
     fleet.worker(app="routed", queues=second)
@@ -71,7 +71,7 @@ def test_a_returned_copy_comes_back_to_its_own_queue_only(fleet, broker):
         starts = fleet.records.starts(6, node=node)
         assert sorted(start["id"] for start in starts) == sent
         assert excess(starts, 1, 5) <= JITTER
-    # Each queue has a bucket of its own, so each delivers its copy twice at most.
+    # Each queue has a bucket of its own, so each delivers its copy at most twice.
     assert set(fleet.records.deliveries().values()) <= {2, 3, 4}
     assert fleet.records.count("refusals") >= 8
     assert fleet.records.count("starts") == 12
@@ -125,7 +125,7 @@ def test_tasks_of_a_queue_with_several_bindings_are_parked_in_that_queue(fleet):
 
 @pytest.fixture
 def rabbit(tmp_path):
-    """Yield a RabbitMQ of the test's own, to restart."""
+    """Yield a RabbitMQ that is not shared, to restart."""
     with RabbitServer.start(tmp_path / "rabbit") as rabbit:
         yield rabbit
 
@@ -134,11 +134,11 @@ def ran(fleet, queue_type):
     return [start for start in fleet.records.of("starts") if start["args"] == [queue_type]]
 
 
-def test_a_rabbitmq_that_restarts_loses_neither_the_held_nor_the_returned(fleet, rabbit, redis_server, tmp_path):
+def test_held_and_deferred_tasks_survive_a_restart_of_rabbitmq(fleet, rabbit, redis_server, tmp_path):
     other = Fleet(tmp_path / "other", redis_server)
     sent = {}
-    for queue_type, one in (("classic", fleet), ("quorum", other)):
-        one.configure(
+    for queue_type, part in (("classic", fleet), ("quorum", other)):
+        part.configure(
             broker_url=rabbit.url,
             broker_transport_options={"confirm_publish": True},
             task_default_queue=queue_type,
@@ -148,13 +148,13 @@ def test_a_rabbitmq_that_restarts_loses_neither_the_held_nor_the_returned(fleet,
                 "tenants": {"acme": {"rate": "2/s", "capacity": 1}},
             },
         )
-        one.worker(queues=queue_type)
-        returned = one.send("work", queue_type, times=5, headers={"tenant": "acme"})
-        held = one.send("work", queue_type, times=12)
-        sent[queue_type] = {result.id for result in returned + held}
+        part.worker(queues=queue_type)
+        deferred = part.send("work", queue_type, times=5, headers={"tenant": "acme"})
+        held = part.send("work", queue_type, times=12)
+        sent[queue_type] = {result.id for result in deferred + held}
     wait_until(lambda: sum(refusal["level"] == "tenant" for refusal in fleet.records.of("refusals")) >= 8)
 
-    # Not by SIGKILL: RabbitMQ itself forgets acknowledgements and bindings that are younger than a second or so.
+    # Not by SIGKILL, after which RabbitMQ loses acknowledgements and bindings of the last second or so.
     rabbit.process.stop()
     rabbit.process.launch()
     rabbit.wait_ready()
@@ -162,18 +162,18 @@ def test_a_rabbitmq_that_restarts_loses_neither_the_held_nor_the_returned(fleet,
     for queue_type, ids in sent.items():
         wait_until(lambda q=queue_type, i=ids: i == {start["id"] for start in ran(fleet, q)}, timeout=30)
         assert excess(ran(fleet, queue_type), 1, 8) <= JITTER
-        # What had started and was not acknowledged when the connection broke runs again; nothing else does.
+        # Only tasks that had started without acknowledgement when the connection broke run again.
         assert len(ran(fleet, queue_type)) <= len(ids) + 2
     other.close()
 
 
-class TestSendingBack:
-    """The worker's loop stands still while it sends a copy back, so that must not take long."""
+class TestRepublisher:
+    """Publishing blocks the worker's event loop, so it must not take long."""
 
     MESSAGE = Message(b"[[], {}, {}]", headers={"task": "work"}, content_type="application/json")
 
     def failures(self, republisher):
-        """Return what publishing raised, within a few seconds."""
+        """Return the errors that publishing raised within 4 seconds."""
         errors = []
 
         def publish():
@@ -187,15 +187,15 @@ class TestSendingBack:
         thread.join(4)
         return errors
 
-    def test_a_broker_that_is_gone_is_not_waited_for(self):
+    def test_publishing_to_a_stopped_broker_fails_at_once(self):
         republisher = Republisher(Celery(broker=f"amqp://{HOST}:{free_port()}"), delayed=False)
 
         [error] = self.failures(republisher)
 
         assert isinstance(error, ConnectionRefusedError)
 
-    def test_a_broker_that_says_nothing_is_given_up(self, rabbit_server, monkeypatch):
-        monkeypatch.setattr("bucketflow_celery.messages.republisher._PATIENCE", 0.5)
+    def test_publishing_to_a_hanging_broker_times_out(self, rabbit_server, monkeypatch):
+        monkeypatch.setattr("bucketflow_celery.messages.republisher._PUBLISH_TIMEOUT", 0.5)
         republisher = Republisher(Celery(broker=rabbit_server.url), delayed=False)
         assert self.failures(republisher) == []
 

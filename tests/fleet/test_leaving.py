@@ -1,4 +1,4 @@
-"""Tasks that never start, or not yet: revoked, expired, given up, too costly, due later. None of them costs a token."""
+"""Tasks that do not start: revoked, expired, over max_wait, too costly, not due yet. None of them costs a token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOUR = {"rate": "1/h", "capacity": 1}
 
 
 def level(fleet, name):
-    """Return how the level *name* stands on the path of acme's work."""
+    """Return the view of the level *name* on the path of acme's tasks ``work``."""
     views = fleet.throttle().peek("celery", "workloads.work", "acme")
     return next(view for view in views if view.level.name == name)
 
@@ -25,7 +25,7 @@ def acme(fleet, times=1, **options):
     return fleet.send("work", times=times, headers={"tenant": "acme"}, **options)
 
 
-def test_a_held_task_that_is_revoked_goes_away(fleet):
+def test_a_held_task_that_is_revoked_does_not_run(fleet):
     fleet.configure(limits={"queues": {"*": {"rate": "2/s", "capacity": 1}}})
     fleet.worker()
     _, revoked, kept = fleet.send("work", times=3)
@@ -35,19 +35,18 @@ def test_a_held_task_that_is_revoked_goes_away(fleet):
 
     starts = fleet.records.wait("starts", 2)
     assert starts[1]["id"] == kept.id
-    assert starts[1]["at"] - starts[0]["at"] < 0.9  # it has taken over the place of the revoked one
+    assert starts[1]["at"] - starts[0]["at"] < 0.9  # it has moved up to the reservation of the revoked task
     with pytest.raises(TaskRevokedError):
         revoked.get(timeout=5)
 
 
-def test_a_returned_task_that_is_revoked_gives_its_place_back(fleet):
+def test_a_deferred_task_that_is_revoked_cancels_its_reservation(fleet):
     fleet.configure(limits={"tenants": {"*": {"rate": "2/s", "capacity": 1}}}, bucketflow_max_countdown=1.0)
     fleet.worker()
     acme(fleet)
     revoked = acme(fleet, times=4)
     fleet.records.wait("refusals", 4)
-    line = level(fleet, "tenant").reserved_for
-    assert line > 1
+    assert level(fleet, "tenant").reserved_for > 1
 
     for result in revoked:
         result.revoke()
@@ -58,7 +57,7 @@ def test_a_returned_task_that_is_revoked_gives_its_place_back(fleet):
 
 
 @pytest.mark.parametrize("level_name", ["queues", "tenants"])
-def test_a_task_that_expires_while_it_waits_costs_nothing(fleet, level_name):
+def test_a_task_that_expires_while_it_waits_spends_no_token(fleet, level_name):
     fleet.configure(limits={level_name: {"*": {"rate": "2/s", "capacity": 2}}})
     fleet.worker()
     acme(fleet, times=2)
@@ -74,7 +73,7 @@ def test_a_task_that_expires_while_it_waits_costs_nothing(fleet, level_name):
     assert fleet.records.count("starts") == 3
 
 
-def test_a_countdown_of_the_user_is_kept_and_asks_when_it_is_due(fleet):
+def test_a_task_with_a_countdown_requests_tokens_when_it_is_due(fleet):
     fleet.configure(limits={"queues": {"*": {"rate": "5/s", "capacity": 2}}})
     fleet.worker()
     sent = time.time()
@@ -83,7 +82,7 @@ def test_a_countdown_of_the_user_is_kept_and_asks_when_it_is_due(fleet):
 
     starts = fleet.records.wait("starts", 6)
 
-    # The buckets are full when they come: who is not due holds no tokens and stands in no line.
+    # The bucket is full: tasks that are not due hold neither tokens nor reservations.
     assert {start["id"] for start in starts[:2]} == at_once
     assert starts[1]["at"] - starts[0]["at"] < 0.2
     assert {start["id"] for start in starts[2:]} == due
@@ -92,7 +91,7 @@ def test_a_countdown_of_the_user_is_kept_and_asks_when_it_is_due(fleet):
 
 
 @pytest.mark.parametrize("on_limit", ["retry", "hold"])
-def test_one_that_would_wait_longer_than_max_wait_fails_at_once(fleet, on_limit):
+def test_a_task_that_would_wait_longer_than_max_wait_fails_at_once(fleet, on_limit):
     fleet.configure(limits={"tenants": {"*": HOUR}}, bucketflow_max_wait=60, bucketflow_on_limit=on_limit)
     fleet.worker()
     acme(fleet)
@@ -110,7 +109,7 @@ def test_one_that_would_wait_longer_than_max_wait_fails_at_once(fleet, on_limit)
     assert fleet.records.deliveries()[result.id] == 1
 
 
-def test_max_wait_of_a_task_counts_in_a_line_too(fleet):
+def test_max_wait_of_a_task_applies_to_held_tasks(fleet):
     fleet.configure(limits={"queues": {"*": {"rate": "4/s", "capacity": 1}}})
     fleet.worker()
     results = fleet.send("impatient", times=8)
@@ -128,7 +127,7 @@ def test_max_wait_of_a_task_counts_in_a_line_too(fleet):
     ("limits", "name", "error"),
     [({"tenants": {"*": HOUR}}, "impatient", "ThrottleTimeout"), ({"all": HOUR}, "heavy", "CostExceedsCapacity")],
 )
-def test_a_chord_whose_part_is_given_up_fails_as_a_chord(fleet, limits, name, error):
+def test_a_chord_fails_if_a_header_task_fails_without_running(fleet, limits, name, error):
     fleet.configure(limits=limits)
     fleet.worker()
     acme(fleet)
@@ -170,10 +169,10 @@ def test_cost_is_taken_from_the_argument(fleet):
 
     costly = sorted(start["at"] for start in starts if start["args"] == [5])
     assert [later - sooner for sooner, later in pairwise(costly)] == pytest.approx([0.5, 0.5], abs=0.15)
-    assert max(start["at"] for start in starts if start["args"] == [0]) < costly[1]  # what costs nothing never waits
+    assert max(start["at"] for start in starts if start["args"] == [0]) < costly[1]  # a task of cost 0 never waits
 
 
-def test_a_cost_or_tenant_that_cannot_be_told_fails_in_the_result(fleet):
+def test_a_task_whose_cost_or_tenant_cannot_be_determined_fails_with_config_error(fleet):
     fleet.configure(limits={"queues": {"*": "100/s"}, "tenants": {"*": "100/s"}})
     fleet.worker()
     [cost] = fleet.send("heavy", "many")

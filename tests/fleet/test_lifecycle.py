@@ -1,4 +1,4 @@
-"""Workers come and go: nothing that waits goes with them."""
+"""Shutdowns, restarts and changes of limits: no held task is lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SLOW = {"rate": "2/s", "capacity": 1}
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_warm_shutdown_leaves_what_is_held_to_the_other_workers_at_once(fleet, pool):
+def test_a_warm_shutdown_requeues_held_tasks_for_other_workers_at_once(fleet, pool):
     fleet.configure(limits={"queues": {"*": {"rate": "4/s", "capacity": 1}}})
     first = fleet.worker(pool)
     [running] = fleet.send("work", "long", 3)
@@ -25,14 +25,14 @@ def test_a_warm_shutdown_leaves_what_is_held_to_the_other_workers_at_once(fleet,
     first.terminate()
     others = fleet.records.starts(6, args=[], timeout=6)
 
-    assert first.process.running  # it still works on the long one
+    assert first.process.running  # it still runs the long task
     assert {start["id"] for start in others} == sent
     assert running.get(timeout=10) == "long"
     assert first.wait_end() == 0
     assert excess(fleet.records.of("starts"), 1, 4) <= JITTER
 
 
-def test_a_soft_shutdown_leaves_it_when_its_time_is_over(fleet):
+def test_a_soft_shutdown_requeues_held_tasks_after_its_timeout(fleet):
     fleet.configure(limits={"queues": {"*": {"rate": "2/s", "capacity": 1}}}, worker_soft_shutdown_timeout=1)
     first = fleet.worker("prefork")
     fleet.send("work", "long", 0.5)
@@ -49,7 +49,7 @@ def test_a_soft_shutdown_leaves_it_when_its_time_is_over(fleet):
     assert fleet.records.count("starts") == 5
 
 
-def test_a_message_that_is_held_too_long_goes_back_to_the_broker(fleet):
+def test_a_message_that_is_held_for_max_hold_is_requeued(fleet):
     fleet.configure(limits={"queues": {"*": {"rate": "1/s", "capacity": 1}}}, bucketflow_max_hold=0.5)
     fleet.worker()
     sent = {result.id for result in fleet.send("work", times=4)}
@@ -62,7 +62,7 @@ def test_a_message_that_is_held_too_long_goes_back_to_the_broker(fleet):
     assert excess(starts, 1, 1) <= 0.2
 
 
-def test_children_come_and_go(fleet):
+def test_limits_hold_when_pool_processes_are_replaced(fleet):
     fleet.configure(limits={"queues": {"*": {"rate": "10/s", "capacity": 2}}}, worker_max_tasks_per_child=2)
     fleet.worker("prefork")
     sent = sorted(result.id for result in fleet.send("work", times=16))
@@ -71,31 +71,31 @@ def test_children_come_and_go(fleet):
 
     assert sorted(start["id"] for start in starts) == sent
     assert len({start["pid"] for start in starts}) >= 6
-    # A task is dispatched to a child that has yet to be born now and then, so only the whole tells about the limit.
+    # Some tasks start late, because their child has yet to be forked. So only the total time shows the rate.
     assert starts[-1]["at"] - starts[0]["at"] >= 0.9 * (16 - 2) / 10
     assert set(fleet.records.deliveries().values()) == {1}
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_late_acknowledgement_changes_nothing(fleet, pool):
+def test_limits_hold_with_late_acknowledgement(fleet, pool):
     fleet.configure(
         limits={"queues": {"*": {"rate": "20/s", "capacity": 2}}, "tenants": {"acme": {"rate": "5/s", "capacity": 1}}}
     )
     fleet.worker(pool)
     held = fleet.send("late", "held", times=20)
-    returned = fleet.send("late", "returned", times=5, headers={"tenant": "acme"})
+    deferred = fleet.send("late", "deferred", times=5, headers={"tenant": "acme"})
 
     starts = fleet.records.wait("starts", 25)
 
     assert excess(starts, 2, 20) <= JITTER
-    assert sorted(start["id"] for start in starts) == sorted(result.id for result in held + returned)
-    assert {result.get(timeout=5) for result in held + returned} == {"held", "returned"}
+    assert sorted(start["id"] for start in starts) == sorted(result.id for result in held + deferred)
+    assert {result.get(timeout=5) for result in held + deferred} == {"held", "deferred"}
     deliveries = fleet.records.deliveries()
     assert {deliveries[result.id] for result in held} == {1}
-    assert max(deliveries[result.id] for result in returned) == 2
+    assert max(deliveries[result.id] for result in deferred) == 2
 
 
-def test_a_lost_child_of_a_late_task_does_not_break_the_line(fleet):
+def test_held_tasks_start_after_a_child_with_a_late_task_was_killed(fleet):
     fleet.configure(limits={"queues": {"*": SLOW}})
     fleet.worker("prefork")
     fleet.send("late", "victim", 2)
@@ -109,7 +109,7 @@ def test_a_lost_child_of_a_late_task_does_not_break_the_line(fleet):
     assert excess(starts, 1, 2) <= 0.3
 
 
-def test_a_limit_that_is_changed_holds_for_every_worker_at_once(fleet):
+def test_changed_limits_apply_to_every_worker_at_once(fleet):
     fleet.configure(limits={"queues": {"*": {"rate": "1/h", "capacity": 2}}})
     fleet.start(2)
     fleet.send("work", times=40)

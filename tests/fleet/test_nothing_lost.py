@@ -1,4 +1,4 @@
-"""Promise 5: nothing lost, nothing new. A task that was sent back is the task that was sent, whatever it is part of."""
+"""Promise 5: no task is lost or duplicated. A deferred task is the task that was sent, also as part of a canvas."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from celery import chain, chord, group
 
-#: Sends every task of a tenant but the first back to the broker, for a second or so.
-RETURNING = {"tenants": {"*": {"rate": "2/s", "capacity": 1}}}
+#: Defers every task of a tenant but the first, for about a second.
+DEFERRING = {"tenants": {"*": {"rate": "2/s", "capacity": 1}}}
 
 
 @pytest.fixture
-def returning(fleet):
-    """Yield a fleet of one worker that has just spent acme's only token: whatever comes next is sent back."""
-    fleet.configure(limits=RETURNING, bucketflow_tenant=None)
+def deferring(fleet):
+    """Yield a fleet of one worker that defers every task of a tenant but the first."""
+    fleet.configure(limits=DEFERRING, bucketflow_tenant=None)
     fleet.worker()
     return fleet
 
 
-def spend(fleet, tenant="acme", tokens=1):
-    """Make the next task of *tenant* wait: as long as another has taken its tokens, and a line stands before it."""
-    fleet.send("work", times=tokens, headers={"tenant": tenant})
+def spend(fleet, tenant="acme", times=1):
+    """Run *times* tasks of *tenant*, so that its bucket is empty and its next task is deferred."""
+    fleet.send("work", times=times, headers={"tenant": tenant})
     fleet.records.wait("starts", 1)
 
 
@@ -30,14 +30,14 @@ def acme(fleet, name, *args, **kwargs):
     return fleet.app.signature(f"workloads.{name}", args, kwargs, app=fleet.app).set(headers={"tenant": "acme"})
 
 
-def deferred(fleet, task_id):
+def was_deferred(fleet, task_id):
     return fleet.records.deliveries()[task_id] == 2
 
 
-def test_everything_a_task_can_see_survives_its_return(returning):
-    spend(returning)
+def test_a_deferred_task_keeps_every_attribute_of_its_request(deferring):
+    spend(deferring)
     expires = datetime.now(timezone.utc) + timedelta(minutes=5)
-    result = acme(returning, "work", "acme", seconds=0.0).apply_async(
+    result = acme(deferring, "work", "acme", seconds=0.0).apply_async(
         task_id="chosen-by-the-user",
         priority=3,
         expires=expires,
@@ -52,9 +52,9 @@ def test_everything_a_task_can_see_survives_its_return(returning):
         headers={"tenant": "acme", "custom": {"trace": [1, 2, 3]}, "stamps": {"monitor": ["x"]}},
     )
 
-    [start] = returning.records.starts(1, id=result.id)
+    [start] = deferring.records.starts(1, id=result.id)
 
-    assert deferred(returning, result.id)
+    assert was_deferred(deferring, result.id)
     assert start["args"] == ["acme"]
     assert start["kwargs"] == {"seconds": 0.0}
     assert start["retries"] == 1
@@ -69,9 +69,9 @@ def test_everything_a_task_can_see_survives_its_return(returning):
 
 @pytest.mark.parametrize("serializer", ["json", "pickle", "yaml"])
 @pytest.mark.parametrize("compression", [None, "gzip"])
-def test_body_survives_in_every_encoding(fleet, serializer, compression):
+def test_a_deferred_task_keeps_its_arguments_in_every_encoding(fleet, serializer, compression):
     fleet.configure(
-        limits=RETURNING,
+        limits=DEFERRING,
         accept_content=["json", "pickle", "yaml"],
         task_serializer=serializer,
         result_serializer=serializer,
@@ -84,75 +84,75 @@ def test_body_survives_in_every_encoding(fleet, serializer, compression):
     result = acme(fleet, "work", argument).apply_async()
 
     assert result.get(timeout=10) == argument
-    assert deferred(fleet, result.id)
+    assert was_deferred(fleet, result.id)
     [start] = fleet.records.starts(1, id=result.id)
     assert start["compression"] == (compression and "application/x-gzip")
 
 
-def test_callbacks_of_a_returned_task_are_called(returning):
-    spend(returning)
-    link = returning.app.signature("workloads.linked", ("mark",), app=returning.app)
-    result = acme(returning, "add", 1, 2).apply_async(link=link)
+def test_callbacks_of_a_deferred_task_are_called(deferring):
+    spend(deferring)
+    link = deferring.app.signature("workloads.linked", ("mark",), app=deferring.app)
+    result = acme(deferring, "add", 1, 2).apply_async(link=link)
 
-    [callback] = returning.records.wait("callbacks", 1)
+    [callback] = deferring.records.wait("callbacks", 1)
 
-    assert deferred(returning, result.id)
+    assert was_deferred(deferring, result.id)
     assert (callback["result"], callback["mark"]) == (3, "mark")
 
 
-def test_errbacks_of_a_returned_task_are_called(returning):
-    spend(returning)
-    result = acme(returning, "fail", "acme").apply_async(link_error=returning.app.signature("workloads.errback"))
+def test_errbacks_of_a_deferred_task_are_called(deferring):
+    spend(deferring)
+    result = acme(deferring, "fail", "acme").apply_async(link_error=deferring.app.signature("workloads.errback"))
 
-    [errback] = returning.records.wait("errbacks", 1)
+    [errback] = deferring.records.wait("errbacks", 1)
 
-    assert deferred(returning, result.id)
+    assert was_deferred(deferring, result.id)
     assert (errback["id"], errback["error"], errback["text"]) == (result.id, "RuntimeError", "acme always fails")
 
 
-def test_chain_group_and_chord_go_on_after_returns(returning):
+def test_chain_group_and_chord_work_with_deferred_tasks(deferring):
     def add(*numbers):
-        return acme(returning, "add", *numbers)
+        return acme(deferring, "add", *numbers)
 
-    spend(returning)
+    spend(deferring)
     chained = chain(add(1, 1), add(1), add(1)).apply_async()
     assert chained.get(timeout=10) == 4
 
-    summed = chord(group(add(number, number) for number in range(4)), acme(returning, "total")).apply_async()
+    summed = chord(group(add(number, number) for number in range(4)), acme(deferring, "total")).apply_async()
     assert summed.get(timeout=15) == 12
 
-    deliveries = returning.records.deliveries()
+    deliveries = deferring.records.deliveries()
     assert set(deliveries.values()) <= {1, 2}
     assert sum(times == 2 for times in deliveries.values()) >= 5
-    assert returning.records.count("starts") == len(deliveries) == 1 + 3 + 4 + 1
+    assert deferring.records.count("starts") == len(deliveries) == 1 + 3 + 4 + 1
 
 
-def test_a_retry_of_the_user_waits_for_a_turn_of_its_own(returning):
-    spend(returning)
-    result = acme(returning, "stubborn").apply_async()
+def test_a_retry_does_not_reuse_the_ticket_of_the_previous_try(deferring):
+    spend(deferring)
+    result = acme(deferring, "stubborn").apply_async()
     assert result.get(timeout=15) == 2
 
-    first, *retries = returning.records.starts(3, id=result.id)
+    first, *retries = deferring.records.starts(3, id=result.id)
     assert first["ticket"]
     for before, start in zip([first, *retries], retries, strict=False):
-        # Not the ticket it came back with before: that has been used, and counts what it waited for another turn.
+        # The previous ticket is used up, and its wait belongs to the previous try.
         assert start["ticket"] is None or start["ticket"]["since"] >= before["at"]
 
 
-def test_retries_of_the_user_are_untouched(returning):
-    spend(returning)
-    results = [acme(returning, name).apply_async() for name in ("stubborn", "shaky")]
+def test_deferral_does_not_count_as_a_retry(deferring):
+    spend(deferring)
+    results = [acme(deferring, name).apply_async() for name in ("stubborn", "shaky")]
 
     assert [result.get(timeout=15) for result in results] == [2, 2]
 
     for result in results:
-        starts = returning.records.starts(3, id=result.id)
+        starts = deferring.records.starts(3, id=result.id)
         assert [start["retries"] for start in starts] == [0, 1, 2]
         assert {start["tenant"] for start in starts} == {"acme"}
-        assert returning.records.deliveries()[result.id] > 3
+        assert deferring.records.deliveries()[result.id] > 3
 
 
-def test_bound_task_of_the_decorator_keeps_its_id_and_arguments(fleet):
+def test_a_deferred_bound_task_keeps_its_id_and_arguments(fleet):
     fleet.worker()
     results = [fleet.send("sync", "acme", order)[0] for order in range(6)]
 
@@ -162,19 +162,19 @@ def test_bound_task_of_the_decorator_keeps_its_id_and_arguments(fleet):
     assert fleet.stats()["deferred"] == 4
 
 
-@pytest.mark.parametrize("step", ["republish.Republisher.publish", "worker_host.CeleryWorker.acknowledge"])
+@pytest.mark.parametrize("step", ["republisher.Republisher.publish", "celery_worker.CeleryWorker.acknowledge"])
 def test_the_copy_is_published_before_the_delivery_is_acknowledged(fleet, step):
     fleet.configure(
         limits={"tenants": {"*": {"rate": "1/m", "capacity": 1}}}, broker_transport_options={"visibility_timeout": 2}
     )
-    # Dies when it is about to take the first step, or the second, by the worst of deaths.
+    # The worker is killed just before the first step, or just before the second.
     fleet.module(
         "dying",
         f"""
         import os
         from workloads import app
-        from bucketflow_celery.messages import republisher as republish
-        from bucketflow_celery.worker import celery_worker as worker_host
+        from bucketflow_celery.messages import republisher
+        from bucketflow_celery.worker import celery_worker
 
         {step} = lambda *_: os._exit(9)
         """,
@@ -191,8 +191,8 @@ def test_the_copy_is_published_before_the_delivery_is_acknowledged(fleet, step):
     assert fleet.records.starts(1, id=lost.id)
 
 
-def test_a_task_the_broker_does_not_take_back_still_runs(fleet):
-    fleet.configure(limits=RETURNING)
+def test_a_task_that_cannot_be_republished_still_runs(fleet):
+    fleet.configure(limits=DEFERRING)
     fleet.module(
         "rejected",
         """
@@ -200,7 +200,7 @@ def test_a_task_the_broker_does_not_take_back_still_runs(fleet):
         from bucketflow_celery.messages.republisher import Republisher
 
         def publish(*_):
-            raise ConnectionError("the broker takes nothing")
+            raise ConnectionError("the broker accepts nothing")
 
         Republisher.publish = publish
         """,

@@ -1,4 +1,4 @@
-"""Parked tasks wait in Redis and are dispatched at the rate of their limits, in order and in fair shares."""
+"""Parked tasks wait in Redis and are dispatched at the rate of their limits, in FIFO order and in fair shares."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ HOUR = {"rate": "1/h", "capacity": 1}
 
 @pytest.fixture
 def parking(fleet):
-    """Yield a fleet without workers that parks what is refused."""
+    """Yield a fleet without workers that parks refused tasks."""
     fleet.configure(bucketflow_on_limit="park")
     return fleet
 
 
 def spend(fleet, tenant="acme"):
-    """Let a task of *tenant* start that takes the only token of an hour."""
+    """Run a task of *tenant* that takes the only token of an hour."""
     fleet.send("work", "first", headers={"tenant": tenant})
     fleet.records.wait("starts", 1)
 
@@ -36,7 +36,7 @@ def ids(results):
 
 
 def ran_once(fleet, results):
-    """Assert that each task was delivered once, started once, and is forgotten."""
+    """Assert that each task was delivered once and started once, and that the backlog is empty."""
     starts = fleet.records.of("starts")
     assert sorted(start["id"] for start in starts) == sorted(ids(results))
     assert set(fleet.records.deliveries().values()) == {1}
@@ -60,7 +60,7 @@ def test_tasks_over_a_limit_are_parked_and_start_at_its_rate(parking, limits):
     ran_once(parking, sent)
 
 
-def test_all_is_one_limit_for_the_backlogs_of_several_queues(parking):
+def test_the_all_limit_applies_to_the_backlogs_of_several_queues_together(parking):
     parking.configure(limits={"all": LIMIT})
     parking.start(2, queues="first,second,third")
     sent = [
@@ -74,12 +74,12 @@ def test_all_is_one_limit_for_the_backlogs_of_several_queues(parking):
     ran_once(parking, sent)
 
 
-def test_first_come_first_served_within_a_tenant_and_nobody_overtakes_the_backlog(parking):
+def test_tasks_of_a_tenant_start_in_fifo_order_and_new_tasks_do_not_overtake_the_backlog(parking):
     parking.configure(limits={"tenants": {"*": {"rate": "20/s", "capacity": 2}}})
     parking.worker(concurrency=1)
     sent = acme(parking, times=15)
     wait_until(lambda: parking.parked() > 0)
-    while parking.parked():  # tokens come all the time, and each of these could have one if nobody waited
+    while parking.parked():  # there are tokens for each of these, if it did not queue behind the backlog
         sent += acme(parking)
         time.sleep(0.1)
 
@@ -89,13 +89,13 @@ def test_first_come_first_served_within_a_tenant_and_nobody_overtakes_the_backlo
     ran_once(parking, sent)
 
 
-def test_lower_priority_numbers_first_as_on_the_redis_broker(parking):
+def test_lower_priority_numbers_start_first_with_the_redis_broker(parking):
     parking.configure(limits={"tenants": {"*": HOUR}})
     parking.worker(concurrency=1)
     spend(parking)
     sent = {
         priority: acme(parking, priority, priority=priority, times=2) for priority in (9, 3, 0, 6)
-    }  # to the broker 4 and 5 would be the same
+    }  # not 4 and 5, which the broker does not distinguish
     parking.wait_parked(8)
 
     parking.throttle().set_limits({"tenants": {"*": LIMIT}})
@@ -117,7 +117,7 @@ def test_a_noisy_tenant_does_not_starve_another(parking):
     starts = parking.records.wait("starts", 135)
     served = [start["args"] for start in starts]
     first = served.index(["quiet"])
-    assert served[first : first + 35].count(["quiet"]) == 15  # every other one, or nearly so
+    assert served[first : first + 35].count(["quiet"]) == 15  # about every other task
     assert utilisation(starts, CAPACITY, RATE) >= 0.95
     ran_once(parking, noisy + quiet)
 
@@ -138,7 +138,7 @@ def test_tenants_share_their_queue_by_weight(parking):
     assert [served.count(tenant) for tenant in weights] == pytest.approx([50, 30, 10], abs=3)
 
 
-def test_what_a_tenant_cannot_use_goes_to_the_others(parking):
+def test_a_share_that_a_tenant_cannot_use_goes_to_the_other_tenants(parking):
     parking.configure(limits={"queues": {"*": LIMIT}, "tenants": {"acme": {"rate": "2/s", "capacity": 1}}})
     parking.start(2)
     slow = acme(parking, times=5)
@@ -152,7 +152,7 @@ def test_what_a_tenant_cannot_use_goes_to_the_others(parking):
     assert {start["id"] for start in starts} == set(ids(slow))
 
 
-def test_task_types_of_a_tenant_take_turns(parking):
+def test_task_types_of_a_tenant_are_dispatched_alternately(parking):
     parking.configure(limits={"tenants": {"*": HOUR}})
     parking.worker(concurrency=1)
     spend(parking)
@@ -167,7 +167,7 @@ def test_task_types_of_a_tenant_take_turns(parking):
     assert [at for at, name in enumerate(names) if name == "workloads.add"][-1] <= 5
 
 
-def test_cost_counts_in_shares_and_in_limits(parking):
+def test_fair_shares_and_limits_depend_on_cost(parking):
     parking.configure(limits={"queues": {"*": {"rate": "60/s", "capacity": 3}}})
     parking.throttle().pause(queue="celery")
     parking.worker()
@@ -184,29 +184,29 @@ def test_cost_counts_in_shares_and_in_limits(parking):
     assert last - first == pytest.approx((120 - 3) / 60, rel=0.15)
 
 
-def test_what_nothing_limits_starts_beside_a_backlog(parking):
-    parking.configure(limits={"queues": {"dry": HOUR}, "tenants": {"acme": HOUR}})
-    parking.worker(queues="celery,dry")
+def test_an_unlimited_task_starts_beside_a_backlog(parking):
+    parking.configure(limits={"queues": {"exhausted": HOUR}, "tenants": {"acme": HOUR}})
+    parking.worker(queues="celery,exhausted")
     spend(parking)
     acme(parking, "acme", times=10)
-    parking.send("work", "dry", queue="dry", times=11)
+    parking.send("work", "exhausted", queue="exhausted", times=11)
     parking.wait_parked(10)
-    parking.wait_parked(10, "dry")
+    parking.wait_parked(10, "exhausted")
     parking.send("work", "free", times=20)
 
     parking.records.starts(20, args=["free"], timeout=3)
 
     assert parking.parked() == 10
-    assert parking.parked("dry") == 10
+    assert parking.parked("exhausted") == 10
 
 
-def test_a_task_that_finds_no_free_slot_goes_to_a_worker_that_has_one(parking):
+def test_a_task_without_a_free_slot_is_dispatched_to_another_worker(parking):
     parking.configure(limits={"queues": {"*": {"rate": "1000/s", "capacity": 100}}})
     busy = parking.worker(concurrency=1)
     parking.send("work", "long", 6)
     parking.records.wait("starts", 1)
     waiting = parking.send("work", "short", times=4)
-    parking.wait_parked(4)  # though there are tokens enough
+    parking.wait_parked(4)  # although there are enough tokens
     parking.worker(concurrency=1)
 
     starts = parking.records.starts(4, args=["short"], timeout=3)
@@ -217,7 +217,7 @@ def test_a_task_that_finds_no_free_slot_goes_to_a_worker_that_has_one(parking):
     busy.kill()
 
 
-def test_an_idle_worker_is_called_for_what_another_has_no_slot_for(parking):
+def test_an_idle_worker_is_notified_of_tasks_that_a_busy_worker_parks(parking):
     parking.configure(limits={"queues": {"*": {"rate": "1000/s", "capacity": 100}}}, worker_prefetch_multiplier=20)
     parking.start(2, concurrency=1)
     parking.send("work", "long", 2, times=1)
@@ -230,16 +230,16 @@ def test_an_idle_worker_is_called_for_what_another_has_no_slot_for(parking):
     assert set(parking.records.deliveries().values()) == {1}
 
 
-def test_new_limits_speed_a_backlog_up_and_slow_it_down_at_once(parking):
+def test_changed_limits_apply_to_a_backlog_at_once(parking):
     parking.configure(limits={"queues": {"*": {"rate": "1/h", "capacity": 5}}})
     parking.start(2)
     sent = parking.send("work", times=65)
     parking.wait_parked(60)
-    told = time.time()
+    changed = time.time()
 
     parking.throttle().set_limits({"queues": {"*": LIMIT}})
     starts = parking.records.wait("starts", 20, timeout=3)
-    assert starts[5]["at"] - told < 0.5
+    assert starts[5]["at"] - changed < 0.5
     parking.throttle().set_limits({"queues": {"*": HOUR}})
     time.sleep(0.3)
     slowed = parking.records.count("starts")
@@ -252,7 +252,7 @@ def test_new_limits_speed_a_backlog_up_and_slow_it_down_at_once(parking):
     ran_once(parking, sent)
 
 
-def test_nothing_of_a_paused_queue_starts_until_it_is_resumed(parking):
+def test_no_task_of_a_paused_queue_starts_until_it_is_resumed(parking):
     parking.configure(limits={"queues": {"*": LIMIT}})
     parking.start(2)
     sent = parking.send("work", times=40)
@@ -274,7 +274,7 @@ def test_nothing_of_a_paused_queue_starts_until_it_is_resumed(parking):
     ran_once(parking, sent)
 
 
-def test_above_backlog_limit_messages_stay_with_the_broker(parking):
+def test_messages_above_backlog_limit_stay_with_the_broker(parking):
     parking.configure(limits={"queues": {"*": HOUR}}, bucketflow_backlog_limit=10)
     parking.worker()
     sent = parking.send("work", times=61)
@@ -291,7 +291,7 @@ def test_above_backlog_limit_messages_stay_with_the_broker(parking):
     ran_once(parking, sent)
 
 
-def test_namespaces_and_queues_have_backlogs_of_their_own(parking, redis_server, tmp_path):
+def test_each_namespace_and_queue_has_its_own_backlog(parking, redis_server, tmp_path):
     other = Fleet(tmp_path / "other", redis_server)
     (tmp_path / "other").mkdir()
     other.configure(
@@ -318,7 +318,7 @@ def test_namespaces_and_queues_have_backlogs_of_their_own(parking, redis_server,
         other.close()
 
 
-def test_a_message_that_is_delivered_twice_is_parked_once(parking):
+def test_a_redelivered_message_is_parked_once(parking):
     parking.configure(limits={"queues": {"*": LIMIT}})
     parking.throttle().pause(queue="celery")
     sent = parking.send("work", times=3)
@@ -336,7 +336,7 @@ def test_a_message_that_is_delivered_twice_is_parked_once(parking):
     assert sorted(start["id"] for start in parking.records.of("starts")) == sorted(ids(sent))
 
 
-def test_a_task_that_is_sent_twice_under_one_id_runs_twice(parking):
+def test_a_task_that_is_published_twice_with_one_id_runs_twice(parking):
     parking.configure(limits={"queues": {"*": LIMIT}})
     parking.throttle().pause(queue="celery")
     parking.worker()
@@ -349,7 +349,7 @@ def test_a_task_that_is_sent_twice_under_one_id_runs_twice(parking):
 
 
 @pytest.mark.parametrize("on_limit", ["retry", "hold"])
-def test_a_worker_that_does_not_park_runs_what_others_have_parked(parking, on_limit):
+def test_a_worker_that_does_not_park_runs_tasks_that_others_parked(parking, on_limit):
     parking.configure(limits={"queues": {"*": LIMIT}})
     parking.throttle().pause(queue="celery")
     parks = parking.worker()
@@ -366,7 +366,7 @@ def test_a_worker_that_does_not_park_runs_what_others_have_parked(parking, on_li
     ran_once(parking, sent)
 
 
-def test_one_task_may_be_parked_beside_others_that_are_held_or_return(fleet):
+def test_each_task_may_have_its_own_on_limit(fleet):
     fleet.module(
         "mixed",
         """

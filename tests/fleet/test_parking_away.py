@@ -1,4 +1,4 @@
-"""The servers of parked tasks go away and come back: what is parked, running or held is still there."""
+"""Outages of the store and of the broker: parked, running and held tasks survive them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ KEPT = ("--appendonly", "yes", "--appendfsync", "always")
 
 @pytest.fixture
 def kept_redis(tmp_path):
-    """Yield a Redis of the test's own that keeps everything on disk."""
+    """Yield a Redis that is not shared and persists every write."""
     with RedisServer.start(tmp_path / "kept", args=KEPT) as server:
         yield server
 
 
 @pytest.fixture
 def parking(fleet, kept_redis):
-    """Yield a fleet that parks in a Redis of its own; the broker lives on another, which stays."""
+    """Yield a fleet that parks in ``kept_redis``. The broker is on the shared Redis, which stays up."""
     fleet.configure(
         bucketflow_on_limit="park",
         bucketflow_url=kept_redis.url,
@@ -56,7 +56,7 @@ def hang(store):
 
 
 @pytest.mark.parametrize("outage", [kill, hang])
-def test_what_is_parked_waits_until_its_redis_is_back(parking, kept_redis, outage):
+def test_parked_tasks_wait_until_the_store_is_available(parking, kept_redis, outage):
     workers = parking.start(2, "prefork")
     sent = parking.send("work", times=60)
     parking.records.wait("starts", 10)
@@ -74,7 +74,7 @@ def test_what_is_parked_waits_until_its_redis_is_back(parking, kept_redis, outag
     assert excess([start for start in parking.records.of("starts") if start["at"] > back], CAPACITY, RATE) <= JITTER
 
 
-def test_what_runs_while_redis_is_away_for_longer_than_a_lease_runs_once(parking, kept_redis):
+def test_a_running_task_runs_once_though_the_store_is_down_for_longer_than_the_lease(parking, kept_redis):
     parking.throttle().pause(queue="celery")
     parking.start(2, "prefork")
     sent = parking.send("late", "long", 5, times=2) + parking.send("work", "short", 1, times=2)
@@ -92,40 +92,40 @@ def test_what_runs_while_redis_is_away_for_longer_than_a_lease_runs_once(parking
 
 
 @pytest.mark.parametrize(
-    ("illness", "cure"),
+    ("broken", "repaired"),
     [
         (("maxmemory", 1), ("maxmemory", 0)),
         (("min-replicas-to-write", 1), ("min-replicas-to-write", 0)),
     ],
     ids=["out of memory", "not enough replicas"],
 )
-def test_what_cannot_be_stored_is_held_and_not_lost(parking, kept_redis, illness, cure):
+def test_tasks_that_cannot_be_stored_are_held_and_not_lost(parking, kept_redis, broken, repaired):
     parking.start(2, "prefork")
     sent = parking.send("work", times=30)
     parking.records.wait("starts", 5)
     with kept_redis.client() as store:
-        store.config_set(*illness)
-        sent += parking.send("work", "ill", times=30)
+        store.config_set(*broken)
+        sent += parking.send("work", "outage", times=30)
         time.sleep(2)
-        store.config_set(*cure)
+        store.config_set(*repaired)
 
     ran(parking, sent)
 
 
-def test_a_redis_that_becomes_read_only_loses_nothing(parking, kept_redis):
+def test_no_task_is_lost_while_the_store_is_read_only(parking, kept_redis):
     parking.start(2, "prefork")
     sent = parking.send("work", times=30)
     parking.records.wait("starts", 5)
     with kept_redis.client() as store:
-        store.execute_command("REPLICAOF", HOST, free_port())  # of nobody
-        sent += parking.send("work", "ill", times=30)
+        store.execute_command("REPLICAOF", HOST, free_port())  # of a server that does not exist
+        sent += parking.send("work", "outage", times=30)
         time.sleep(2)
         store.execute_command("REPLICAOF", "NO", "ONE")
 
     ran(parking, sent)
 
 
-def test_a_redis_without_memory_hands_out_what_it_has(parking, kept_redis):
+def test_a_store_without_free_memory_dispatches_parked_tasks(parking, kept_redis):
     parking.throttle().pause(queue="celery")
     parking.worker("prefork")
     sent = parking.send("work", times=20)
@@ -138,7 +138,7 @@ def test_a_redis_without_memory_hands_out_what_it_has(parking, kept_redis):
 
 
 @pytest.mark.parametrize("vendor", ["redis", "rabbitmq"])
-def test_a_broker_that_restarts_loses_neither_the_parked_nor_the_running(fleet, tmp_path, vendor):
+def test_parked_and_running_tasks_survive_a_restart_of_the_broker(fleet, tmp_path, vendor):
     directory = tmp_path / "broker"
     server = RabbitServer.start(directory) if vendor == "rabbitmq" else RedisServer.start(directory, args=KEPT)
     with server as broker:
@@ -163,7 +163,7 @@ def test_a_broker_that_restarts_loses_neither_the_parked_nor_the_running(fleet, 
         ran(fleet, sent + long + again)
 
 
-def test_a_late_task_that_celery_cancels_with_the_connection_runs_again(fleet, tmp_path):
+def test_a_late_task_that_celery_cancels_on_connection_loss_runs_again(fleet, tmp_path):
     with RedisServer.start(tmp_path / "broker", args=KEPT) as broker:
         fleet.configure(
             bucketflow_on_limit="park",

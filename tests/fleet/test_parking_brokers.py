@@ -1,4 +1,4 @@
-"""Parking on every broker and pool, in a worker without any server, and with very many tenants."""
+"""Parking on every broker and pool, in memory without a server, and with ten thousand tenants."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ QUORUM = {
 
 @pytest.fixture
 def queue():
-    """Return the name of a queue that no other test uses."""
+    """Return a unique queue name."""
     return f"celery.{uuid4().hex[:8]}"
 
 
 @pytest.fixture
 def parking(fleet):
-    """Yield a fleet without workers that parks what is refused."""
+    """Yield a fleet without workers that parks refused tasks."""
     fleet.configure(bucketflow_on_limit="park", limits=LIMITS)
     return fleet
 
 
-def assert_all_of_it(fleet, acme, others, queue="celery"):
-    """Assert that the limits hold, and that each task was delivered, dispatched out and started once."""
+def assert_parked_and_run(fleet, acme, others, queue="celery"):
+    """Assert that the limits hold, and that each task was delivered and started once."""
     starts = fleet.records.wait("starts", len(acme) + len(others))
     assert excess(starts, CAPACITY, RATE) <= JITTER
     assert excess([start for start in starts if start["tenant"] == "acme"], 1, 5) <= JITTER
@@ -59,7 +59,7 @@ def test_parking_on_rabbitmq(parking, rabbit_server, queue, queue_type):
     acme = parking.send("work", times=5, headers={"tenant": "acme"})
     others = parking.send("work", times=50, headers={"tenant": "umbrella"})
 
-    assert_all_of_it(parking, acme, others, queue)
+    assert_parked_and_run(parking, acme, others, queue)
 
     retried = parking.send("stubborn", headers={"tenant": "acme"}) + parking.send("shaky", headers={"tenant": "acme"})
     assert [result.get(timeout=15) for result in retried] == [2, 2]
@@ -67,7 +67,7 @@ def test_parking_on_rabbitmq(parking, rabbit_server, queue, queue_type):
         assert [start["retries"] for start in parking.records.starts(3, id=result.id)] == [0, 1, 2]
 
 
-def test_higher_priority_numbers_first_as_on_rabbitmq(parking, rabbit_server, queue):
+def test_higher_priority_numbers_start_first_with_rabbitmq(parking, rabbit_server, queue):
     parking.configure(broker_url=rabbit_server.url, task_default_queue=queue, task_queue_max_priority=10)
     parking.throttle().pause(queue=queue)
     parking.worker(concurrency=1)
@@ -87,18 +87,18 @@ def test_parking_on_other_pools(parking, pool):
     acme = parking.send("work", times=5, headers={"tenant": "acme"})
     others = parking.send("work", times=50, headers={"tenant": "umbrella"})
 
-    assert_all_of_it(parking, acme, others)
+    assert_parked_and_run(parking, acme, others)
 
 
 def shop(pool):
-    """Return an app that lives in this process, its throttle, its task, and what was started: account, number, when."""
+    """Return an app in this process, its throttle, its task, and the list of starts: (account, number, time)."""
     app = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.broker_transport_options = {"polling_interval": 0.05}
     limits = {"tenants": {"*": {"rate": "10/s", "capacity": 2}}}
     throttle = Throttle(app, store=MemoryStore(), on_limit="park", tenant="account", limits=limits)
     started = []
 
-    @app.task(name=f"sell.{pool}")  # what a worker knows of a task by its name outlives it in this process
+    @app.task(name=f"sell.{pool}")  # Celery keeps state by task name, which outlives a worker in this process
     def sell(account, number):
         started.append((account, number, time.monotonic()))
         return number
@@ -107,7 +107,7 @@ def shop(pool):
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo"])
-def test_parking_without_any_server(pool):
+def test_parking_without_a_server(pool):
     app, throttle, sell, started = shop(pool)
 
     with start_worker(app, perform_ping_check=False, pool=pool, concurrency=1, shutdown_timeout=10):
@@ -117,7 +117,7 @@ def test_parking_without_any_server(pool):
         assert [result.get(timeout=9) for result in results] == [number for number in range(8) for _ in range(2)]
         assert throttle.backlog() == {}
     for account in ("acme", "umbrella"):
-        assert [number for who, number, _ in started if who == account] == list(range(8))
+        assert [number for owner, number, _ in started if owner == account] == list(range(8))
     assert throttle.stats()["parked"] == throttle.stats()["dispatched"] >= 10
 
 

@@ -1,4 +1,4 @@
-"""Workers die at the worst moments: nothing parked is lost, and nothing runs twice that had not started there."""
+"""Crashes, stops and shutdowns of workers: no parked task is lost, and only a task that had started may run twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from records import JITTER, excess
 RATE, CAPACITY = 40, 2
 LIMIT = {"queues": {"*": {"rate": f"{RATE}/s", "capacity": CAPACITY}}}
 
-#: Dies, by the worst of deaths, before or after it takes a step, when it is armed.
+#: Module of a worker that is killed or stopped before or after a step, once the test has armed it.
 DYING = """
     import os, signal
     from workloads import app, records
@@ -38,13 +38,13 @@ DYING = """
 
 @pytest.fixture
 def parking(fleet):
-    """Yield a fleet whose dead workers are missed after a second."""
+    """Yield a fleet with a worker lease of one second."""
     fleet.configure(bucketflow_on_limit="park", bucketflow_lease=1, limits=LIMIT)
     return fleet
 
 
 def dying(fleet, step, *, after=False, matters="True", number="SIGKILL"):
-    """Start a worker that dies at *step*, once it is armed."""
+    """Start a worker that sends itself the signal *number* at *step*, once it is armed."""
     return fleet.worker(
         "prefork", app=fleet.module("dying", DYING.format(step=step, after=after, matters=matters, signal=number))
     )
@@ -55,13 +55,13 @@ def arm(fleet):
 
 
 def wait_all_acknowledged(fleet):
-    """Return once the broker has nothing left."""
+    """Return once the broker has no message left."""
     with fleet.server.client() as broker:
         wait_until(lambda: not broker.exists("celery", "unacked"))
 
 
 def ran(fleet, results, twice=(), queue="celery"):
-    """Assert that all of *results* have run, and none of them twice that is not in *twice*; nothing is left."""
+    """Assert that all *results* have run, twice only those in *twice*, and that the backlog is empty."""
     sent = {result.id for result in results}
     wait_until(lambda: {start["id"] for start in fleet.records.of("starts")} >= sent, timeout=15)
     fleet.wait_parked(0, queue)
@@ -81,10 +81,10 @@ def ran(fleet, results, twice=(), queue="celery"):
         ("parking.CeleryParkingWorker.parked", True),
         ("room.ParkingController._on_parked", True),
     ],
-    ids=["before it is stored", "stored, not acknowledged", "the first acknowledged", "all acknowledged"],
+    ids=["not stored", "stored, not acknowledged", "the first acknowledged", "all acknowledged"],
 )
-def test_killed_while_it_parks(parking, rabbit_server, step, after):
-    # Not on Redis: there kombu itself loses what it has fetched and not read when it dies.
+def test_a_worker_that_is_killed_while_it_parks_loses_no_task(parking, rabbit_server, step, after):
+    # Not on Redis, where Kombu loses messages that a killed worker had fetched and not read.
     queue = f"celery.{uuid4().hex[:8]}"
     parking.configure(broker_url=rabbit_server.url, task_default_queue=queue)
     has_something_to_park = "self._outbox._parking if isinstance(self, room.ParkingController) else True"
@@ -99,8 +99,8 @@ def test_killed_while_it_parks(parking, rabbit_server, step, after):
     assert excess(parking.records.of("starts"), CAPACITY, RATE) <= JITTER
 
 
-@pytest.mark.parametrize("meanwhile", ["the same limits", "its cost has become impossible"])
-def test_a_message_that_comes_again_after_its_task_has_run_is_parked_no_more(parking, meanwhile):
+@pytest.mark.parametrize("meanwhile", ["the same limits", "a capacity below the cost"])
+def test_a_message_that_is_redelivered_after_its_task_has_run_is_not_parked_again(parking, meanwhile):
     parking.configure(broker_transport_options={"visibility_timeout": 3})
     worker = dying(parking, "room.ParkingController._on_parked")
     parking.throttle().pause(queue="celery")
@@ -117,7 +117,7 @@ def test_a_message_that_comes_again_after_its_task_has_run_is_parked_no_more(par
 
     time.sleep(3)
     parking.worker()
-    wait_until(lambda: parking.records.deliveries()[sent.id] == 2)  # on its way there it is in none of kombu's keys
+    wait_until(lambda: parking.records.deliveries()[sent.id] == 2)  # none of Kombu's keys holds it while it is restored
     wait_all_acknowledged(parking)
 
     ran(parking, [sent])
@@ -134,9 +134,9 @@ def test_a_message_that_comes_again_after_its_task_has_run_is_parked_no_more(par
         ("parking.CeleryParkingWorker.receive", True, "True"),
         ("room.ParkingController._on_released", True, "args[2].dispatched"),
     ],
-    ids=["answer on the way", "answer not read", "received, not started", "started"],
+    ids=["reply not received", "reply not read", "received, not started", "started"],
 )
-def test_killed_while_it_is_handed_tasks(parking, step, after, matters):
+def test_a_worker_that_is_killed_while_tasks_are_dispatched_to_it_loses_no_task(parking, step, after, matters):
     worker = dying(parking, step, after=after, matters=matters)
     sent = parking.send("work", times=40)
     wait_all_acknowledged(parking)
@@ -146,14 +146,14 @@ def test_killed_while_it_is_handed_tasks(parking, step, after, matters):
     survivor = parking.worker("prefork")
 
     started = [start["id"] for start in parking.records.of("starts") if start["node"] == "w0"]
-    ran(parking, sent, twice=started[-4:])  # whose end it could tell nobody any more
+    ran(parking, sent, twice=started[-4:])  # tasks whose end it had not reported
     starts = parking.records.of("starts")
     assert excess(starts, CAPACITY, RATE) <= JITTER
     assert starts[-1]["at"] - died < 6
     assert "is dead, " in survivor.log
 
 
-def test_killed_in_the_middle_of_a_task_only_what_is_acknowledged_late_runs_again(parking):
+def test_of_the_running_tasks_of_a_killed_worker_only_late_ones_run_again(parking):
     parking.throttle().pause(queue="celery")
     worker = parking.worker("prefork")
     [early] = parking.send("work", "early", 2)
@@ -161,7 +161,7 @@ def test_killed_in_the_middle_of_a_task_only_what_is_acknowledged_late_runs_agai
     parking.wait_parked(2)
     parking.throttle().resume(queue="celery")
     parking.records.wait("starts", 2)
-    time.sleep(0.3)  # it has told that the early one has ended
+    time.sleep(0.3)  # the worker has reported the acknowledgement of the early one
     worker.kill()
     parking.worker("prefork")
 
@@ -173,7 +173,7 @@ def test_killed_in_the_middle_of_a_task_only_what_is_acknowledged_late_runs_agai
 
 
 @pytest.mark.parametrize("requeue", [True, False])
-def test_a_lost_child_of_a_late_task_means_what_it_means_with_the_broker(parking, requeue):
+def test_a_lost_child_of_a_late_task_has_the_same_effect_as_without_parking(parking, requeue):
     parking.module(
         "fragile",
         f"""
@@ -212,7 +212,7 @@ def test_a_task_that_runs_longer_than_the_lease_runs_once(parking):
     ran(parking, sent)
 
 
-def test_a_worker_that_was_stopped_beyond_its_lease_starts_nothing_that_others_have(parking):
+def test_a_worker_whose_lease_expired_while_it_was_stopped_does_not_start_reclaimed_tasks(parking):
     stopped = dying(
         parking, "room.ParkingController._on_answer", matters="getattr(args[2][1], 'dispatched', ())", number="SIGSTOP"
     )
@@ -235,7 +235,7 @@ def test_a_worker_that_was_stopped_beyond_its_lease_starts_nothing_that_others_h
     ran(parking, sent + again)
 
 
-def test_all_workers_stopped_beyond_their_lease_go_on(parking):
+def test_workers_whose_leases_all_expired_continue(parking):
     workers = parking.start(2, "prefork")
     sent = parking.send("work", times=60)
     parking.records.wait("starts", 10)
@@ -252,7 +252,7 @@ def test_all_workers_stopped_beyond_their_lease_go_on(parking):
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_warm_shutdown_leaves_the_backlog_to_others_at_once(parking, pool):
+def test_a_warm_shutdown_leaves_the_backlog_to_other_workers_at_once(parking, pool):
     parking.configure(bucketflow_lease=30)
     first = parking.worker(pool)
     running = parking.send("late", "long", 2, times=2)
@@ -271,7 +271,7 @@ def test_a_warm_shutdown_leaves_the_backlog_to_others_at_once(parking, pool):
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["cold", "soft"])
-def test_a_cold_or_soft_shutdown_gives_back_at_once_what_is_acknowledged_late(parking, soft):
+def test_a_cold_or_soft_shutdown_requeues_late_tasks_at_once(parking, soft):
     parking.configure(bucketflow_lease=30, worker_soft_shutdown_timeout=1 if soft else 0)
     parking.throttle().pause(queue="celery")
     first = parking.worker("prefork")
@@ -290,13 +290,13 @@ def test_a_cold_or_soft_shutdown_gives_back_at_once_what_is_acknowledged_late(pa
     parking.worker("prefork")
 
     [again] = [start for start in parking.records.starts(2, id=late.id) if start["node"] == "w1"]
-    assert again["at"] - ended < 3  # its lease would have lasted ten times as long
+    assert again["at"] - ended < 3  # a tenth of its lease
     assert late.get(timeout=10) == "late"
     ran(parking, [late, early, *sent], twice=[late.id])
     assert len(parking.records.starts(1, id=early.id)) == 1
 
 
-def test_a_restart_of_the_fleet_goes_on_with_the_backlog(parking):
+def test_the_backlog_survives_a_restart_of_the_fleet(parking):
     parking.configure(bucketflow_lease=30)
     workers = parking.start(2, "prefork")
     sent = parking.send("work", times=60)

@@ -1,4 +1,4 @@
-"""Parked tasks that never start: revoked, expired, given up, too costly. None of them costs a token."""
+"""Parked tasks that do not start: revoked, expired, over max_wait, too costly, purged. None of them costs a token."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FEW = {"queues": {"*": {"rate": "1/h", "capacity": 10}}}
 
 @pytest.fixture
 def parking(fleet):
-    """Yield a fleet of one worker that parks what comes, until ``go_on(parking)``; ten tasks may run then."""
+    """Yield a fleet of one worker that parks all tasks until ``resume(parking)``, after which ten may run."""
     fleet.configure(bucketflow_on_limit="park", limits=FEW)
     fleet.throttle().pause(queue="celery")
     fleet.worker()
     return fleet
 
 
-def go_on(fleet):
+def resume(fleet):
     fleet.throttle().resume(queue="celery")
 
 
@@ -33,8 +33,8 @@ def tokens(fleet):
     return queue.tokens
 
 
-def only(fleet, kept):
-    """Assert that nothing but *kept* has run or been paid for, and nothing is parked."""
+def only_ran(fleet, kept):
+    """Assert that only *kept* have run and taken tokens, and that the backlog is empty."""
     starts = fleet.records.wait("starts", len(kept))
     fleet.wait_parked(0)
     assert sorted(start["id"] for start in starts) == sorted(result.id for result in kept)
@@ -42,45 +42,45 @@ def only(fleet, kept):
 
 
 @pytest.mark.parametrize("terminate", [False, True])
-def test_a_parked_task_that_is_revoked_goes_away(parking, terminate):
+def test_a_parked_task_that_is_revoked_does_not_run(parking, terminate):
     kept = parking.send("work", times=2)
     revoked = parking.send("work", times=3)
     kept += parking.send("work", times=2)
     parking.wait_parked(7)
     for result in revoked:
         result.revoke(terminate=terminate)
-    assert parking.inspect().ping()  # the worker has heard of it
+    assert parking.inspect().ping()  # the worker has processed the revocations
 
-    go_on(parking)
+    resume(parking)
 
-    only(parking, kept)
+    only_ran(parking, kept)
     for result in revoked:
         with pytest.raises(TaskRevokedError):
             result.get(timeout=5)
 
 
-def test_a_parked_task_that_expires_goes_away(parking):
+def test_a_parked_task_that_expires_does_not_run(parking):
     expired = parking.send("work", times=3, expires=0.5, link_error=parking.app.signature("workloads.errback"))
     kept = parking.send("work", times=2, expires=60)
     parking.wait_parked(5)
     time.sleep(0.5)
 
-    go_on(parking)
+    resume(parking)
 
-    only(parking, kept)
+    only_ran(parking, kept)
     wait_until(lambda: {result.status for result in expired} == {"REVOKED"})
 
 
-def test_one_that_waits_longer_than_max_wait_fails(parking):
+def test_a_parked_task_that_waits_longer_than_max_wait_fails(parking):
     errback = parking.app.signature("workloads.errback")
     impatient = parking.send("impatient", times=3, link_error=errback)
     kept = parking.send("work", times=2)
     parking.wait_parked(5)
     time.sleep(0.6)
 
-    go_on(parking)
+    resume(parking)
 
-    only(parking, kept)
+    only_ran(parking, kept)
     for result in impatient:
         with pytest.raises(ThrottleTimeout) as failure:
             result.get(timeout=5)
@@ -92,7 +92,7 @@ def test_one_that_waits_longer_than_max_wait_fails(parking):
     )
 
 
-def test_max_wait_ends_soon_after_it_is_over_though_nothing_can_start(fleet):
+def test_a_parked_task_fails_soon_after_max_wait_though_no_task_can_start(fleet):
     fleet.configure(bucketflow_on_limit="park", limits={"tenants": {"acme": {"rate": "1/m", "capacity": 1}}})
     fleet.worker()
     [first] = fleet.send("impatient", headers={"tenant": "acme"})
@@ -104,27 +104,27 @@ def test_max_wait_ends_soon_after_it_is_over_though_nothing_can_start(fleet):
     assert {type(outcome) for outcome in outcomes} == {ThrottleTimeout}
 
 
-def test_a_chord_whose_parked_part_is_given_up_fails_as_a_chord(parking):
+def test_a_chord_fails_if_a_parked_header_task_fails_without_running(parking):
     part = parking.app.signature("workloads.impatient")
     body = parking.app.signature("workloads.total").on_error(parking.app.signature("workloads.errback"))
     result = chord(group([part, part.clone()], app=parking.app), app=parking.app)(body)
     parking.wait_parked(2)
     time.sleep(0.6)
 
-    go_on(parking)
+    resume(parking)
 
     failure = result.get(timeout=10, propagate=False)
     assert isinstance(failure, ChordError)
     assert "ThrottleTimeout" in str(failure)
 
 
-def test_one_that_costs_more_than_a_lowered_capacity_fails(parking):
+def test_a_parked_task_whose_cost_exceeds_a_lowered_capacity_fails(parking):
     [costly] = parking.send("heavy", 8, link_error=parking.app.signature("workloads.errback"))
     kept = parking.send("heavy", 5)
     parking.wait_parked(2)
 
     parking.throttle().set_limits({"queues": {"*": {"rate": "1/h", "capacity": 5}}})
-    go_on(parking)
+    resume(parking)
 
     with pytest.raises(CostExceedsCapacity) as failure:
         costly.get(timeout=5)
@@ -133,43 +133,43 @@ def test_one_that_costs_more_than_a_lowered_capacity_fails(parking):
     assert parking.records.wait("errbacks", 1)[0]["error"] == "CostExceedsCapacity"
 
 
-def test_what_is_purged_is_gone_and_leaves_the_rest(parking):
-    gone = parking.send("work", times=3, headers={"tenant": "acme"})
+def test_purged_tasks_do_not_run_and_the_others_do(parking):
+    purged = parking.send("work", times=3, headers={"tenant": "acme"})
     kept = parking.send("work", times=3)
     parking.wait_parked(6)
 
     assert parking.throttle().purge("celery", tenant="acme") == 3
-    go_on(parking)
+    resume(parking)
 
-    only(parking, kept)
-    assert {result.status for result in gone} == {"PENDING"}
+    only_ran(parking, kept)
+    assert {result.status for result in purged} == {"PENDING"}
 
 
-def test_terminate_ends_a_task_that_was_parked_as_any_other(fleet):
+def test_terminate_ends_a_task_that_was_parked(fleet):
     fleet.configure(bucketflow_on_limit="park", limits=FEW)
     fleet.throttle().pause(queue="celery")
     fleet.worker("prefork")
     [result] = fleet.send("work", "long", 60)
     [other] = fleet.send("work", "short")
     fleet.wait_parked(2)
-    go_on(fleet)
+    resume(fleet)
     fleet.records.starts(1, id=result.id)
 
     result.revoke(terminate=True)
 
     with pytest.raises(TaskRevokedError):
         result.get(timeout=5)
-    only(fleet, [result, other])
+    only_ran(fleet, [result, other])
 
 
-def test_a_time_limit_ends_a_task_that_was_parked_as_any_other(fleet):
+def test_a_time_limit_ends_a_task_that_was_parked(fleet):
     fleet.configure(bucketflow_on_limit="park", limits=FEW)
     fleet.throttle().pause(queue="celery")
     fleet.worker("prefork")
     [result] = fleet.send("work", "long", 60, time_limit=1)
     fleet.wait_parked(1)
 
-    go_on(fleet)
+    resume(fleet)
 
     assert type(result.get(timeout=5, propagate=False)).__name__ == "TimeLimitExceeded"
-    only(fleet, [result])
+    only_ran(fleet, [result])

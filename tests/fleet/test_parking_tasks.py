@@ -1,4 +1,4 @@
-"""Promise 5 for parked tasks: nothing lost, nothing new. A task that was parked is the task that was sent."""
+"""Promise 5 for parked tasks: no task is lost or duplicated. A parked task is the task that was sent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FAST = {"tenants": {"acme": {"rate": "100/s", "capacity": 10}}}
 
 @pytest.fixture
 def parking(fleet):
-    """Yield a fleet of one worker that parks every task of acme, until ``go_on(parking)``."""
+    """Yield a fleet without workers that parks every task of acme but the first, until ``speed_up(parking)``."""
     fleet.configure(bucketflow_on_limit="park", limits=HOUR)
     return fleet
 
@@ -25,7 +25,7 @@ def spend(fleet):
     fleet.records.wait("starts", 1)
 
 
-def go_on(fleet):
+def speed_up(fleet):
     fleet.throttle().set_limits(FAST)
 
 
@@ -33,16 +33,16 @@ def acme(fleet, name, *args, **kwargs):
     return fleet.app.signature(f"workloads.{name}", args, kwargs, app=fleet.app).set(headers={"tenant": "acme"})
 
 
-def parked_and_run(fleet, signature, **options):
-    """Send *signature*, let it be parked, and then run."""
+def park_and_run(fleet, signature, **options):
+    """Send *signature*, wait until it is parked, and let it run."""
     result = signature.apply_async(**options)
     fleet.wait_parked(1)
-    go_on(fleet)
+    speed_up(fleet)
     return result
 
 
 @pytest.mark.parametrize("name", ["work", "late"])
-def test_a_parked_task_sees_what_it_sees_unthrottled(parking, name):
+def test_a_parked_task_keeps_every_attribute_of_its_request(parking, name):
     parking.worker()
     options = {
         "task_id": "chosen-by-the-user",
@@ -62,7 +62,7 @@ def test_a_parked_task_sees_what_it_sees_unthrottled(parking, name):
     [expected] = parking.records.starts(1, id=unthrottled.id)
     wait_until(lambda: unthrottled.status == "SUCCESS")
 
-    result = parked_and_run(parking, acme(parking, name, "acme", seconds=0.0), **options)
+    result = park_and_run(parking, acme(parking, name, "acme", seconds=0.0), **options)
 
     _, start = parking.records.starts(2, id=result.id)
     assert start == {**expected, "at": start["at"]}
@@ -72,7 +72,7 @@ def test_a_parked_task_sees_what_it_sees_unthrottled(parking, name):
 
 
 @pytest.mark.parametrize(("serializer", "compression"), [("json", None), ("pickle", "gzip"), ("yaml", "gzip")])
-def test_its_body_survives_in_every_encoding(parking, serializer, compression):
+def test_a_parked_task_keeps_its_arguments_in_every_encoding(parking, serializer, compression):
     parking.configure(
         accept_content=["json", "pickle", "yaml"],
         task_serializer=serializer,
@@ -83,14 +83,14 @@ def test_its_body_survives_in_every_encoding(parking, serializer, compression):
     spend(parking)
     argument = {1, 2, 3} if serializer == "pickle" else {"text": "ünïcode " * 100}
 
-    result = parked_and_run(parking, acme(parking, "work", argument))
+    result = park_and_run(parking, acme(parking, "work", argument))
 
     assert result.get(timeout=10) == argument
     [start] = parking.records.starts(1, id=result.id)
     assert start["compression"] == (compression and "application/x-gzip")
 
 
-def test_its_callbacks_and_errbacks_are_called(parking):
+def test_callbacks_and_errbacks_of_a_parked_task_are_called(parking):
     parking.worker()
     spend(parking)
     link = parking.app.signature("workloads.linked", ("mark",), app=parking.app)
@@ -98,7 +98,7 @@ def test_its_callbacks_and_errbacks_are_called(parking):
     failed = acme(parking, "fail", "acme").apply_async(link_error=parking.app.signature("workloads.errback"))
     parking.wait_parked(2)
 
-    go_on(parking)
+    speed_up(parking)
 
     [callback] = parking.records.wait("callbacks", 1)
     assert (callback["result"], callback["mark"]) == (3, "mark")
@@ -106,7 +106,7 @@ def test_its_callbacks_and_errbacks_are_called(parking):
     assert (errback["id"], errback["error"], errback["text"]) == (failed.id, "RuntimeError", "acme always fails")
 
 
-def test_chain_group_and_chord_of_parked_tasks_go_on(parking):
+def test_chain_group_and_chord_work_with_parked_tasks(parking):
     parking.configure(limits={"tenants": {"acme": {"rate": "10/s", "capacity": 1}}})
     parking.worker("prefork")
 
@@ -126,7 +126,7 @@ def test_chain_group_and_chord_of_parked_tasks_go_on(parking):
 
 
 @pytest.mark.parametrize("acks_late", [False, True])
-def test_a_parked_task_may_retry_itself_as_often_as_it_may(parking, acks_late):
+def test_parking_does_not_count_as_a_retry(parking, acks_late):
     parking.configure(limits={"tenants": {"acme": {"rate": "10/s", "capacity": 1}}}, task_acks_late=acks_late)
     parking.worker()
     spend(parking)
@@ -138,11 +138,11 @@ def test_a_parked_task_may_retry_itself_as_often_as_it_may(parking, acks_late):
         starts = parking.records.starts(3, id=result.id)
         assert [start["retries"] for start in starts] == [0, 1, 2]
         assert {start["tenant"] for start in starts} == {"acme"}
-        assert parking.records.deliveries()[result.id] == 3  # one a try: it is as if nothing had held it up
+        assert parking.records.deliveries()[result.id] == 3  # one for each try, as without a limit
     assert parking.parked() == 0
 
 
-def test_a_countdown_of_the_user_is_kept_and_holds_no_place(parking):
+def test_a_task_with_a_countdown_is_parked_when_it_is_due(parking):
     parking.worker()
     sent = time.time()
     due = acme(parking, "work", "due").apply_async(countdown=1.5)
@@ -152,7 +152,7 @@ def test_a_countdown_of_the_user_is_kept_and_holds_no_place(parking):
     assert time.time() < sent + 1.4
     parking.wait_parked(2)
 
-    go_on(parking)
+    speed_up(parking)
 
     [start] = parking.records.starts(1, id=due.id)
     assert start["at"] >= sent + 1.49
@@ -177,7 +177,7 @@ REJECTING = """
 """
 
 
-def test_a_parked_task_that_rejects_itself_runs_again_or_never(parking):
+def test_reject_requeues_or_drops_a_parked_task(parking):
     parking.module("rejecting", REJECTING)
     parking.worker(app="rejecting")
     spend(parking)
@@ -186,7 +186,7 @@ def test_a_parked_task_that_rejects_itself_runs_again_or_never(parking):
     [again] = parking.send("picky", "requeue", headers={"tenant": "acme"})
     parking.wait_parked(2)
 
-    go_on(parking)
+    speed_up(parking)
 
     assert again.get(timeout=5) == "at last"
     parking.wait_parked(0)
@@ -195,12 +195,12 @@ def test_a_parked_task_that_rejects_itself_runs_again_or_never(parking):
     assert [one["redelivered"] for one in parking.records.of("tries")] == [False, False, True]
 
 
-def test_a_parked_task_that_ignores_itself_is_done(parking):
+def test_ignore_settles_a_parked_task(parking):
     parking.module("rejecting", REJECTING)
     parking.worker(app="rejecting")
     spend(parking)
 
-    result = parked_and_run(parking, acme(parking, "ignoring"))
+    result = park_and_run(parking, acme(parking, "ignoring"))
 
     parking.records.starts(1, id=result.id)
     with parking.server.client(db=1) as store:

@@ -1,4 +1,4 @@
-"""The pools that the other tests do not use, and a worker inside the test itself, without any server."""
+"""Pools that the other tests do not use, and a worker in the test's process without a server."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def test_limits_hold_on_other_pools(fleet, pool):
     )
     fleet.worker(pool, concurrency=10)
     held = fleet.send("work", times=20)
-    returned = fleet.send("work", times=4, headers={"tenant": "acme"})
+    deferred = fleet.send("work", times=4, headers={"tenant": "acme"})
 
     starts = fleet.records.wait("starts", 24)
 
     assert excess(starts, 4, 20) <= JITTER
     assert excess([start for start in starts if start["tenant"] == "acme"], 1, 5) <= JITTER
-    assert sorted(start["id"] for start in starts) == sorted(result.id for result in held + returned)
+    assert sorted(start["id"] for start in starts) == sorted(result.id for result in held + deferred)
     deliveries = fleet.records.deliveries()
     assert {deliveries[result.id] for result in held} == {1}
-    assert max(deliveries[result.id] for result in returned) == 2
+    assert max(deliveries[result.id] for result in deferred) == 2
 
 
-def test_limits_can_be_tested_without_any_server():
+def test_limits_can_be_tested_without_a_server():
     app = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.broker_transport_options = {"polling_interval": 0.05}
     throttle = Throttle(app, store=MemoryStore(), limits={"tasks": {"*": {"rate": "5/s", "capacity": 3}}})

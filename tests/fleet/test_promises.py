@@ -1,4 +1,4 @@
-"""What the throttle promises, held by real workers on a real Redis. Two have files of their own."""
+"""The promises of the throttle, on real workers and a real Redis. Promises 5 and 8 have files of their own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SLOW = {"rate": "1/s", "capacity": 1}
     ],
     ids=["all", "queue", "tenant", "task"],
 )
-def test_never_exceed_never_idle_and_at_most_one_return(fleet, limits, deliveries):
+def test_a_limit_is_never_exceeded_and_fully_used_and_a_task_is_deferred_at_most_once(fleet, limits, deliveries):
     fleet.configure(limits=limits, bucketflow_tenant="tenant")
     fleet.start(2, "prefork")
     sent = sorted(result.id for result in fleet.send("work", "acme", times=44))
@@ -37,7 +37,7 @@ def test_never_exceed_never_idle_and_at_most_one_return(fleet, limits, deliverie
     assert max(fleet.records.deliveries().values()) <= deliveries
 
 
-def test_never_exceed_after_all_workers_were_killed(fleet):
+def test_limits_are_not_exceeded_after_all_workers_were_killed(fleet):
     fleet.configure(
         limits={"queues": {"*": LIMIT}, "tenants": {"acme": {"rate": "10/s", "capacity": 2}}},
         bucketflow_tenant="tenant",
@@ -49,7 +49,7 @@ def test_never_exceed_after_all_workers_were_killed(fleet):
 
     for worker in workers:
         worker.kill()
-    time.sleep(2.5)  # longer than the visibility timeout: everything that was in the workers comes at once
+    time.sleep(2.5)  # longer than the visibility timeout, so that all unacknowledged messages are redelivered together
     for worker in workers:
         worker.restart()
     wait_until(lambda: {start["id"] for start in fleet.records.of("starts")} == sent, timeout=30)
@@ -59,14 +59,14 @@ def test_never_exceed_after_all_workers_were_killed(fleet):
     assert excess([start for start in starts if start["args"] == ["acme"]], 2, 10) <= JITTER
 
 
-def test_never_exceed_where_tasks_wait_for_slots(fleet):
+def test_a_limit_is_not_exceeded_while_tasks_wait_for_slots(fleet):
     fleet.configure(limits={"queues": {"*": {"rate": f"{RATE}/s", "capacity": 1}}})
     fleet.worker(concurrency=6)
     fleet.send("work", "acme", 0.4, times=24)
 
     starts = fleet.records.wait("starts", 24)
 
-    # All slots are freed at once again and again: tokens taken before a slot was free would be spent together.
+    # All slots become free at the same time. Tokens that were taken before that would be spent in one burst.
     assert excess(starts, 1, RATE) <= JITTER
 
 
@@ -76,7 +76,7 @@ def test_a_task_that_waits_for_a_slot_holds_no_tokens(fleet):
     fleet.send("work", times=6)
     fleet.send("work", "long", 0.3, times=6)
 
-    # Those in the line of a bucket that was dry are let in one by one, though it fills faster than the slot gets free.
+    # Held tasks are admitted one by one as the slot becomes free, although the bucket fills faster.
     ahead = 0
     while fleet.records.count("starts") < 12:
         admitted = fleet.stats()["admitted"]
@@ -85,7 +85,7 @@ def test_a_task_that_waits_for_a_slot_holds_no_tokens(fleet):
     assert ahead <= 1
 
 
-def test_all_or_nothing_a_tenant_at_its_limit_takes_nothing_from_the_queue(fleet):
+def test_a_task_refused_by_its_tenant_takes_no_tokens_from_the_queue(fleet):
     fleet.configure(limits={"queues": {"*": LIMIT}, "tenants": {"greedy": SLOW}}, bucketflow_tenant="tenant")
     fleet.start(2)
     fleet.send("work", "greedy", times=60)
@@ -98,7 +98,7 @@ def test_all_or_nothing_a_tenant_at_its_limit_takes_nothing_from_the_queue(fleet
 
 
 @pytest.mark.parametrize("on_limit", ["retry", "hold"])
-def test_no_slot_wasted_on_a_tenant_that_waits(fleet, on_limit):
+def test_refused_tasks_of_a_tenant_occupy_no_slot(fleet, on_limit):
     fleet.configure(limits={"tenants": {"slow": SLOW}}, bucketflow_tenant="tenant", bucketflow_on_limit=on_limit)
     fleet.worker(concurrency=2)
     fleet.send("work", "slow", times=20)
@@ -110,24 +110,24 @@ def test_no_slot_wasted_on_a_tenant_that_waits(fleet, on_limit):
     assert len(fleet.records.starts(1, args=["slow"])) <= 3
 
 
-def test_no_slot_wasted_on_a_dry_queue(fleet):
-    fleet.configure(limits={"queues": {"dry": SLOW}})
-    fleet.worker(concurrency=2, queues="dry,free")
-    fleet.send("work", "dry", times=100, queue="dry")
+def test_tasks_of_an_exhausted_queue_occupy_no_slot_and_stay_with_the_broker(fleet):
+    fleet.configure(limits={"queues": {"exhausted": SLOW}})
+    fleet.worker(concurrency=2, queues="exhausted,free")
+    fleet.send("work", "exhausted", times=100, queue="exhausted")
     fleet.records.wait("starts", 1)
     fleet.send("work", "free", times=50, queue="free")
 
     fleet.records.starts(50, args=["free"])
 
     with fleet.server.client() as broker:
-        assert broker.llen("dry") >= 60  # the backlog stays there, not in the worker
-    assert len(fleet.records.starts(1, args=["dry"])) <= 3
+        assert broker.llen("exhausted") >= 60  # the backlog stays there, not in the worker
+    assert len(fleet.records.starts(1, args=["exhausted"])) <= 3
     assert fleet.stats()["round_trips"] <= 30
 
 
 @contextmanager
 def events(app, kind):
-    """Listen to what workers tell monitors; what is yielded returns the events of *kind* that came since."""
+    """Receive Celery's events; yield a function that returns the events of *kind* so far."""
     seen = []
     with app.connection_for_read() as connection:
         receiver = app.events.Receiver(connection, handlers={kind: seen.append})
@@ -139,7 +139,7 @@ def events(app, kind):
                         listening.drain_events(timeout=0.2)
                 return seen
 
-            drain()  # Redis is told what is listened to when the first answer is waited for
+            drain()  # on Redis the subscription begins with the first read
             yield drain
 
 
@@ -153,7 +153,7 @@ def events(app, kind):
     ],
     ids=["all", "queue", "tenant", "task"],
 )
-def test_a_refusal_says_what_binds_and_how_long(fleet, limits, level, key):
+def test_a_refusal_reports_the_binding_level_and_the_wait(fleet, limits, level, key):
     fleet.configure(limits=limits, bucketflow_tenant="tenant")
     fleet.worker("threads", "-E")
     with events(fleet.app, "task-throttled") as drain:

@@ -1,4 +1,4 @@
-"""Promise 8: when the Redis of the limits is away, the chosen policy holds, and the workers recover alone."""
+"""Promise 8: while the store is unavailable ``on_store_error`` applies, and the workers recover without a restart."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ LIMITS = {
 
 @pytest.fixture
 def store(fresh_redis, fleet):
-    """Yield the Redis of the limits; the broker lives on another, which stays."""
+    """Yield the Redis of the limits. The broker is on the shared Redis, which stays up."""
     fleet.configure(limits=LIMITS, bucketflow_url=fresh_redis.url, bucketflow_timeout=0.3)
     return fresh_redis
 
 
 def send(fleet, times):
-    """Publish *times* tasks, every fifth of them for a tenant with a limit of its own."""
+    """Publish *times* tasks, every fifth of them for a tenant with a limit."""
     return {
         fleet.send("work", number, headers={"tenant": "umbrella" if number % 5 else "acme"})[0].id
         for number in range(times)
@@ -31,7 +31,7 @@ def send(fleet, times):
 
 
 def finish(fleet, sent, timeout=25):
-    """Return the starts once each of *sent* has run, exactly once."""
+    """Return the starts once each of *sent* has run, and assert that none has run twice."""
     starts = fleet.records.wait("starts", len(sent), timeout)
     time.sleep(0.2)
     assert sorted(start["id"] for start in fleet.records.of("starts")) == sorted(sent)
@@ -49,7 +49,7 @@ def hang(store):
 
 
 @pytest.mark.parametrize(("policy", "outage"), [("hold", kill), ("hold", hang), ("refuse", kill)])
-def test_nothing_starts_until_it_is_back(fleet, store, policy, outage):
+def test_hold_and_refuse_start_no_task_during_an_outage(fleet, store, policy, outage):
     fleet.configure(bucketflow_on_store_error=policy)
     worker = fleet.worker()
     sent = send(fleet, 30)
@@ -62,16 +62,16 @@ def test_nothing_starts_until_it_is_back(fleet, store, policy, outage):
 
     assert fleet.records.count("starts") == before
 
-    came_back = time.time()
+    recovered = time.time()
     end_of_outage()
     starts = finish(fleet, sent)
-    assert excess([start for start in starts if start["at"] > came_back], CAPACITY, RATE) <= JITTER
+    assert excess([start for start in starts if start["at"] > recovered], CAPACITY, RATE) <= JITTER
     assert worker.log.count("on_store_error=") == 1
     assert worker.log.count("answers again") == 1
 
 
 @pytest.mark.parametrize("outage", [kill, hang])
-def test_admit_lets_everything_start_meanwhile(fleet, store, outage):
+def test_admit_starts_every_task_during_an_outage(fleet, store, outage):
     fleet.configure(bucketflow_on_store_error="admit")
     worker = fleet.worker()
     sent = send(fleet, 30)
@@ -91,7 +91,7 @@ def test_admit_lets_everything_start_meanwhile(fleet, store, outage):
 
 
 @pytest.mark.parametrize("policy", ["hold", "admit", "refuse"])
-def test_a_worker_starts_without_it(fleet, store, policy):
+def test_a_worker_starts_during_an_outage(fleet, store, policy):
     fleet.configure(bucketflow_on_store_error=policy)
     store.kill()
     worker = fleet.worker()
@@ -108,7 +108,7 @@ def test_a_worker_starts_without_it(fleet, store, policy):
     finish(fleet, sent)
 
 
-def test_scripts_that_are_flushed_in_the_middle_are_loaded_again(fleet, store):
+def test_flushed_scripts_are_loaded_again(fleet, store):
     fleet.start(2)
     sent = send(fleet, 30)
     fleet.records.wait("starts", 10)
@@ -121,7 +121,7 @@ def test_scripts_that_are_flushed_in_the_middle_are_loaded_again(fleet, store):
     assert fleet.stats()["store_errors"] == 0
 
 
-def test_the_worker_stays_responsive(fleet, store):
+def test_a_worker_stays_responsive_during_an_outage(fleet, store):
     fleet.configure(limits={"queues": {"limited": {"rate": "20/s", "capacity": 1}}})
     worker = fleet.worker(queues="limited,free")
     end_of_outage = hang(store)

@@ -1,4 +1,4 @@
-"""Whom a task is for: from its header, an argument, a callable; stamped by whoever publishes, and never lost."""
+"""Tenant of a task: from its header, an argument or a callable; stamped by the publisher and kept on retries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SLOW = {"rate": "5/s", "capacity": 1}
 
 
 def publish(fleet, calls):
-    """Make *calls* in a process of its own, as a publisher that knows the tasks; return the headers that were sent."""
+    """Run *calls* in a separate process, as a publisher that has the tasks; return the headers it has sent."""
     env = {**fleet.environment("publisher"), "PATH": ""}
     subprocess.run(
         [sys.executable, "-c", "\n".join(["from workloads import *", *calls])], env=env, check=True, timeout=30
@@ -53,7 +53,7 @@ def test_the_tenant_is_stamped_when_a_task_is_published(fleet):
     ],
     ids=["argument", "callable", "default", "header"],
 )
-def test_a_worker_works_it_out_where_the_publisher_did_not(fleet, name, arguments, options):
+def test_a_worker_determines_the_tenant_of_an_unstamped_task(fleet, name, arguments, options):
     fleet.configure(limits={"tenants": {"acme": SLOW}, "tasks": {"workloads.sync": None}}, bucketflow_tenant="tenant")
     fleet.worker()
     fleet.send(name, *arguments, times=6, **options)
@@ -64,9 +64,9 @@ def test_a_worker_works_it_out_where_the_publisher_did_not(fleet, name, argument
     assert {refusal["level"] for refusal in fleet.records.of("refusals")} == {"tenant"}
 
 
-def test_a_task_that_retries_itself_stays_with_its_tenant(fleet):
+def test_a_retry_keeps_the_tenant(fleet):
     fleet.configure(limits={"tenants": {"acme": SLOW}})
-    # Not in apply_async's headers, which Celery itself carries over, but where the throttle stamps it.
+    # Not as a header of apply_async, which Celery itself keeps on a retry, but where the throttle stamps it.
     stamp = "signals.before_task_publish.connect(lambda headers, **_: headers.update(tenant='acme'), weak=False)"
     publish(fleet, [stamp, "shaky.delay()"])
     fleet.worker()
@@ -78,7 +78,7 @@ def test_a_task_that_retries_itself_stays_with_its_tenant(fleet):
     assert excess(starts, 1, 5) <= JITTER
 
 
-def test_the_same_tenant_in_two_queues_has_two_buckets_unless_shared(fleet):
+def test_a_tenant_has_a_bucket_in_each_queue_unless_its_limit_is_shared(fleet):
     limits = {"tenants": {"acme": SLOW, "key": {**SLOW, "shared": True}}}
     fleet.configure(limits=limits, bucketflow_tenant="tenant")
     fleet.worker(concurrency=4, queues="one,two")

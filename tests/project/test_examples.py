@@ -144,8 +144,8 @@ def test_fastapi_publisher(tmp_path, redis_server, publisher):
     with worker_of("fastapi_publisher", tmp_path, environment(redis_server)):
         assert client.post("/thumbnails?image=cat.png", headers={"X-Api-Key": "nobody's"}).status_code == 401
         ids = [client.post(f"/thumbnails?image={n}.png", headers=acme).json()["id"] for n in range(8)]
-        wait_until(lambda: client.get("/line", headers=acme).json()["tenant"] > 0)
-        assert client.get("/line", headers={"X-Api-Key": "key-of-brick"}).json()["tenant"] == 0
+        wait_until(lambda: client.get("/delay", headers=acme).json()["tenant"] > 0)
+        assert client.get("/delay", headers={"X-Api-Key": "key-of-brick"}).json()["tenant"] == 0
         wait_until(lambda: client.get(f"/thumbnails/{ids[-1]}").json()["state"] == "SUCCESS", timeout=20)
         assert client.get(f"/thumbnails/{ids[0]}").json()["result"] == "thumbnail of 0.png"
 

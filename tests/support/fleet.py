@@ -1,4 +1,4 @@
-"""Real workers as local processes, one fleet a test."""
+"""Real workers as local processes: one fleet for each test."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from bucketflow_celery import Throttle
 __all__ = ["Fleet", "Worker"]
 
 HERE = Path(__file__).parent
-#: What workers tell each other about is not tested here, and makes them slower to start.
+#: Without the messages that workers exchange: they are not tested here and slow down the start.
 ALONE = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
 class Worker:
-    """One ``celery worker``; it lives until :meth:`kill`, :meth:`terminate` or the end of its test."""
+    """One ``celery worker``, which runs until :meth:`kill`, :meth:`terminate` or the end of the test."""
 
     def __init__(self, directory: Path, argv: Sequence[str], env: Mapping[str, str]) -> None:
         self.process = Process([sys.executable, "-m", "celery", *argv], directory, env)
@@ -36,37 +36,36 @@ class Worker:
         return self.process.log.read_text()
 
     def wait_ready(self, times: int = 1) -> None:
-        """Return when it has said *times* times that it is ready."""
-
+        """Return once the worker has logged *times* times that it is ready."""
         wait_until(lambda: self._ready_times() >= times or not self.process.running, timeout=30, pause=0.02)
         assert self.process.running, self.log
 
     def wait_log(self, text: str, timeout: float = 10.0) -> None:
-        """Return when its log holds *text*."""
+        """Return once the log contains *text*."""
         try:
             wait_until(lambda: text in self.log, timeout, pause=0.02)
         except TimeoutError:
             raise AssertionError(f"{text!r} is not in the log:\n{self.log}") from None
 
     def wait_end(self, timeout: float = 20.0) -> int:
-        """Return its exit code when it has ended by itself."""
+        """Wait until the worker exits, and return the exit code."""
         wait_until(lambda: not self.process.running, timeout)
         return self.process._child.returncode
 
     def kill(self) -> None:
-        """End it and its children as the out-of-memory killer would."""
+        """Kill the worker and its children with SIGKILL, as the out-of-memory killer does."""
         self.process.kill()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, and none to its children."""
+        """Send a signal to the worker, and none to its children."""
         os.kill(self.process.pid, number)
 
     def terminate(self) -> None:
-        """AdmissionRequest for a warm shutdown and do not wait for it."""
+        """Request a warm shutdown and do not wait for it."""
         self.signal(signal.SIGTERM)
 
     def restart(self) -> None:
-        """Start it again after :meth:`kill`."""
+        """Start the worker again after :meth:`kill`."""
         before = self._ready_times()
         self.process.launch()
         self.wait_ready(before + 1)
@@ -77,11 +76,11 @@ class Worker:
 
 class Fleet:
     """
-    Workers of one app, whoever publishes to them, and what they record.
+    Workers of one app, a publisher, and the records that the workers write.
 
     Args:
-        directory: For their logs.
-        redis_server: Holds the records; also broker, limits and results, unless a test says otherwise.
+        directory: Directory of the logs and modules.
+        redis_server: Server of the records, and by default of the broker, the limits and the results.
     """
 
     def __init__(self, directory: Path, redis_server: RedisServer) -> None:
@@ -102,21 +101,21 @@ class Fleet:
         self._throttle: Throttle | None = None
 
     def configure(self, **config: Any) -> None:
-        """Set Celery options by their names, and the throttle's as ``limits=`` or any ``bucketflow_...``."""
+        """Set options of Celery, and of the throttle as ``bucketflow_...`` or ``limits``."""
         if "limits" in config:
             config["bucketflow_limits"] = config.pop("limits")
         self.config |= config
 
     @property
     def app(self) -> Celery:
-        """A publisher: an app with the workers' configuration that knows neither their tasks nor the throttle."""
+        """The publisher: an app with the workers' configuration, without their tasks and without a throttle."""
         if self._app is None:
             self._app = Celery("publisher", set_as_current=False)
             self._app.config_from_object(self.config)
         return self._app
 
     def throttle(self) -> Throttle:
-        """Return a throttle that looks at the same limits from here."""
+        """Return a throttle of this process with the same limits."""
         if self._throttle is None:
             app = Celery("observer", set_as_current=False)
             app.config_from_object(self.config)
@@ -124,7 +123,7 @@ class Fleet:
         return self._throttle
 
     def send(self, name: str, *args: Any, times: int = 1, **options: Any) -> list[Any]:
-        """Publish the task *name*; the words of *options* are those of ``apply_async``."""
+        """Publish the task *name* *times* times, with *options* of ``apply_async``."""
         signature = self.app.signature(f"workloads.{name}", args, app=self.app)
         return [signature.apply_async(**options) for _ in range(times)]
 
@@ -137,7 +136,7 @@ class Fleet:
         app: str = "workloads",
         wait: bool = True,
     ) -> Worker:
-        """Start a worker; *queues* separated by commas."""
+        """Start a worker of *queues*, which are separated by commas."""
         name = f"w{len(self.workers)}"
         argv = [
             "-A",
@@ -161,30 +160,30 @@ class Fleet:
         return worker
 
     def start(self, number: int, *args: Any, **options: Any) -> list[Worker]:
-        """Start *number* workers at once; the rest is for :meth:`worker`."""
+        """Start *number* workers at once, with the arguments of :meth:`worker`."""
         workers = [self.worker(*args, **options, wait=False) for _ in range(number)]
         for worker in workers:
             worker.wait_ready()
         return workers
 
     def module(self, name: str, source: str) -> str:
-        """Write a module for :meth:`worker` to run; return its name."""
+        """Write a module that :meth:`worker` can run, and return its name."""
         (self.directory / f"{name}.py").write_text(textwrap.dedent(source))
         return name
 
     def environment(self, name: str) -> dict[str, str]:
-        """Return what makes a Python process one of the fleet."""
+        """Return the environment of a process of the fleet."""
         path = [str(self.directory), str(HERE), *(entry for entry in sys.path if entry)]
         return {
             "PYTHONPATH": os.pathsep.join(path),
-            "C_FORCE_ROOT": "1",  # whoever runs the tests, pickle is among them
+            "C_FORCE_ROOT": "1",  # some tests use pickle, which Celery refuses to run as root
             "WORKLOAD": json.dumps(self.config),
             "WORKLOAD_NODE": name,
             "WORKLOAD_RECORDS": self.server.url.removesuffix("/0") + "/3",
         }
 
     def parked(self, queue: str = "celery") -> int:
-        """Return how many tasks of *queue* are parked."""
+        """Return the number of parked tasks of *queue*."""
         backlog = self.throttle().backlog().get(queue)
         return backlog.count if backlog else 0
 
@@ -196,12 +195,12 @@ class Fleet:
             raise AssertionError(f"{self.parked(queue)} tasks are parked, not {number}") from None
 
     def inspect(self) -> Any:
-        """Return what asks the running workers about themselves."""
+        """Return Celery's ``inspect`` interface to the running workers."""
         running = sum(worker.process.running for worker in self.workers)
         return self.app.control.inspect(timeout=5, limit=running)
 
     def stats(self) -> dict[str, int]:
-        """Return the workers' counters, summed."""
+        """Return the sums of the workers' counters."""
         total: dict[str, int] = {}
         for answer in (self.inspect().stats() or {}).values():
             for counter, value in answer["throttle"].items():
@@ -213,7 +212,7 @@ class Fleet:
             worker.kill()
             worker.process.stop()
         if self._app is not None:
-            # A result that is collected after its server has ended looks for it for a long time.
+            # A result consumer that is left running tries for a long time to reach a server that has ended.
             self._app.backend.result_consumer.stop()
             self._app.close()
         if self._throttle is not None:

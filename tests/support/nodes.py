@@ -1,8 +1,8 @@
 """
-pytest-celery's nodes as processes of this machine.
+Nodes of pytest-celery as local processes.
 
-pytest-celery takes its brokers, backends and workers to be containers. What it asks of one is little: a status, a log,
-to be killed and to be started again. Here all tests share the servers, and only the worker is a test's own.
+pytest-celery expects containers as brokers, backends and workers. It needs four operations of them: status, logs, kill
+and restart. All tests share the servers here; each test has a worker of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["LocalRabbitMQ", "LocalRedis", "LocalWorker"]
 
 
 class _Container:
-    """A process behind the face of a Docker container."""
+    """Adapter of a process to the interface of a Docker container."""
 
     def __init__(self, process: Process, name: str) -> None:
         self._process = process
@@ -33,7 +33,7 @@ class _Container:
         return "running" if self._process.running else "exited"
 
     def reload(self) -> None:
-        """Docker's client has to be told to look again."""
+        """Do nothing: the status of a process is always current."""
 
     def logs(self) -> bytes:
         return self._process.log.read_bytes()
@@ -51,7 +51,7 @@ class _Container:
 
 
 class _Server:
-    """What of a shared server differs from a container: its address, and that a test does not end it."""
+    """A server that tests share: it has its own address, and a test does not stop it."""
 
     def __init__(self, server: RedisServer | RabbitServer, name: str) -> None:
         super().__init__(_Container(server.process, name))
@@ -79,15 +79,15 @@ class _Server:
 
 
 class LocalRedis(_Server, RedisContainer):
-    """The Redis that tests share."""
+    """The shared Redis."""
 
 
 class LocalRabbitMQ(_Server, RabbitMQContainer):
-    """The RabbitMQ that tests share."""
+    """The shared RabbitMQ."""
 
 
 class LocalWorker(CeleryWorkerContainer):
-    """A worker of the test's own."""
+    """The worker of one test."""
 
     pool = "prefork"
     queue = "celery"
@@ -102,7 +102,7 @@ class LocalWorker(CeleryWorkerContainer):
 
     @classmethod
     def launch(cls, command: Sequence[str], env: Mapping[str, str], content: Mapping[str, bytes], directory: Path):
-        """Write the files that Docker would put into a volume, and start the worker among them."""
+        """Write the files that Docker would mount as a volume, and start the worker in their directory."""
         for name, source in content.items():
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             (directory / name).write_bytes(source)

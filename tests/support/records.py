@@ -1,4 +1,4 @@
-"""What the workers of a test have recorded, and what it says about limits."""
+"""Records that the workers of a test write, and how well they keep a limit."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from bucketflow.testing import worst_excess
 
 __all__ = ["JITTER", "Records", "excess", "utilisation"]
 
-#: Tasks by which a window may seem too full: a task starts a little after it was admitted, not always equally late.
+#: Tolerated excess in tasks: the delay between the admission and the start of a task varies.
 JITTER = 1.0
 
 
 @dataclass(frozen=True)
 class Records:
-    """The lists that ``workloads.py`` writes."""
+    """The lists and counters that ``workloads.py`` writes."""
 
     client: redis.Redis
 
-    def of(self, what: str) -> list[dict[str, Any]]:
-        """Return the records under *what*, oldest first."""
-        return [json.loads(line) for line in self.client.lrange(what, 0, -1)]
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """Return the records of *kind*, oldest first."""
+        return [json.loads(line) for line in self.client.lrange(kind, 0, -1)]
 
-    def count(self, what: str) -> int:
-        return self.client.llen(what)
+    def count(self, kind: str) -> int:
+        return self.client.llen(kind)
 
-    def wait(self, what: str, least: int, timeout: float = 20.0) -> list[dict[str, Any]]:
-        """Return the records under *what* once there are *least*, or fail after *timeout* seconds."""
+    def wait(self, kind: str, least: int, timeout: float = 20.0) -> list[dict[str, Any]]:
+        """Return the records of *kind* once there are at least *least*, or fail after *timeout* seconds."""
         try:
-            wait_until(lambda: self.count(what) >= least, timeout, pause=0.02)
+            wait_until(lambda: self.count(kind) >= least, timeout, pause=0.02)
         except TimeoutError:
-            raise AssertionError(f"{self.count(what)} of {least} {what} within {timeout:g} s") from None
-        return self.of(what)
+            raise AssertionError(f"{self.count(kind)} of {least} {kind} within {timeout:g} s") from None
+        return self.of(kind)
 
     def starts(self, least: int, timeout: float = 20.0, **facts: object) -> list[dict[str, Any]]:
-        """Return the starts that match *facts* once there are *least* of them."""
+        """Return the starts that match *facts* once there are at least *least* of them."""
 
         def matching() -> list[dict[str, Any]]:
             return [start for start in self.of("starts") if all(start[name] == value for name, value in facts.items())]
@@ -54,7 +54,7 @@ class Records:
         return matching()
 
     def deliveries(self) -> Counter[str]:
-        """Return how often each task was delivered, by its id."""
+        """Return the number of deliveries of each task, by task id."""
         return Counter({key.decode(): int(value) for key, value in self.client.hgetall("deliveries").items()})
 
 
@@ -63,11 +63,11 @@ def times(starts: Iterable[dict[str, Any]]) -> list[float]:
 
 
 def excess(starts: Iterable[dict[str, Any]], capacity: float, rate: float, cost: float = 1.0) -> float:
-    """Return by how many tokens the worst window between any two starts goes over ``capacity + rate * window``."""
+    """Return the tokens by which the worst window between any two starts exceeds ``capacity + rate * window``."""
     return max(0.0, worst_excess([(at, cost) for at in times(starts)], Limit(capacity, rate)))
 
 
 def utilisation(starts: Iterable[dict[str, Any]], capacity: float, rate: float, cost: float = 1.0) -> float:
-    """Return what share of the tokens that came between the first and the last start was used."""
+    """Return the fraction used of the tokens that were refilled between the first and the last start."""
     at = times(starts)
     return (len(at) * cost - capacity) / rate / (at[-1] - at[0])

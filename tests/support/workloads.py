@@ -1,8 +1,8 @@
 """
-The app that the tests' workers run. Its whole configuration stands in ``WORKLOAD``, as JSON.
+The app that the tests' workers run, configured by JSON in the environment variable ``WORKLOAD``.
 
-What happens in a worker is written to a Redis that nobody stops: every start with all that its task could see, every
-delivery, every refusal, every callback.
+It records the events of a worker in a Redis that no test stops: starts, deliveries, refusals and callbacks. The record
+of a start has all that the task can see of its request.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ app.config_from_object(CONFIG)
 throttle = Throttle(app)
 
 
-def record(what, **facts):
-    records.rpush(what, json.dumps({"at": time.time(), "node": NODE, "pid": os.getpid(), **facts}, default=str))
+def record(kind, **facts):
+    records.rpush(kind, json.dumps({"at": time.time(), "node": NODE, "pid": os.getpid(), **facts}, default=str))
 
 
 @signals.worker_process_init.connect
 def warm_up(**_):
-    # The first start of a child must not be late by the time that a connection takes.
+    # Connect now, so that the first task of a child does not start late.
     records.ping()
 
 
@@ -107,7 +107,7 @@ def errback(request, error, _traceback):
 
 @app.task(bind=True, max_retries=2)
 def stubborn(self):
-    """Retry itself as often as it may, then say how often that was."""
+    """Retry until ``max_retries``, and return the number of retries."""
     if self.request.retries < self.max_retries:
         raise self.retry(countdown=1)
     return self.request.retries
@@ -115,7 +115,7 @@ def stubborn(self):
 
 @app.task(autoretry_for=(ConnectionError,), retry_kwargs={"max_retries": 2}, retry_backoff=False, default_retry_delay=0)
 def shaky():
-    """Fail until the last retry it has."""
+    """Fail until the last of two retries."""
     if current_task.request.retries < 2:
         raise ConnectionError("not yet")
     return current_task.request.retries

@@ -1,4 +1,4 @@
-"""A message as it is parked: it comes out as it went in, under a name that every delivery of it has."""
+"""Codec of parked messages: a message survives encoding, and all its deliveries have one deduplication id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kombu import Message
 from kombu.compression import compress
 from kombu.utils.json import dumps
 
-from bucketflow_celery.messages import codec as parcel
+from bucketflow_celery.messages import codec
 
 TAG = "0d6c3f0e-5c7f-4c0b-9e1c-8a6f1d2b3c4d"
 JSON = st.recursive(
@@ -20,7 +20,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-# Kombu's JSON turns objects with these keys into what they stand for.
+# Kombu's JSON decodes objects with these keys to other types.
 PLAIN = st.dictionaries(st.text().filter(lambda name: not name.startswith(("__", "x-"))), JSON, max_size=4).filter(
     lambda headers: "__type__" not in str(headers) and "compression" not in headers
 )
@@ -39,17 +39,17 @@ def message(body=b"[]", headers=None, properties=None, delivery_info=None):
 
 
 def unpacked(packed, *, redelivered=False):
-    return parcel.unpack(packed, accept=None, redelivered=redelivered)
+    return codec.unpack(packed, accept=None, redelivered=redelivered)
 
 
-# In and out
+# Encoding
 
 
 @given(BODIES, PLAIN, PLAIN, PLAIN, st.booleans(), st.none() | st.floats(0, 2e9))
-def test_a_message_comes_out_as_it_went_in(  # noqa: PLR0913, PLR0917
+def test_a_message_survives_encoding(  # noqa: PLR0913, PLR0917
     body, headers, properties, delivery_info, redelivered, since
 ):
-    packed = parcel.pack(message(body, headers, properties, delivery_info), since=since)
+    packed = codec.pack(message(body, headers, properties, delivery_info), since=since)
     assert isinstance(packed, bytes)
     again, facts = unpacked(packed, redelivered=redelivered)
     assert (again.body, type(again.body)) == (body, type(body))
@@ -59,27 +59,27 @@ def test_a_message_comes_out_as_it_went_in(  # noqa: PLR0913, PLR0917
     assert facts == {"since": since}
 
 
-def test_what_the_broker_added_stays_behind():
+def test_headers_of_the_broker_are_not_stored():
     headers = {"task": "f", "x-death": [{"count": 1}], "x-delivery-count": 3, "x-mine": 1}
-    assert unpacked(parcel.pack(message(headers=headers)))[0].headers == {"task": "f", "x-mine": 1}
+    assert unpacked(codec.pack(message(headers=headers)))[0].headers == {"task": "f", "x-mine": 1}
 
 
-def test_a_body_that_was_sent_packed_is_unpacked_once():
-    body, how = compress(b"[[1], {}, {}]", "gzip")
-    again, _ = unpacked(parcel.pack(message(body, {"task": "f", "compression": how})))
-    assert (again.body, again.headers["compression"], again.errors) == (b"[[1], {}, {}]", how, [])
+def test_a_compressed_body_is_decompressed_once():
+    body, compression = compress(b"[[1], {}, {}]", "gzip")
+    again, _ = unpacked(codec.pack(message(body, {"task": "f", "compression": compression})))
+    assert (again.body, again.headers["compression"], again.errors) == (b"[[1], {}, {}]", compression, [])
 
 
-def test_a_message_that_is_parked_twice_is_the_same():
-    first = parcel.pack(message(b"\x00\xff"), since=1.5)
+def test_encoding_a_decoded_message_gives_the_same_bytes():
+    first = codec.pack(message(b"\x00\xff"), since=1.5)
     again, facts = unpacked(first)
-    assert parcel.pack(again, **facts) == first
+    assert codec.pack(again, **facts) == first
 
 
 @pytest.mark.parametrize("part", ["headers", "properties"])
-def test_what_is_no_json_cannot_be_parked(part):
+def test_a_value_that_is_not_json_raises_type_error(part):
     with pytest.raises(TypeError):
-        parcel.pack(message(**{part: {"odd": object()}}))
+        codec.pack(message(**{part: {"odd": object()}}))
 
 
 HEAD = {
@@ -94,86 +94,86 @@ HEAD = {
 }
 
 
-def packed_by_hand(head, body=b""):
+def packed_manually(head, body=b""):
     raw = dumps(head).encode()
     return struct.pack("<I", len(raw)) + raw + body
 
 
-GARBAGE = [
+MALFORMED = [
     b"",
     b"\x00",
     b"\x05\x00\x00\x00{}",
     b"\xff\xff\xff\xff{}",
     b"\x02\x00\x00\x00\xff\xfe",
-    packed_by_hand([]),
-    packed_by_hand({}),
-    packed_by_hand({**HEAD, "headers": [1]}),
-    packed_by_hand({**HEAD, "delivery_info": 3}),
-    packed_by_hand({**HEAD, "is_text": True}, b"\xff"),
-    *(packed_by_hand({key: value for key, value in HEAD.items() if key != name}) for name in HEAD),
+    packed_manually([]),
+    packed_manually({}),
+    packed_manually({**HEAD, "headers": [1]}),
+    packed_manually({**HEAD, "delivery_info": 3}),
+    packed_manually({**HEAD, "is_text": True}, b"\xff"),
+    *(packed_manually({key: value for key, value in HEAD.items() if key != name}) for name in HEAD),
 ]
 
 
-@pytest.mark.parametrize("garbage", GARBAGE)
-def test_what_is_no_parcel_is_said_to_be_none(garbage):
+@pytest.mark.parametrize("malformed", MALFORMED)
+def test_malformed_bytes_raise_value_error(malformed):
     with pytest.raises(ValueError, match=r".*"):
-        unpacked(garbage)
+        unpacked(malformed)
 
 
 @given(st.binary())
-def test_whatever_is_no_parcel_raises_nothing_else(garbage):
+def test_arbitrary_bytes_raise_nothing_but_value_error(malformed):
     with pytest.raises(ValueError, match=r".*"):
-        unpacked(garbage)
+        unpacked(malformed)
 
 
-# Names
+# Deduplication ids
 
 
 @given(BODIES, PLAIN)
-def test_a_second_delivery_has_the_same_uid(body, headers):
+def test_a_redelivered_message_has_the_same_uid(body, headers):
     brokers = {"x-death": [{"count": 2}], "x-first-death-queue": "q", "x-delivery-count": 7, "x-acquired-count": 1}
     first = message(body, headers)
     second = message(body, {**brokers, **dict(reversed(headers.items()))}, delivery_info={"redelivered": True})
-    assert parcel.uid_of(first, "q") == parcel.uid_of(second, "q")
-    assert len(parcel.uid_of(first, "q")) == parcel.UID_SIZE
+    assert codec.uid_of(first, "q") == codec.uid_of(second, "q")
+    assert len(codec.uid_of(first, "q")) == codec.UID_SIZE
 
 
-def test_a_message_that_was_parked_has_the_same_uid():
+def test_a_decoded_message_has_the_same_uid():
     first = message("[[1], {}, {}]", {"task": "f", "id": "1", "x-death": []})
-    assert parcel.uid_of(unpacked(parcel.pack(first))[0], "q") == parcel.uid_of(first, "q")
+    assert codec.uid_of(unpacked(codec.pack(first))[0], "q") == codec.uid_of(first, "q")
 
 
 @given(st.tuples(st.binary(), PLAIN), st.tuples(st.binary(), PLAIN))
 def test_different_messages_have_different_uids(one, other):
     same = (one[0], dumps(one[1], sort_keys=True)) == (other[0], dumps(other[1], sort_keys=True))
-    assert (parcel.uid_of(message(*one), "q") == parcel.uid_of(message(*other), "q")) == same
+    assert (codec.uid_of(message(*one), "q") == codec.uid_of(message(*other), "q")) == same
 
 
-def test_the_tag_that_kombu_gives_a_published_message_is_its_name():
+def test_the_uuid_of_a_published_message_determines_its_uid():
     def uid(tag, body=b"[]"):
-        return parcel.uid_of(message(body, properties={"delivery_tag": tag}), "q")
+        return codec.uid_of(message(body, properties={"delivery_tag": tag}), "q")
 
-    assert uid(TAG) == uid(TAG, b"whatever")
+    assert uid(TAG) == uid(TAG, b"another body")
     assert uid(TAG) != uid(TAG.replace("0", "1"))
-    assert uid(1) == uid(2), "RabbitMQ counts deliveries: that is no name"
+    assert uid(1) == uid(2), "RabbitMQ's tag numbers deliveries, it does not identify a message"
 
 
-def test_salt_tells_twins_apart():
-    assert parcel.uid_of(message(), "q", b"1") != parcel.uid_of(message(), "q")
-    assert parcel.uid_of(message(), "q", b"1") != parcel.uid_of(message(), "q", b"2")
-    assert parcel.uid_of(message(), "q") != parcel.uid_of(message(), "other")
+def test_salt_distinguishes_equal_messages():
+    assert codec.uid_of(message(), "q", b"1") != codec.uid_of(message(), "q")
+    assert codec.uid_of(message(), "q", b"1") != codec.uid_of(message(), "q", b"2")
+    assert codec.uid_of(message(), "q") != codec.uid_of(message(), "other")
 
 
-# What the broker says
+# Redelivery, protocol and priority
 
 
 @pytest.mark.parametrize(
     ("info", "fresh", "redelivered"),
     [({}, False, False), ({"redelivered": False}, True, False), ({"redelivered": True}, False, True)],
 )
-def test_only_a_broker_that_says_so_delivers_for_the_first_time(info, fresh, redelivered):
+def test_a_message_is_fresh_only_if_the_broker_says_so(info, fresh, redelivered):
     delivered = message(delivery_info=info)
-    assert (parcel.is_fresh(delivered), parcel.is_redelivered(delivered)) == (fresh, redelivered)
+    assert (codec.is_fresh(delivered), codec.is_redelivered(delivered)) == (fresh, redelivered)
 
 
 @pytest.mark.parametrize(
@@ -181,11 +181,11 @@ def test_only_a_broker_that_says_so_delivers_for_the_first_time(info, fresh, red
     [({"task": "f", "id": "1"}, True), ({"task": "f"}, False), ({"id": "1"}, False), ({}, False)],
 )
 def test_only_messages_of_protocol_2_can_be_parked(headers, complete):
-    assert parcel.is_complete(SimpleNamespace(headers=headers)) == complete
+    assert codec.is_complete(SimpleNamespace(headers=headers)) == complete
 
 
 RANKS = [
-    # priority, rank where the highest comes first (RabbitMQ), where the lowest does (Redis)
+    # priority, rank if the highest is delivered first (RabbitMQ), rank if the lowest is (Redis)
     (None, 255, 0),
     (0, 255, 0),
     (1, 254, 1),
@@ -198,7 +198,7 @@ RANKS = [
 
 
 @pytest.mark.parametrize(("priority", "highest_first", "lowest_first"), RANKS)
-def test_the_rank_follows_the_priority_as_the_broker_means_it(priority, highest_first, lowest_first):
+def test_the_rank_follows_the_priority_order_of_the_broker(priority, highest_first, lowest_first):
     sent = message(properties={} if priority is None else {"priority": priority})
-    assert parcel.rank_of(sent, highest_first=True) == highest_first
-    assert parcel.rank_of(sent, highest_first=False) == lowest_first
+    assert codec.rank_of(sent, highest_first=True) == highest_first
+    assert codec.rank_of(sent, highest_first=False) == lowest_first

@@ -1,11 +1,11 @@
-"""Which queue a message came from, whatever its broker tells."""
+"""Queue of origin, from what each kind of broker says about a delivery."""
 
 from __future__ import annotations
 
 import pytest
 from kombu import Exchange, Queue, binding
 
-from bucketflow_celery.messages.origin import ROUTE, queue_of, queues_of
+from bucketflow_celery.messages.origin import DELAYED_KEY_PREFIX, queue_of, queues_of
 
 QUEUES = {
     queue.name: queue
@@ -21,9 +21,9 @@ QUEUES = {
 ZEROS = "0." * 27
 
 CASES = [
-    # what the broker tells, queue
-    ({"consumer_tag": "2", "routing_key": "celery"}, "emails"),  # the tag is the truth
-    ({"consumer_tag": "9", "routing_key": "celery"}, "celery"),  # a tag of an earlier connection says nothing
+    # delivery info, queue
+    ({"consumer_tag": "2", "routing_key": "celery"}, "emails"),  # the consumer tag takes precedence
+    ({"consumer_tag": "9", "routing_key": "celery"}, "celery"),  # the tag of an earlier connection is ignored
     ({"exchange": "", "routing_key": "celery"}, "celery"),  # Redis, and the default exchange
     ({"exchange": None, "routing_key": "celery"}, "celery"),
     ({"exchange": "mail", "routing_key": "send"}, "emails"),
@@ -31,13 +31,13 @@ CASES = [
     ({"exchange": "log", "routing_key": "order.eu.paid"}, "audit"),
     ({"exchange": "log", "routing_key": "order.eu.de.paid"}, "order.eu.de.paid"),
     ({"exchange": "all", "routing_key": "order.eu.de.paid"}, "everything"),
-    ({"exchange": "all", "routing_key": "order"}, "everything"),  # # is no word or more
+    ({"exchange": "all", "routing_key": "order"}, "everything"),  # "#" matches zero or more words
     ({"exchange": "all", "routing_key": "orders.eu"}, "orders.eu"),
-    ({"exchange": "news", "routing_key": "whatever"}, "news"),
+    ({"exchange": "news", "routing_key": "ignored"}, "news"),
     ({"exchange": "media", "routing_key": "image"}, "media"),
-    ({"exchange": "celery_delayed_27", "routing_key": f"{ZEROS}1.{ROUTE}emails"}, "emails"),
-    ({"exchange": "celery_delayed_27", "routing_key": f"1.{ZEROS}{ROUTE}a.b"}, "a.b"),
-    ({"routing_key": f"{ROUTE}emails"}, f"{ROUTE}emails"),  # a queue may be called so
+    ({"exchange": "celery_delayed_27", "routing_key": f"{ZEROS}1.{DELAYED_KEY_PREFIX}emails"}, "emails"),
+    ({"exchange": "celery_delayed_27", "routing_key": f"1.{ZEROS}{DELAYED_KEY_PREFIX}a.b"}, "a.b"),
+    ({"routing_key": f"{DELAYED_KEY_PREFIX}emails"}, f"{DELAYED_KEY_PREFIX}emails"),  # a queue may have such a name
     ({}, ""),
     ({"routing_key": None}, ""),
 ]
@@ -58,7 +58,7 @@ def test_the_queue_of_a_message(delivery_info, queue):
         ({"exchange": "both", "routing_key": "order.1.paid"}, ["first", "second"]),
     ],
 )
-def test_the_queues_a_message_may_have_come_from(delivery_info, queues):
+def test_the_queues_a_message_may_have_been_delivered_from(delivery_info, queues):
     both = Exchange("both", type="topic")
     consumed = QUEUES | {"first": Queue("first", both, "order.#"), "second": Queue("second", both, "#.paid")}
     assert queues_of(delivery_info, {"2": "emails"}, consumed) == queues

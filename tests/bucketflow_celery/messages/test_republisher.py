@@ -1,4 +1,4 @@
-"""A copy of a message is the same task: whatever belongs to it stays, whatever belongs to its delivery goes."""
+"""Republication: the copy of a message is the same task in a new delivery."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TICKET = Ticket({"q:q/t:a": 5_000_000}, 1.7e9).write()
 
 @pytest.fixture
 def channel():
-    """Yield a broker with an empty queue ``q``."""
+    """Yield a channel of an in-memory broker with an empty queue ``q``."""
     app = Celery("shop", set_as_current=False, broker="memory://")
     with app.connection_for_write() as connection:
         channel = connection.default_channel
@@ -52,7 +52,7 @@ def channel():
         yield channel
 
 
-def copy(channel, *, countdown=30.0, body=BODY, headers=None, properties=None, **options):
+def republished(channel, *, countdown=30.0, body=BODY, headers=None, properties=None, **options):
     message = Message(
         body,
         headers={**HEADERS, **(headers or {})},
@@ -69,8 +69,8 @@ def copy(channel, *, countdown=30.0, body=BODY, headers=None, properties=None, *
     return channel.basic_get("q", no_ack=True)
 
 
-def test_the_task_stays_the_same(channel):
-    got = copy(channel)
+def test_the_copy_is_the_same_task(channel):
+    got = republished(channel)
     assert got.body == BODY
     assert (got.content_type, got.content_encoding) == ("application/json", "utf-8")
     same = {name: value for name, value in HEADERS.items() if name != "eta"}
@@ -79,48 +79,48 @@ def test_the_task_stays_the_same(channel):
         assert got.properties[name] == PROPERTIES[name]
 
 
-def test_it_goes_to_its_queue_alone_and_its_delivery_is_a_new_one(channel):
-    got = copy(channel)
+def test_the_copy_is_routed_to_its_queue_only_as_a_new_delivery(channel):
+    got = republished(channel)
     assert got.delivery_info == {"exchange": "", "routing_key": "q"}
     assert got.properties["delivery_tag"] != PROPERTIES["delivery_tag"]
     assert "expiration" not in got.properties
 
 
-def test_it_carries_its_ticket_and_comes_when_it_is_due(channel):
+def test_the_copy_has_the_ticket_and_the_eta(channel):
     before = datetime.now(timezone.utc)
-    got = copy(channel, countdown=30.0)
+    got = republished(channel, countdown=30.0)
     eta = datetime.fromisoformat(got.headers["eta"])
     assert before + timedelta(seconds=30) <= eta <= datetime.now(timezone.utc) + timedelta(seconds=30)
     assert Ticket.read(got.headers[HEADER]).reservations == {"q:q/t:a": 5_000_000}
 
 
-def test_a_ticket_replaces_the_one_before(channel):
-    got = copy(channel, headers={HEADER: {"dues": {"old": 1}, "since": 1.0}})
+def test_a_ticket_replaces_the_previous_one(channel):
+    got = republished(channel, headers={HEADER: {"dues": {"old": 1}, "since": 1.0}})
     assert got.headers[HEADER] == TICKET
 
 
-def test_what_the_broker_wrote_is_not_sent_back(channel):
+def test_headers_of_the_broker_are_not_copied(channel):
     brokers = {"x-death": [{"count": 1}], "x-first-death-queue": "q", "x-last-death-reason": "r", "x-delivery-count": 3}
-    got = copy(channel, headers={**brokers, "x-mine": 1})
+    got = republished(channel, headers={**brokers, "x-mine": 1})
     assert not set(brokers) & set(got.headers)
     assert got.headers["x-mine"] == 1
 
 
 @pytest.mark.parametrize("zone", ["+00:00", "Z", ""])
-def test_an_expiry_is_the_time_that_is_left(channel, zone):
+def test_the_expiration_of_the_copy_is_the_remaining_time(channel, zone):
     at = datetime.now(timezone.utc) + timedelta(seconds=100)
-    got = copy(channel, headers={"expires": at.replace(tzinfo=None).isoformat() + zone})
+    got = republished(channel, headers={"expires": at.replace(tzinfo=None).isoformat() + zone})
     assert 90_000 < int(got.properties["expiration"]) <= 100_000
     assert got.headers["expires"].startswith(at.replace(tzinfo=None).isoformat())
 
 
-def test_a_compressed_message_is_compressed_again(channel):
-    got = copy(channel, body=zlib.compress(BODY), headers={"compression": "application/x-gzip"})
+def test_the_copy_of_a_compressed_message_is_compressed(channel):
+    got = republished(channel, body=zlib.compress(BODY), headers={"compression": "application/x-gzip"})
     assert got.headers["compression"] == "application/x-gzip"
-    assert got.body == BODY  # as a reader gets it
+    assert got.body == BODY  # as decompressed by Kombu
 
 
-def test_after_a_failure_it_opens_another_connection(channel):
+def test_publish_after_close_opens_a_new_connection(channel):
     republisher = Republisher(channel.app, delayed=False)
     message = Message(BODY, headers=HEADERS, properties={}, content_type="application/json", content_encoding="utf-8")
     republisher.publish(message, "q", 1.0, TICKET)

@@ -1,4 +1,4 @@
-"""What the worker does for the gate, where Celery or what it talks to fails."""
+"""The Celery worker where Celery or its result backend fails."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.worker.celery_worker import CeleryWorker
 
 
-class ExpiredWhileTheResultBackendIsAway:
+class ExpiredWhileTheResultBackendIsUnavailable:
     id = "42"
 
     def revoked(self):
-        raise OSError("the result backend is away")
+        raise OSError("the result backend is unavailable")
 
 
-def test_a_revoked_task_whose_end_cannot_be_stored_stops_nobody_else_and_does_not_run(caplog):
+def test_a_task_that_expires_while_its_result_cannot_be_stored_does_not_run_and_raises_nothing(caplog):
     waker = SimpleNamespace(timer=None, call_soon=None)
     slots = SimpleNamespace(free=None, when_free=None)
-    host = CeleryWorker(None, slots, SimpleNamespace(widen=None, narrow=None), None, waker)
-    assert host.is_revoked_or_expired(PendingTask(ExpiredWhileTheResultBackendIsAway(), "q", 0.0))
+    worker = CeleryWorker(None, slots, SimpleNamespace(widen=None, narrow=None), None, waker)
+    assert worker.is_revoked_or_expired(PendingTask(ExpiredWhileTheResultBackendIsUnavailable(), "q", 0.0))
     assert "end of task cannot be stored: id=42" in caplog.text

@@ -1,4 +1,4 @@
-"""Scripts run from kombu's event loop, on a real server that answers, hangs, dies and comes back."""
+"""Scripts run from Kombu's event loop, on a real server that answers, hangs, dies and restarts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bucketflow.errors import StoreUnavailable
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow.redis_client.scripts import Script
 from bucketflow_celery.store.redis_backlog import RedisStoreCall
-from bucketflow_celery.worker import redis_event_loop as hub_runner
+from bucketflow_celery.worker import redis_event_loop
 from bucketflow_celery.worker.redis_event_loop import EventLoopRunner
 
 TIMEOUT = 0.5
@@ -21,7 +21,7 @@ ECHO = Script.of("echo", "return ARGV[1]")
 
 
 class Loop:
-    """Turns a hub until what was asked for is answered."""
+    """A hub that runs until a call has its outcome."""
 
     def __init__(self, url):
         self.hub = Hub()
@@ -29,22 +29,22 @@ class Loop:
         self.runner = EventLoopRunner(self.scripts, self.hub, TIMEOUT)
         self.outcomes = []
 
-    def ask(self, word, *, inline=False):
+    def call(self, word, *, inline=False):
         call = RedisStoreCall(self.scripts, ECHO, [b"key"], [word], lambda reply: reply)
         self.runner.run(call, self.outcomes.append, inline=inline)
 
-    def turn(self):
+    def run_once(self):
         next(self.hub.loop)
 
     def outcome(self):
         deadline = time.monotonic() + 10
         while not self.outcomes:
-            assert time.monotonic() < deadline, "no answer, and no failure either"
-            self.turn()
+            assert time.monotonic() < deadline, "neither a reply nor a failure"
+            self.run_once()
         return self.outcomes.pop()
 
     def events(self):
-        """Return what would wake the loop at once."""
+        """Return the events that would wake the loop at once."""
         return list(self.hub.poller.poll(0) or ())
 
 
@@ -56,86 +56,84 @@ def loop(fresh_redis):
     loop.hub.close()
 
 
-def test_the_answer_comes_through_the_loop_and_not_before(loop):
-    loop.ask("a")
+def test_the_reply_is_read_by_the_loop(loop):
+    loop.call("a")
     assert loop.outcomes == []
     assert loop.outcome() == b"a"
-    loop.ask("b")
+    loop.call("b")
     assert loop.outcome() == b"b"
 
 
-def test_an_urgent_question_is_answered_before_the_loop_turns(loop, monkeypatch):
-    monkeypatch.setattr(hub_runner, "INLINE_WAIT_MS", 5000)
-    loop.ask("a")
+def test_an_inline_call_is_answered_before_the_loop_runs(loop, monkeypatch):
+    monkeypatch.setattr(redis_event_loop, "INLINE_WAIT_MS", 5000)
+    loop.call("a")
     loop.outcome()
-    loop.ask("b", inline=True)
+    loop.call("b", inline=True)
     assert loop.outcomes == [b"b"]
     assert loop.events() == []
 
 
-def test_a_server_that_lets_an_urgent_question_wait_is_left_to_the_loop_for_a_while(loop, fresh_redis, monkeypatch):
-    monkeypatch.setattr(hub_runner, "INLINE_BACKOFF", 2)
-    loop.ask("a")
+def test_after_a_slow_reply_inline_calls_are_left_to_the_loop_for_a_while(loop, fresh_redis, monkeypatch):
+    monkeypatch.setattr(redis_event_loop, "INLINE_BACKOFF", 2)
+    loop.call("a")
     loop.outcome()
     fresh_redis.pause()
-    loop.ask("b", inline=True)
+    loop.call("b", inline=True)
     assert loop.outcomes == []
     fresh_redis.resume()
     assert loop.outcome() == b"b"
-    monkeypatch.setattr(hub_runner, "INLINE_WAIT_MS", 5000)
+    monkeypatch.setattr(redis_event_loop, "INLINE_WAIT_MS", 5000)
     for _ in range(2):
-        loop.ask("c", inline=True)
+        loop.call("c", inline=True)
         assert loop.outcomes == []
         assert loop.outcome() == b"c"
-    loop.ask("d", inline=True)
+    loop.call("d", inline=True)
     assert loop.outcomes == [b"d"]
 
 
 @pytest.mark.parametrize("inline", [False, True])
-def test_a_server_that_is_away_fails_the_question_and_is_found_when_it_is_back(loop, fresh_redis, inline):
+def test_a_call_fails_while_the_server_is_down_and_succeeds_after_its_restart(loop, fresh_redis, inline):
     fresh_redis.kill()
-    loop.ask("a", inline=inline)
+    loop.call("a", inline=inline)
     assert isinstance(loop.outcome(), StoreUnavailable)
     fresh_redis.restart()
-    loop.ask("b", inline=inline)
+    loop.call("b", inline=inline)
     assert loop.outcome() == b"b"
 
 
-def test_a_server_without_the_script_is_given_it(loop, fresh_redis):
-    loop.ask("a")
+def test_a_missing_script_is_loaded(loop, fresh_redis):
+    loop.call("a")
     loop.outcome()
     with fresh_redis.client() as client:
         client.script_flush()
-    loop.ask("b")
+    loop.call("b")
     assert loop.outcome() == b"b"
 
 
-def test_a_server_that_hangs_fails_the_question_in_time_and_its_late_answer_is_nobodys(loop, fresh_redis):
-    loop.ask("a")
+def test_a_call_to_a_hanging_server_times_out_and_its_late_reply_is_discarded(loop, fresh_redis):
+    loop.call("a")
     loop.outcome()
     fresh_redis.pause()
-    loop.ask("late")
+    loop.call("late")
     assert isinstance(loop.outcome(), StoreUnavailable)
     fresh_redis.resume()
-    loop.ask("b")
+    loop.call("b")
     assert loop.outcome() == b"b"
 
 
-@pytest.mark.parametrize("when", ["while it is asked", "before it is asked"])
-def test_a_server_that_dies_leaves_the_loop_nothing_to_wake_for_though_a_child_keeps_the_socket(
-    loop, fresh_redis, when
-):
-    loop.ask("a")
+@pytest.mark.parametrize("when", ["during the call", "before the call"])
+def test_after_the_server_died_a_socket_inherited_by_a_child_does_not_wake_the_loop(loop, fresh_redis, when):
+    loop.call("a")
     loop.outcome()
-    inherited = os.dup(loop.runner._connection._sock.fileno())  # as every process that is forked from here on does
+    inherited = os.dup(loop.runner._connection._sock.fileno())  # as every process that is forked from now on does
     try:
-        if when == "while it is asked":
+        if when == "during the call":
             fresh_redis.pause()
-            loop.ask("b")
+            loop.call("b")
             fresh_redis.kill()
         else:
             fresh_redis.kill()
-            loop.ask("b")
+            loop.call("b")
         assert isinstance(loop.outcome(), StoreUnavailable)
         assert loop.events() == []
         assert loop.hub.readers == {}

@@ -1,4 +1,4 @@
-"""Callbacks come at their time, also those that are asked for while the alarm sleeps."""
+"""``TimerThread`` runs callbacks in time, also those that are added while it sleeps."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from bucketflow_celery.worker.event_loop import TimerThread
 LONG = 60.0
 
 
-def test_what_is_nearer_comes_first_and_not_when_the_alarm_would_have_woken():
-    alarm, rung, order = TimerThread(), threading.Event(), []
-    late = alarm.call_after(LONG, rung.set)
-    time.sleep(0.05)  # it sleeps now, until then
-    alarm.call_after(0.02, lambda: order.append("later"))
-    alarm.call_after(0.01, lambda: order.append("sooner"))
-    alarm.call_after(0.03, rung.set)
-    assert rung.wait(LONG / 2)
+def test_a_nearer_callback_added_while_the_timer_sleeps_runs_in_time():
+    timer, done, order = TimerThread(), threading.Event(), []
+    late = timer.call_after(LONG, done.set)
+    time.sleep(0.05)  # now it sleeps until then
+    timer.call_after(0.02, lambda: order.append("later"))
+    timer.call_after(0.01, lambda: order.append("sooner"))
+    timer.call_after(0.03, done.set)
+    assert done.wait(LONG / 2)
     assert order == ["sooner", "later"]
-    alarm.cancel(late)
+    timer.cancel(late)
 
 
-def test_who_is_cancelled_is_not_called_and_may_be_cancelled_again():
-    alarm, rung, called = TimerThread(), threading.Event(), []
-    event = alarm.call_after(0.01, lambda: called.append(True))
-    alarm.cancel(event)
-    alarm.cancel(event)
-    alarm.call_after(0.02, rung.set)
-    assert rung.wait(LONG)
+def test_a_cancelled_callback_does_not_run_and_cancelling_twice_is_allowed():
+    timer, done, called = TimerThread(), threading.Event(), []
+    event = timer.call_after(0.01, lambda: called.append(True))
+    timer.cancel(event)
+    timer.cancel(event)
+    timer.call_after(0.02, done.set)
+    assert done.wait(LONG)
     assert not called
 
 
-def test_a_callback_that_fails_stops_no_other(caplog):
-    alarm, rung = TimerThread(), threading.Event()
+def test_a_failed_callback_is_logged_and_the_next_one_runs(caplog):
+    timer, done = TimerThread(), threading.Event()
 
     def fail():
-        raise ValueError("mine")
+        raise ValueError("from the callback")
 
-    alarm.call_after(0, fail)
-    alarm.call_after(0.01, rung.set)
-    assert rung.wait(LONG)
-    assert "a callback failed" in caplog.text
+    timer.call_after(0, fail)
+    timer.call_after(0.01, done.set)
+    assert done.wait(LONG)
+    assert "timer callback failed" in caplog.text

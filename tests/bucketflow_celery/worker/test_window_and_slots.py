@@ -1,4 +1,4 @@
-"""The prefetch window and the slots of a pool, with the smallest stand-ins that keep Celery's own arithmetic."""
+"""Prefetch window and pool slots, on minimal stand-ins with Celery's own semaphore and QoS."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PREFETCH = 4
 
 
 class TaskConsumer:
-    """Knows which queues are consumed, as kombu's ``Consumer`` does."""
+    """Stand-in for Kombu's ``Consumer``: the set of consumed queues."""
 
     def __init__(self, queues):
         self.queues = set(queues)
@@ -40,8 +40,8 @@ class TaskConsumer:
         pass
 
 
-class DispatchRequest:
-    """A message that nobody has acknowledged."""
+class Request:
+    """An unacknowledged request."""
 
     acknowledged = False
 
@@ -64,36 +64,36 @@ class Queues(dict):
         return self
 
 
-def entry(queue="q"):
-    return PendingTask(DispatchRequest(), queue, 0.0)
+def pending_task(queue="q"):
+    return PendingTask(Request(), queue, 0.0)
 
 
 @pytest.mark.parametrize(
-    ("queues", "level", "wider"),
+    ("queues", "level", "widened_by"),
     [
-        ("q", TENANT, 1),  # other tenants of the queue could start
-        ("q", QUEUE, 0),  # nothing else could: the worker stops fetching
-        ("qr", QUEUE, 1),  # the other queue could
+        ("q", TENANT, 1),  # tasks of other tenants could start
+        ("q", QUEUE, 0),  # no other task could start: the worker stops fetching
+        ("qr", QUEUE, 1),  # tasks of the other queue could start
         ("qr", ALL, 0),
         ("q", None, 0),
         ("qr", None, 1),
     ],
 )
-def test_a_held_message_makes_room_only_where_others_could_start(queues, level, wider):
+def test_a_held_message_widens_the_window_only_if_others_could_start(queues, level, widened_by):
     consumer = worker(*queues)
-    window, held = PrefetchWindow(consumer), entry()
+    window, held = PrefetchWindow(consumer), pending_task()
     window.widen(held, level)
-    assert consumer.qos.value == PREFETCH + wider
+    assert consumer.qos.value == PREFETCH + widened_by
     window.narrow(held)
     assert consumer.qos.value == PREFETCH
 
 
 @pytest.mark.parametrize("level", [QUEUE, None])
-def test_a_queue_that_fills_a_window_of_its_own_is_not_consumed_until_half_of_it_has_gone(level):
+def test_a_queue_whose_held_messages_fill_a_window_is_paused_until_half_of_them_have_gone(level):
     consumer = worker("q", "r")
-    window, held = PrefetchWindow(consumer), [entry() for _ in range(PREFETCH)]
-    for each in held[:-1]:
-        window.widen(each, level)
+    window, held = PrefetchWindow(consumer), [pending_task() for _ in range(PREFETCH)]
+    for task in held[:-1]:
+        window.widen(task, level)
     assert consumer.task_consumer.queues == {"q", "r"}
     window.widen(held[-1], level)
     assert consumer.task_consumer.queues == {"r"}
@@ -104,36 +104,36 @@ def test_a_queue_that_fills_a_window_of_its_own_is_not_consumed_until_half_of_it
     assert consumer.qos.value == PREFETCH + 2
 
 
-def test_a_queue_the_user_has_cancelled_meanwhile_is_not_consumed_again():
+def test_a_paused_queue_that_the_user_has_cancelled_is_not_resumed():
     consumer = worker("q", "r")
-    window, held = PrefetchWindow(consumer), [entry() for _ in range(PREFETCH)]
-    for each in held:
-        window.widen(each, QUEUE)
+    window, held = PrefetchWindow(consumer), [pending_task() for _ in range(PREFETCH)]
+    for task in held:
+        window.widen(task, QUEUE)
     del consumer.app.amqp.queues["q"]
-    for each in held:
-        window.narrow(each)
+    for task in held:
+        window.narrow(task)
     assert consumer.task_consumer.queues == {"r"}
 
 
 @pytest.mark.parametrize("options", [{"prefetch": 0}, {"driver": "amqp", "qos_global": False}])
-def test_a_window_that_is_unlimited_or_each_queues_own_is_left_alone(options):
+def test_an_unlimited_or_per_queue_window_is_not_changed(options):
     consumer = worker("q", "r", **options)
     before = consumer.qos.value
-    window, held = PrefetchWindow(consumer), entry()
+    window, held = PrefetchWindow(consumer), pending_task()
     window.widen(held, TENANT)
     assert consumer.qos.value == before
     window.narrow(held)
     assert consumer.qos.value == before
 
 
-def test_what_was_never_held_widens_nothing():
+def test_narrowing_for_a_task_that_was_not_held_changes_nothing():
     consumer = worker("q", "r")
-    PrefetchWindow(consumer).narrow(entry())
+    PrefetchWindow(consumer).narrow(pending_task())
     assert consumer.qos.value == PREFETCH
 
 
 @pytest.fixture(autouse=True)
-def nothing_reserved():
+def clear_reserved_requests():
     yield
     state.reserved_requests.clear()
 
@@ -142,7 +142,7 @@ def nothing_reserved():
 
 
 class Pool:
-    """A pool that keeps what it is given until it is told to run it."""
+    """A pool that queues tasks until ``finish`` runs the next one."""
 
     def __init__(self, slots, *, processes=False):
         self.num_processes, self.uses_semaphore = slots, processes
@@ -163,8 +163,8 @@ class Pool:
 
 def controller(pool):
     made = SimpleNamespace(pool=pool)
-    ignored = {"callback": lambda _result: None, "error_callback": lambda _result: None}
-    made._process_task = lambda request: pool.apply_async(lambda: request, (), **ignored)
+    callbacks = {"callback": lambda _result: None, "error_callback": lambda _result: None}
+    made._process_task = lambda request: pool.apply_async(lambda: request, (), **callbacks)
     made.process_task = made._process_task
     return made
 
@@ -179,7 +179,7 @@ def test_the_slots_of_a_pool_are_counted(processes, failing):
     slots.start("two")
     assert slots.free() == 0
     slots.when_free(lambda: called.append(1))
-    slots.when_free(lambda: called.append(2))  # asking twice is asking once
+    slots.when_free(lambda: called.append(2))  # repeated calls count as one
     assert not soon
     pool.finish(failing=failing)
     assert slots.free() == 1
@@ -200,7 +200,7 @@ def test_a_target_that_raises_frees_its_slot():
     assert slots.free() == 1
 
 
-def test_a_result_that_comes_twice_frees_one_slot():
+def test_two_callbacks_of_one_task_free_one_slot():
     pool = Pool(2, processes=True)
     slots = CountedSlots(controller(pool), lambda callback: callback())
     slots.start("one")
@@ -211,14 +211,14 @@ def test_a_result_that_comes_twice_frees_one_slot():
     assert slots.free() == 1
 
 
-def test_where_a_slot_is_free_the_callback_comes_in_the_loop():
+def test_if_a_slot_is_free_the_callback_runs_soon():
     soon = []
     slots = CountedSlots(controller(Pool(1)), soon.append)
     slots.when_free(print)
     assert soon == [print]
 
 
-def test_preforks_own_semaphore_is_used():
+def test_the_slots_of_prefork_are_those_of_its_semaphore():
     started, called = [], []
     made = SimpleNamespace(semaphore=LaxBoundedSemaphore(2), _process_task=started.append)
     made._process_task_sem = made.process_task = lambda request: request
@@ -236,15 +236,15 @@ def test_preforks_own_semaphore_is_used():
     assert (called, slots.free()) == ([1], 2)
 
 
-def test_after_a_lost_connection_the_tasks_that_go_on_running_keep_their_slots():
+def test_running_tasks_keep_their_slots_after_a_lost_connection():
     semaphore = LaxBoundedSemaphore(3)
     slots = SemaphoreSlots(SimpleNamespace(semaphore=semaphore))
-    running = [DispatchRequest(), DispatchRequest()]
+    running = [Request(), Request()]
     for request in running:
         semaphore.acquire(lambda: None)
         state.active_requests.add(request)
     try:
-        semaphore.clear()  # as Celery does when it has lost its connection
+        semaphore.clear()  # as Celery does when it has lost the connection
         slots.forget()
         assert slots.free() == 1
         for _ in running:
