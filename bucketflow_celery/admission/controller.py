@@ -4,8 +4,7 @@ Admission control in front of a worker's pool: which tasks are asked for, and wh
 A task is asked for only when a slot is free, so that no waiting task holds tokens. A refusal by ``all`` or a queue
 blocks the whole queue: its tasks are held, and only the head asks again, once, when the store said that tokens come.
 Tasks refused by their tenant or task type are deferred: they return to the broker with a ticket.
-
-Everything happens in rounds: see :meth:`AdmissionController.run`. ``decisions.py`` applies what the store decides.
+``decisions.py`` applies what the store decides.
 """
 
 from __future__ import annotations
@@ -39,8 +38,6 @@ Batch: TypeAlias = "list[tuple[PendingTask, HoldQueue | None]]"
 
 #: Most tasks asked for in one call.
 MAX_BATCH = 64
-#: Seconds after which the version of the limits is compared, if no other call has done so.
-VERSION_CHECK_INTERVAL = 5.0
 #: Seconds that a task that may be parked waits for a slot of this worker: then another worker may have one.
 MAX_SLOT_WAIT = 0.1
 #: Seconds between two checks for tasks that have been held too long.
@@ -126,9 +123,7 @@ class AdmissionController:
         self.stop()
         with self._round_lock:
             asked = self._client.drop()
-            waiting = [] if asked is None else [task for task, _ in asked.batch]
-            waiting += [*self._hold_queues.clear(), *self._inbox]
-            self._inbox.clear()
+            waiting = list(self._take_all([] if asked is None else asked.batch))
             self._stats.waiting = 0
         self._client.close()
         return waiting
@@ -214,8 +209,7 @@ class AdmissionController:
     def _check_version(self) -> None:
         """Compare the version of the limits, if no call has done so recently: no task here may be limited yet."""
         now = self._worker.monotonic()
-        is_due = self._limits.is_stale or now - self._limits.checked_at >= VERSION_CHECK_INTERVAL
-        if self._client.context is None and self._breaker.open_until <= now and is_due:
+        if self._client.context is None and self._breaker.open_until <= now and self._limits.needs_check(now):
             self._send([], [])
 
     def _ask(self, batch: Batch) -> None:
@@ -240,12 +234,9 @@ class AdmissionController:
         if taken is None:
             return
         (batch, requests), reply = taken
-        if isinstance(reply, StoreUnavailable):
+        if isinstance(reply, (StoreUnavailable, StaleLimits)):
             self._hold_queues.restore(requests)
-            self._on_failure(batch)
-        elif isinstance(reply, StaleLimits):
-            self._hold_queues.restore(requests)
-            self._resolve_all(batch)
+            (self._resolve_all if isinstance(reply, StaleLimits) else self._on_failure)(batch)
         else:
             decided = deque(
                 DecidedTask(task, queue, request, decision)
@@ -296,14 +287,13 @@ class AdmissionController:
     def _take_all(self, batch: Batch) -> deque[PendingTask]:
         """Take all tasks out of *batch*, hold queues and inbox, in the order in which they were received."""
         newcomers, self._inbox = self._inbox, deque()
-        waiting = [*(task for task, _ in batch), *self._hold_queues.clear(), *newcomers]
-        return deque(sorted(waiting, key=attrgetter("received_at")))
+        tasks = [*(task for task, _ in batch), *self._hold_queues.clear(), *newcomers]
+        return deque(sorted(tasks, key=attrgetter("received_at")))
 
     def _sweep(self) -> None:
         """Requeue the tasks that have been held too long."""
         now = self._worker.monotonic()
-        if now < self._next_sweep:
-            return
-        self._next_sweep = now + SWEEP_INTERVAL
-        overdue = {task for task in self._hold_queues if now - task.received_at > self._max_hold}
-        self._hold_queues.remove({task for task in overdue if self.actions.requeue(task)})
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_INTERVAL
+            overdue = [task for task in self._hold_queues if now - task.received_at > self._max_hold]
+            self._hold_queues.remove({task for task in overdue if self.actions.requeue(task)})

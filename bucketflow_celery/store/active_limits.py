@@ -22,6 +22,10 @@ __all__ = ["ActiveLimits"]
 logger = logging.getLogger("bucketflow_celery.throttle")
 
 
+#: Seconds after which the version is compared with the store's, if no call has done so: a notification may be lost.
+VERSION_CHECK_INTERVAL = 5.0
+
+
 class ActiveLimits:
     """
     The fleet's limits as last read, or the configured ones.
@@ -73,6 +77,10 @@ class ActiveLimits:
             table = self.table
         self._table = replace(table, paused=paused)
         self.version = version
+
+    def needs_check(self, now: float) -> bool:
+        """Return whether the version should be compared at *now*: after a notification, or periodically."""
+        return self.is_stale or now - self.checked_at >= VERSION_CHECK_INTERVAL
 
     def resolve(self, task: Any, headers: Mapping[str, Any], args: Any, kwargs: Any, queue: str) -> ThrottlePolicy:
         """

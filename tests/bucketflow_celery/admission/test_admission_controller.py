@@ -14,7 +14,7 @@ from strategies import outages, restarts, tables, workloads
 from bucketflow.errors import CostExceedsCapacity
 from bucketflow.testing import worst_excess
 from bucketflow_celery import Limit, ThrottleTimeout
-from bucketflow_celery.admission.controller import VERSION_CHECK_INTERVAL
+from bucketflow_celery.store.active_limits import VERSION_CHECK_INTERVAL
 
 
 def play(limits, jobs, until=4000.0, **options):
