@@ -81,7 +81,7 @@ class MemoryStore:
     def _replace_limits(self, table: Mapping[str, Any] | None, paused: frozenset[str]) -> None:
         version = "" if table is None and not paused else repr((table, sorted(paused)))
         self._fleet_limits = FleetLimits(version, table, paused)
-        self.backlogs.announce()
+        self.backlogs.notify_all()
 
     def after_fork(self) -> None:
         """Do nothing: there is no connection to drop."""

@@ -1,4 +1,4 @@
-"""Backlogs in the memory of one process, for tests."""
+"""In-memory backlogs for tests; ``redis_backlog.py`` is the implementation for production."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MemoryStoreCall(Generic[T]):
     Implements :class:`~bucketflow_celery.store.interfaces.StoreCall` without I/O.
 
     Args:
-        function: Makes the call.
+        function: Runs the operation and returns its reply.
     """
 
     def __init__(self, function: Callable[[], T]) -> None:
@@ -50,13 +50,13 @@ class MemoryStoreCall(Generic[T]):
 
 class MemoryBacklogs:
     """
-    Backlogs for one process.
+    Implements :class:`~bucketflow_celery.store.interfaces.BacklogStore` in the memory of one process.
 
     Args:
-        clock: Its time.
-        lock: Guards *states*.
-        states: Of the levels, by key.
-        version: Tells the version of the limits.
+        clock: The clock of the store.
+        lock: Guards *states* and the backlogs.
+        states: States of the levels, by key.
+        version: Returns the version of the limits in force.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class MemoryBacklogs:
         def park() -> list[int]:
             with self._lock:
                 positions, should_notify = self._of(queue).park(messages, limit, self._clock.now(), busy=busy)
-                self._notify(queue, should_notify)
+                self._notify(queue, should_notify=should_notify)
                 return positions
 
         return MemoryStoreCall(park)
@@ -107,7 +107,7 @@ class MemoryBacklogs:
                 backlog, owned = self._of(queue), self._owned[request.worker]
                 now = self._clock.now()
                 reply, should_notify = dispatch(backlog, request, owned, self._states, now, version=version)
-                self._notify(queue, should_notify)
+                self._notify(queue, should_notify=should_notify)
                 return reply
 
         return MemoryStoreCall(dispatch_tasks)
@@ -119,7 +119,7 @@ class MemoryBacklogs:
     def _settle(self, queue: str, settlement: Settlement) -> int:
         with self._lock:
             returned, should_notify = settle(self._of(queue), settlement, self._leases, self._states, self._clock.now())
-            self._notify(queue, should_notify)
+            self._notify(queue, should_notify=should_notify)
             return returned
 
     def renew(self, worker: str, seconds: float) -> MemoryStoreCall[tuple[bool, list[str]]]:
@@ -134,13 +134,13 @@ class MemoryBacklogs:
     def leased_tasks(self, worker: str) -> MemoryStoreCall[list[LeasedTaskView]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
 
-        def owned() -> list[LeasedTaskView]:
+        def read() -> list[LeasedTaskView]:
             with self._lock:
-                mine = self._owned.get(worker, {}).values()
-                views = [LeasedTaskView(one.item.uid, one.queue, one.lane, one.item.since) for one in mine]
+                leased = self._owned.get(worker, {}).values()
+                views = [LeasedTaskView(one.item.uid, one.queue, one.lane, one.item.since) for one in leased]
                 return sorted(views, key=lambda view: (view.since, view.uid))
 
-        return MemoryStoreCall(owned)
+        return MemoryStoreCall(read)
 
     def purge(self, queue: str, lane: Lane) -> int:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
@@ -157,38 +157,38 @@ class MemoryBacklogs:
         with self._lock:
             backlog = self._of(queue)
             costs = {name: tenant.cost for name, tenant in backlog.tenants.items()}
-            lanes = [LaneView(lane, len(line), line[0].since) for lane, line in backlog.lanes()]
+            lanes = [LaneView(lane, len(tasks), tasks[0].since) for lane, tasks in backlog.lanes()]
             return BacklogView(self._clock.now(), costs, lanes)
 
     @contextmanager
     def listen(self) -> Iterator[Listener]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
-        calls: SimpleQueue[str] = SimpleQueue()
-        self._listeners.append(calls)
+        notifications: SimpleQueue[str] = SimpleQueue()
+        self._listeners.append(notifications)
         try:
-            yield _MemoryListener(calls)
+            yield _MemoryListener(notifications)
         finally:
-            self._listeners.remove(calls)
+            self._listeners.remove(notifications)
 
-    def announce(self) -> None:
-        """Let every worker look at the limits."""
-        self._notify(ALL_QUEUES, True)  # noqa: FBT003 - the answer of whoever decided
+    def notify_all(self) -> None:
+        """Notify every worker that the limits have changed."""
+        self._notify(ALL_QUEUES, should_notify=True)
 
     def _of(self, queue: str) -> Backlog:
         return self._backlogs.setdefault(queue, Backlog(queue))
 
-    def _notify(self, queue: str, call: bool) -> None:  # noqa: FBT001
-        if call:
-            for calls in self._listeners:
-                calls.put(queue)
+    def _notify(self, queue: str, *, should_notify: bool) -> None:
+        if should_notify:
+            for notifications in self._listeners:
+                notifications.put(queue)
 
 
 class _MemoryListener:
-    def __init__(self, calls: SimpleQueue[str]) -> None:
-        self._calls = calls
+    def __init__(self, notifications: SimpleQueue[str]) -> None:
+        self._notifications = notifications
 
     def get(self, timeout: float) -> str | None:
         try:
-            return self._calls.get(timeout=timeout)
+            return self._notifications.get(timeout=timeout)
         except Empty:
             return None
