@@ -1,4 +1,4 @@
-"""What a worker was dispatched, and what the store must still be told of it."""
+"""Dispatched tasks until their outcome is reported, and acknowledgements until the broker has processed them."""
 
 from __future__ import annotations
 
@@ -22,36 +22,38 @@ def dispatched(uid, queue="q"):
 
 
 @pytest.fixture
-def news():
+def wakeups():
     return []
 
 
 @pytest.fixture
-def in_flight(news):
-    return InFlightTasks(lambda: news.append(True))
+def in_flight(wakeups):
+    return InFlightTasks(lambda: wakeups.append(True))
 
 
 # InFlightTasks
 
 
-@pytest.mark.parametrize("back", [ENDED, not ENDED])
-def test_the_end_of_a_task_is_told_once(in_flight, news, back):
+@pytest.mark.parametrize("returns", [ENDED, not ENDED])
+def test_the_outcome_of_a_task_is_reported_once(in_flight, wakeups, returns):
     on_end = in_flight.add("w", dispatched(b"1"))
-    assert (in_flight.settlements(), news) == ([], [])
-    on_end(back)
-    assert news == [True]
+    assert (in_flight.settlements(), wakeups) == ([], [])
+    on_end(returns)
+    assert wakeups == [True]
     ((queue, settlement),) = in_flight.settlements()
     assert queue == "q"
-    assert settlement == (Settlement("w", returned=((b"1", LANE, True),)) if back else Settlement("w", ended=(b"1",)))
+    assert settlement == (
+        Settlement("w", returned=((b"1", LANE, True),)) if returns else Settlement("w", ended=(b"1",))
+    )
     assert in_flight.settlements() == []
-    assert in_flight.has(b"1"), "until the store has delivered of it"
+    assert in_flight.has(b"1"), "until the store has confirmed the report"
     in_flight.confirm(queue, settlement, delivered=True)
     assert not in_flight.has(b"1")
     on_end(ENDED)
     assert in_flight.settlements() == []
 
 
-def test_what_was_not_heard_is_told_again_in_its_order_but_for_refunds(in_flight):
+def test_an_undelivered_report_is_repeated_in_order_without_its_refunds(in_flight):
     for uid in (b"1", b"2", b"3", b"4"):
         in_flight.add("w", dispatched(uid))
     in_flight.return_unstarted(b"1")
@@ -62,13 +64,13 @@ def test_what_was_not_heard_is_told_again_in_its_order_but_for_refunds(in_flight
     in_flight.return_unstarted(b"3")
     in_flight.confirm(queue, first, delivered=False)
     in_flight.return_unstarted(b"4")
-    ((_, again),) = in_flight.settlements()
-    assert [uid for uid, _, _ in again.returned] == [b"1", b"2", b"3", b"4"]
-    assert again.refunds == ()
+    ((_, repeated),) = in_flight.settlements()
+    assert [uid for uid, _, _ in repeated.returned] == [b"1", b"2", b"3", b"4"]
+    assert repeated.refunds == ()
     assert all(in_flight.has(uid) for uid in (b"1", b"2", b"3", b"4"))
 
 
-def test_each_queue_is_told_and_each_name_that_the_worker_had(in_flight):
+def test_outcomes_are_reported_by_queue_and_by_worker_name(in_flight):
     tasks = [("old", "q", b"1"), ("new", "q", b"2"), ("new", "r", b"3"), ("new", "r", b"4")]
     ends = [in_flight.add(worker, dispatched(uid, queue)) for worker, queue, uid in tasks]
     for on_end in ends:
@@ -80,7 +82,7 @@ def test_each_queue_is_told_and_each_name_that_the_worker_had(in_flight):
     }
 
 
-def test_a_task_that_comes_again_after_it_went_back_is_another(in_flight):
+def test_a_returned_task_that_is_dispatched_again_is_tracked_anew(in_flight):
     in_flight.add("w", dispatched(b"1"))
     in_flight.return_unstarted(b"1")
     ((queue, settlement),) = in_flight.settlements()
@@ -91,17 +93,17 @@ def test_a_task_that_comes_again_after_it_went_back_is_another(in_flight):
     assert in_flight.settlements() == [("q", Settlement("w", ended=(b"1",)))]
 
 
-def test_whoever_tells_of_ends_from_threads_tells_each_of_them(in_flight):
+def test_outcomes_from_several_threads_are_each_reported_once(in_flight):
     tasks = [in_flight.add("w", dispatched(bytes([number // 256, number % 256]))) for number in range(4000)]
     delivered = []
 
-    def work(mine):
-        for number, on_end in enumerate(mine):
+    def work(callbacks):
+        for number, on_end in enumerate(callbacks):
             on_end(ENDED)
             for queue, settlement in in_flight.settlements():
-                is_heard = number % 3 > 0
-                delivered.extend(settlement.ended if is_heard else ())
-                in_flight.confirm(queue, settlement, delivered=is_heard)
+                is_delivered = number % 3 > 0
+                delivered.extend(settlement.ended if is_delivered else ())
+                in_flight.confirm(queue, settlement, delivered=is_delivered)
 
     threads = [threading.Thread(target=work, args=(tasks[start::4],)) for start in range(4)]
     for thread in threads:
@@ -112,10 +114,10 @@ def test_whoever_tells_of_ends_from_threads_tells_each_of_them(in_flight):
     assert len(delivered) == len(set(delivered)) == len(tasks)
 
 
-# What the broker has forgotten
+# AckTracker
 
 STORY = [
-    # messages acknowledged at 0 s, asked at, due, how many are told
+    # messages acknowledged at 0 s, now, queue that is due, messages taken
     (1, ACK_DELAY, None, 0),
     (1, MAX_UNREPORTED_SECONDS, None, 1),
     (1, MAX_UNREPORTED_SECONDS + 0.1, "q", 1),
@@ -125,23 +127,23 @@ STORY = [
 ]
 
 
-@pytest.mark.parametrize(("count", "now", "due", "told"), STORY)
-def test_it_is_told_when_it_is_sure_and_worth_a_call(count, now, due, told):
-    confirming = AckTracker()
+@pytest.mark.parametrize(("count", "now", "due", "taken"), STORY)
+def test_acknowledgements_are_taken_after_the_ack_delay_and_due_in_batches(count, now, due, taken):
+    acks = AckTracker()
     for number in range(count):
-        confirming.add("q", bytes([number % 256]), 0.0)
-    assert confirming.due(now) == due
-    assert len(confirming.take("q", now)) == told
-    assert confirming.take("q", now) == ()
+        acks.add("q", bytes([number % 256]), 0.0)
+    assert acks.due(now) == due
+    assert len(acks.take("q", now)) == taken
+    assert acks.take("q", now) == ()
 
 
-def test_what_is_not_sure_yet_waits_and_each_queue_by_itself():
-    confirming = AckTracker()
-    confirming.add("q", b"1", 0.0)
-    confirming.add("q", b"2", 8.0)
-    confirming.add("r", b"3", 1.0)
-    assert confirming.due(10.5) == "q"
-    assert confirming.take("q", 10.5) == (b"1",)
-    assert confirming.due(10.5) is None
-    assert confirming.due(11.5) == "r"
-    assert confirming.take("other", 100) == ()
+def test_recent_acknowledgements_are_kept_and_queues_are_independent():
+    acks = AckTracker()
+    acks.add("q", b"1", 0.0)
+    acks.add("q", b"2", 8.0)
+    acks.add("r", b"3", 1.0)
+    assert acks.due(10.5) == "q"
+    assert acks.take("q", 10.5) == (b"1",)
+    assert acks.due(10.5) is None
+    assert acks.due(11.5) == "r"
+    assert acks.take("other", 100) == ()

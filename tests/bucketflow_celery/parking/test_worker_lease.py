@@ -1,4 +1,4 @@
-"""A worker's lease on what it was dispatched: who has it, who loses it, and what becomes of tasks that nobody has."""
+"""Worker leases: renewal, expiry, reclaimed tasks and orphans."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SECONDS = 20.0  # renewed every 5 s, for 14 s
 
 
 @pytest.fixture(autouse=True)
-def _warnings_are_heard(caplog):
-    """A worker that ran in this process has left the root logger at the level of its own."""
+def _capture_warnings(caplog):
+    """Capture warnings: a worker that ran in this process may have left another level on the root logger."""
     caplog.set_level("WARNING")
 
 
@@ -48,12 +48,12 @@ def lease_of(store, clock):
     return make
 
 
-def hand(store, worker, *uids):
-    """Park tasks and hand them to *worker*."""
+def dispatch(store, worker, *uids):
+    """Park tasks and dispatch them to *worker*."""
     store.park("q", [ParkedMessage(uid, Lane("a", "f"), b"message") for uid in uids], 1000, busy=False).run()
     request = DispatchRequest(worker, len(uids), (), (TenantSpec("a", (TaskSpec("f", (0,)),)),))
-    released = store.dispatch("q", request, "").run()
-    assert [one.owned.item.uid for one in released.dispatched] == list(uids)
+    reply = store.dispatch("q", request, "").run()
+    assert [one.owned.item.uid for one in reply.dispatched] == list(uids)
 
 
 def owned(store, worker):
@@ -64,19 +64,19 @@ def parked(store):
     return sum(lane.count for lane in store.view("q").lanes)
 
 
-class Away:
-    """A store whose calls fail while it is away."""
+class UnreliableStore:
+    """A store whose calls fail while it is down."""
 
     def __init__(self, store):
-        self._store, self.is_away = store, False
+        self._store, self.is_down = store, False
 
     def __getattr__(self, name):
-        if self.is_away:
-            raise StoreUnavailable("memory", "away")
+        if self.is_down:
+            raise StoreUnavailable("memory", "down")
         return getattr(self._store, name)
 
 
-def test_a_lease_holds_from_its_renewal_on_and_for_less_than_the_others_wait(lease_of, clock):
+def test_a_lease_is_valid_from_its_renewal_until_it_expires(lease_of, clock):
     lease = lease_of()
     assert not lease.is_valid()
     lease._renew_if_due()
@@ -89,7 +89,7 @@ def test_a_lease_holds_from_its_renewal_on_and_for_less_than_the_others_wait(lea
     assert lease.is_valid()
 
 
-def test_it_is_renewed_when_a_quarter_has_passed(lease_of, store, clock):
+def test_a_lease_is_renewed_after_a_quarter_of_its_option(lease_of, store, clock):
     renewals = []
     renew = store.renew
     store.renew = lambda *args: renewals.append(args) or renew(*args)
@@ -100,28 +100,28 @@ def test_it_is_renewed_when_a_quarter_has_passed(lease_of, store, clock):
     assert renewals == [(lease.worker, 14.0)] * 2
 
 
-def test_no_two_leases_have_one_name(lease_of):
+def test_every_lease_has_a_unique_name(lease_of):
     names = {lease_of("host").worker for _ in range(100)}
     assert len(names) == 100
     assert all(name.startswith("host/") for name in names)
 
 
-def test_the_tasks_of_the_dead_go_to_others_within_a_lease(lease_of, store, clock):
-    dead, alive = lease_of("dead"), lease_of("alive")
-    dead._renew_if_due()
-    hand(store, dead.worker, b"1", b"2")
+def test_tasks_of_an_expired_lease_are_reclaimed_within_the_option_lease(lease_of, store, clock):
+    expired, valid = lease_of("expired"), lease_of("valid")
+    expired._renew_if_due()
+    dispatch(store, expired.worker, b"1", b"2")
     for _ in range(19):
-        alive._renew_if_due()
+        valid._renew_if_due()
         clock.advance(1.0)
-    assert owned(store, dead.worker) == []
+    assert owned(store, expired.worker) == []
     assert parked(store) == 2
 
 
-def test_who_was_taken_for_dead_goes_on_under_another_name(lease_of, store, clock, caplog):
+def test_a_worker_whose_lease_was_reclaimed_continues_under_a_new_name(lease_of, store, clock, caplog):
     lease = lease_of(known={b"1"})
     lease._renew_if_due()
     first = lease.worker
-    hand(store, first, b"1")
+    dispatch(store, first, b"1")
     clock.advance(15)
     assert reclaim(store, first) == 1
     lease._renew_if_due()
@@ -132,51 +132,51 @@ def test_who_was_taken_for_dead_goes_on_under_another_name(lease_of, store, cloc
     assert lease.is_valid()
 
 
-def test_who_comes_back_in_time_keeps_its_tasks(lease_of, store, clock):
+def test_a_worker_that_renews_before_it_is_reclaimed_keeps_its_tasks(lease_of, store, clock):
     lease = lease_of(known={b"1"})
     lease._renew_if_due()
     first = lease.worker
-    hand(store, first, b"1")
+    dispatch(store, first, b"1")
     clock.advance(100)
     lease._renew_if_due()
     assert (lease.worker, lease.is_valid()) == (first, True)
     assert owned(store, first) == [b"1"]
 
 
-def test_after_an_outage_of_the_store_everybody_keeps_their_tasks(lease_of, store, clock):
-    away = Away(store)
-    leases = [lease_of(name, {name.encode()}, away) for name in ("a", "b", "c")]
+def test_after_a_store_outage_every_worker_keeps_its_tasks(lease_of, store, clock):
+    unreliable = UnreliableStore(store)
+    leases = [lease_of(name, {name.encode()}, unreliable) for name in ("a", "b", "c")]
     for lease, uid in zip(leases, (b"a", b"b", b"c"), strict=True):
         lease._renew_if_due()
-        hand(store, lease.worker, uid)
+        dispatch(store, lease.worker, uid)
     for second in range(60):
-        away.is_away = 1 <= second < 40
+        unreliable.is_down = 1 <= second < 40
         clock.advance(1.0)
-        for lease in leases[: 1 if second < 44 else 3]:  # the others are slow to come back
-            if away.is_away and clock.now() / 1e6 >= lease._next_renewal:
+        for lease in leases[: 1 if second < 44 else 3]:  # the others reconnect later
+            if unreliable.is_down and clock.now() / 1e6 >= lease._next_renewal:
                 with pytest.raises(StoreUnavailable):
                     lease._renew_if_due()
-            elif not away.is_away:
+            elif not unreliable.is_down:
                 lease._renew_if_due()
     assert [owned(store, lease.worker) for lease in leases] == [[b"a"], [b"b"], [b"c"]]
 
 
-def test_who_starts_takes_over_from_the_dead_at_once(lease_of, store, clock):
-    dead = lease_of("dead")
-    dead._renew_if_due()
-    hand(store, dead.worker, b"1")
+def test_a_worker_that_starts_reclaims_the_tasks_of_expired_leases_at_once(lease_of, store, clock):
+    expired = lease_of("expired")
+    expired._renew_if_due()
+    dispatch(store, expired.worker, b"1")
     clock.advance(15)
     lease_of("new")._renew_if_due()
     assert parked(store) == 1
 
 
-def test_what_was_handed_out_in_an_answer_that_never_came_goes_back_after_five_seconds(lease_of, store, clock):
+def test_tasks_dispatched_in_a_lost_reply_return_to_their_lanes_after_five_seconds(lease_of, store, clock):
     lease = lease_of(known={b"2"})
     lease._renew_if_due()
-    hand(store, lease.worker, b"1", b"2")
+    dispatch(store, lease.worker, b"1", b"2")
     clock.advance(5.0)
     lease._renew_if_due()
-    assert owned(store, lease.worker) == [b"1", b"2"], "the answer may be under way"
+    assert owned(store, lease.worker) == [b"1", b"2"], "the reply may be on its way"
     clock.advance(4.9)
     lease._renew_if_due()
     assert owned(store, lease.worker) == [b"1", b"2"]
@@ -186,11 +186,11 @@ def test_what_was_handed_out_in_an_answer_that_never_came_goes_back_after_five_s
     assert parked(store) == 1
 
 
-def test_an_orphan_that_turns_out_to_be_known_stays(lease_of, store, clock):
+def test_a_task_that_is_unknown_for_one_renewal_only_is_not_returned(lease_of, store, clock):
     known = set()
     lease = lease_of(known=known)
     lease._renew_if_due()
-    hand(store, lease.worker, b"1")
+    dispatch(store, lease.worker, b"1")
     for _ in range(4):
         clock.advance(5.0)
         lease._renew_if_due()
@@ -198,10 +198,10 @@ def test_an_orphan_that_turns_out_to_be_known_stays(lease_of, store, clock):
     assert owned(store, lease.worker) == [b"1"], "it was never unknown twice in succession"
 
 
-def test_who_leaves_gives_back_at_once_and_renews_no_more(lease_of, store, clock):
+def test_release_returns_all_tasks_at_once_and_ends_the_renewals(lease_of, store, clock):
     lease = lease_of(known={b"1"})
     lease._renew_if_due()
-    hand(store, lease.worker, b"1")
+    dispatch(store, lease.worker, b"1")
     lease.release()
     assert not lease.is_valid()
     assert parked(store) == 1
@@ -210,28 +210,28 @@ def test_who_leaves_gives_back_at_once_and_renews_no_more(lease_of, store, clock
     assert not lease.is_valid()
 
 
-def test_who_leaves_while_the_store_is_away_says_so(lease_of, store, caplog):
-    away = Away(store)
-    lease = lease_of(at=away)
+def test_a_release_while_the_store_is_down_is_logged(lease_of, store, caplog):
+    unreliable = UnreliableStore(store)
+    lease = lease_of(at=unreliable)
     lease._renew_if_due()
-    away.is_away = True
+    unreliable.is_down = True
     with caplog.at_level(logging.WARNING):
         lease.release()
     assert "reclaimed when it expires" in caplog.text
 
 
-def test_a_store_that_fails_in_any_way_does_not_end_the_thread(lease_of, store, monkeypatch):
+def test_no_error_of_the_store_ends_the_lease_thread(lease_of, store, monkeypatch):
     monkeypatch.setattr("bucketflow_celery.parking.worker_lease._RETRY_PAUSE", 0.001)
-    heard, failures = threading.Event(), [StoreUnavailable("memory", "away"), RuntimeError("odd")]
+    notified, failures = threading.Event(), [StoreUnavailable("memory", "down"), RuntimeError("unexpected")]
 
-    class Odd:
+    class FailingStore:
         def __getattr__(self, name):
             if failures:
                 raise failures.pop()
             return getattr(store, name)
 
-    lease = lease_of(at=Odd(), on_notify=lambda _queue: heard.set(), clock_of=monotonic)
+    lease = lease_of(at=FailingStore(), on_notify=lambda _queue: notified.set(), clock_of=monotonic)
     lease.start()
-    assert heard.wait(10)
+    assert notified.wait(10)
     assert lease.is_valid()
     lease.release()
