@@ -1,8 +1,8 @@
 """
-The parking of a simulated worker: a real service with its lease and in-flight tasks, on the fleet's clock.
+Parking of a simulated worker: the real parking service, worker lease and in-flight tasks, on the fleet's clock.
 
-The store can be down, and may have done what it was asked all the same. A worker can die between any two events, or
-stop for longer than its lease; the broker may forget the last acknowledgements.
+A call to the store can fail before or after it took effect. A worker can be killed between any two events, or freeze
+for longer than its lease. The broker can lose the last acknowledgements.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bucketflow_celery.worker.parking_service import ParkingService
 
 
 class Connection:
-    """What one worker sees of the store: all of it, while it can be reached."""
+    """Connection of one worker to the fleet's store; its calls are counted, and fail while the store is down."""
 
     def __init__(self, worker):
         self._worker = worker
@@ -34,13 +34,13 @@ class Connection:
 
         def run():
             worker.count_call()
-            return worker.fleet.reach(call.run)
+            return worker.fleet.call_store(call.run)
 
         return MemoryStoreCall(run)
 
     def limits(self):
         fleet = self._worker.fleet
-        return fleet.reach(fleet.store.limits)
+        return fleet.call_store(fleet.store.limits)
 
 
 class _Backlogs:
@@ -52,29 +52,34 @@ class _Backlogs:
 
         def run(call):
             worker.count_call()
-            return worker.fleet.reach(call.run)
+            return worker.fleet.call_store(call.run)
 
         return lambda *args, **kwargs: MemoryStoreCall(partial(run, call(*args, **kwargs)))
 
 
 class _Listener:
-    """
-    Hears the calls of the store, and passes them on as ``WorkerLease._run`` does.
-    """
+    """Receives the store's notifications and passes them on, as ``WorkerLease._run`` does."""
 
     def __init__(self, parking):
         self._parking = parking
 
     def put(self, queue):
-        self._parking.hear(queue)
+        self._parking.on_notification(queue)
 
 
 class Parking:
     """
-    The parking of one worker process: its real service, lease and in-flight tasks, on the fleet's clock.
+    Parking of one simulated worker process.
 
     Args:
         worker: The worker.
+
+    Attributes:
+        service: The real parking service.
+        lease: The real worker lease; :meth:`_beat` does the work of its thread.
+        in_flight_tasks: The tasks dispatched to this process.
+        acknowledged: Seconds and delivery of each acknowledged message, until the connection is lost.
+        jobs: The jobs by the uid of their parked message.
     """
 
     def __init__(self, worker):
@@ -85,45 +90,45 @@ class Parking:
         self.lease.start = lambda: None
         self.listener = _Listener(self)
         self.is_listening = False
-        self.acknowledged = []  # (seconds, request) of those that are parked
+        self.acknowledged = []
         self.jobs = {}
-        self.is_over = False
+        self.has_ended = False
         self._beat()
 
-    def open(self, gate):
-        gate.open(self.service.open(self.worker, gate, self.worker.runner()))
+    def open(self, admission):
+        admission.open(self.service.open(self.worker, admission, self.worker.runner()))
 
     def close(self):
         return self.service.close()
 
     def release(self):
-        """Be shut down; the pool has ended."""
+        """Release the lease; the pool has ended."""
         self.service.release()
-        self.excuse()  # if the store is away, it does not learn what has ended
+        self.allow_repeats()  # while the store is down, the outcomes of these tasks cannot be reported
         self._end()
 
-    def die(self):
-        """Be killed: nothing is reported."""
-        self.excuse()
+    def kill(self):
+        """End without reporting an outcome or releasing the lease."""
+        self.allow_repeats()
         self._end()
 
-    def excuse(self):
-        """Record that the tasks in flight may run a second time."""
+    def allow_repeats(self):
+        """Allow each task in flight to run once more."""
         for uid in self.in_flight_tasks._tasks:
-            self.jobs[uid].excused += 1
+            self.jobs[uid].allowed_repeats += 1
 
-    def unheard(self, since):
-        """Return the requests whose acknowledgement after *since* the broker has not processed."""
-        unheard = [request for at, request in self.acknowledged if at > since]
+    def lost_acknowledgements(self, since):
+        """Return the deliveries that were acknowledged after *since*, in seconds: the broker lost their acks."""
+        lost = [delivery for at, delivery in self.acknowledged if at > since]
         self.acknowledged = []
-        return unheard
+        return lost
 
-    def hear(self, queue):
+    def on_notification(self, queue):
         if not self.fleet._within(self.fleet.store_down, self.fleet.now):
             self.worker.later(self.fleet.latency / 2, lambda: self.lease._on_notify(queue))
 
     def _end(self):
-        self.is_over = True
+        self.has_ended = True
         self._listen(listen=False)
 
     def _listen(self, *, listen):
@@ -135,8 +140,8 @@ class Parking:
         self.is_listening = listen
 
     def _beat(self):
-        """Do what the thread of the lease does."""
-        if self.is_over:
+        """Renew the lease and listen for notifications, as the thread of the lease does, and schedule the next time."""
+        if self.has_ended:
             return
         try:
             self.lease._renew_if_due()
@@ -150,9 +155,9 @@ class Parking:
     # ParkingWorker
 
     def encode(self, task, *, is_duplicate):
-        request, job = task.request, task.request.job
-        salt = f" {id(request)}" if is_duplicate else ""
-        uid = hashlib.blake2b((request.message + salt).encode(), digest_size=14).digest()
+        delivery, job = task.request, task.request.job
+        salt = f" {id(delivery)}" if is_duplicate else ""
+        uid = hashlib.blake2b((delivery.message + salt).encode(), digest_size=14).digest()
         self.jobs[uid] = job
         max_wait_us = 0
         if job.max_wait is not None:
@@ -160,21 +165,21 @@ class Parking:
             max_wait_us = max(1, round((job.max_wait - waited) * SECOND))
         message = f"{self.fleet.jobs.index(job)} {task.waiting_since}".encode()
         lane = Lane(job.tenant or "", job.name, job.rank)
-        return ParkedMessage(uid, lane, message, job.cost, max_wait_us, request.redelivered)
+        return ParkedMessage(uid, lane, message, job.cost, max_wait_us, delivery.redelivered)
 
     def on_parked(self, task, position):
-        request = task.request
-        request.job.parked += position > 0
-        self.acknowledged.append((self.fleet.now, request))
-        self.worker.acknowledge(request)
+        delivery = task.request
+        delivery.job.parked += position > 0
+        self.acknowledged.append((self.fleet.now, delivery))
+        self.worker.acknowledge(delivery)
 
     def receive(self, dispatched, on_end):
         index, since = dispatched.message.decode().split()
         item, job = dispatched.owned.item, self.fleet.jobs[int(index)]
         job.dispatched += 1
         self.jobs[item.uid] = job
-        request = self.worker.dispatched(job, item.redelivered, on_end)
-        task = PendingTask(request, dispatched.owned.queue, self.worker.monotonic())
+        delivery = self.worker.dispatched(job, item.redelivered, on_end)
+        task = PendingTask(delivery, dispatched.owned.queue, self.worker.monotonic())
         task.waiting_since = None if since == "None" else float(since)
         task.policy = ThrottlePolicy(self.worker.path(job))
         return task
@@ -184,6 +189,6 @@ class Parking:
         try:
             check_cost(task.policy.path, job.cost)
             error = ThrottleTimeout("queue", self.worker.time() - task.waiting_since, job.max_wait)
-        except ValueError as never:
-            error = never
+        except ValueError as cost_error:
+            error = cost_error
         self.worker.fail(task, error)

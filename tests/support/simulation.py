@@ -1,9 +1,10 @@
 """
-A fleet in one thread: real gates, a real (in-memory) store, and a pool, a broker and a clock that a test controls.
+Discrete-event simulation of a fleet of workers in one thread.
 
-Events happen in the order of a fake clock, so the same workload always plays the same way, and an hour of it takes a
-moment. The broker is as unkind as brokers are: what comes back is late by up to ``lateness``, goes to any worker, and
-carries its ticket as JSON. What is parked, and a worker's lease on it, is in ``simulated_parking.py``.
+Admission, parking and the in-memory store are real. The pool, the broker and the clock are simulated. Events run in
+the order of a fake clock: a workload always runs the same way, and an hour of it takes a moment. The broker delivers a
+deferred task late by ``lateness``, to any worker, with its ticket as JSON. ``simulated_parking.py`` simulates parking
+and the worker's lease.
 """
 
 from __future__ import annotations
@@ -40,7 +41,20 @@ EPOCH = 1_700_000_000.0
 
 @dataclass(eq=False)
 class Job:
-    """One task, as sent; and what became of it."""
+    """
+    One task as sent, and what became of it. Times are in seconds from the start.
+
+    Attributes:
+        acks_late: Whether the task is acknowledged after it ran, if it was dispatched from the backlog.
+        message: Identifies the message; ``None``: each job has a message of its own.
+        starts: When it started.
+        path: The levels it passed when it started last.
+        errors: The errors it failed with.
+        gone: How often it ended because it was revoked.
+        deliveries, deferrals: How often the broker delivered it, and how often it was deferred.
+        parked, dispatched: How often it was stored in the backlog, and dispatched from it.
+        allowed_repeats: How often it may run again: its worker was killed, frozen or shut down while it was in flight.
+    """
 
     at: float = 0.0
     queue: str = "q"
@@ -51,9 +65,9 @@ class Job:
     max_wait: float | None = None
     on_limit: str = "retry"
     revoked_at: float | None = None
-    acks_late: bool = False  # once it was parked
+    acks_late: bool = False
     rank: int = 0
-    message: str | None = None  # what tells it from others; None: that it is this one
+    message: str | None = None
     starts: list[float] = field(default_factory=list)
     path: tuple = ()
     errors: list[Exception] = field(default_factory=list)
@@ -62,7 +76,7 @@ class Job:
     deferrals: int = 0
     parked: int = 0
     dispatched: int = 0
-    excused: int = 0  # how often its worker died after it was dispatched out
+    allowed_repeats: int = 0
 
     @property
     def outcomes(self):
@@ -70,15 +84,21 @@ class Job:
 
 
 @dataclass(eq=False)
-class DispatchRequest:
-    """One delivery, by the broker or, with what is to be told of its end, from the backlog."""
+class Delivery:
+    """
+    One delivery of a job, by the broker or from the backlog.
+
+    Attributes:
+        on_end: For a dispatched task: reports its outcome; ``None`` for a delivery by the broker.
+        settled: Whether it was acknowledged or rejected.
+    """
 
     job: Job
     ticket: Ticket = NO_TICKET
     message: str = ""
     redelivered: bool = False
     on_end: Callable[[bool], None] | None = None
-    settled: bool = False  # acknowledged or rejected
+    settled: bool = False
 
 
 class Fleet:
@@ -87,16 +107,18 @@ class Fleet:
 
     Args:
         limits: The table of limits, as a user writes it.
-        workers: How many.
-        slots: Of each worker.
-        lateness: A function of the number of the return: seconds by which it comes late.
-        store_down, broker_down: Intervals, in seconds from the start, in which the store or the publishing fails.
-        lost_replies: Whether a failing store has done what it was asked before it fails.
-        latency: Seconds that an answer of the store takes to come back; 0: it is there at once.
-        parks: Whether the workers have waiting rooms.
-        queues: Those that the workers consume, beside those that jobs are sent to.
-        tells_redelivery: Whether the broker says of each delivery whether it is the first, as RabbitMQ does.
-        backlog_limit, lease: See :class:`bucketflow_celery.config.settings.Settings`.
+        workers: Number of workers.
+        slots: Pool slots of each worker.
+        prefetch: Most unacknowledged deliveries of each worker, beside those it holds in a widened window.
+        max_hold, max_countdown: Seconds; see :class:`bucketflow_celery.admission.interfaces.HoldLimits`.
+        lateness: Maps the number of a deferral, from 0, to the seconds by which the broker delivers it late.
+        store_down, broker_down: Intervals, in seconds from the start, in which calls to the store, or publishing, fail.
+        lost_replies: Whether a failing call takes effect: only its reply is lost.
+        latency: Seconds of one round trip to the store; 0: the reply is immediate.
+        parks: Whether the workers park tasks.
+        queues: Queues that the workers consume, beside those that jobs are sent to.
+        tells_redelivery: Whether the broker flags redeliveries, as RabbitMQ does.
+        on_store_error, backlog_limit, lease: See :class:`bucketflow_celery.config.settings.Settings`.
     """
 
     def __init__(  # noqa: PLR0913
@@ -132,7 +154,7 @@ class Fleet:
         self.queues = {queue: deque() for queue in queues}
         self.events = []
         self.order = itertools.count()
-        self.number_of_returns, self.number_of_messages, self.coin = (itertools.count() for _ in range(3))
+        self.deferral_numbers, self.message_numbers, self.lost_call_numbers = (itertools.count() for _ in range(3))
         self.options = {"max_hold": max_hold, "max_countdown": max_countdown}
         self.workers = [Worker(self, f"w{number}", slots, prefetch) for number in range(workers)]
 
@@ -144,119 +166,121 @@ class Fleet:
         return self.clock.now() / SECOND - START
 
     def at(self, seconds, callback):
-        """Call *callback* at *seconds* from the start; never early, as timers are."""
+        """Call *callback* at *seconds* from the start, rounded up to 1 µs: a timer never fires early."""
         at = max(self.clock.now(), math.ceil(round((seconds + START) * SECOND, 3)))
         heapq.heappush(self.events, (at, next(self.order), callback))
 
     def after(self, seconds, callback):
+        """Call *callback* in *seconds*, rounded up to 1 µs."""
         at = self.clock.now() + math.ceil(round(seconds * SECOND, 3))
         heapq.heappush(self.events, (at, next(self.order), callback))
 
-    def run(self, until=math.inf, most=200_000):
-        """Play all events up to *until*; return how many there were."""
-        played = 0
+    def run(self, until=math.inf, max_events=200_000):
+        """Run all events up to *until*, in seconds; return their number. Fail at *max_events*."""
+        count = 0
         while self.events and (self.events[0][0] / SECOND - START) <= until:
             at, _, callback = heapq.heappop(self.events)
             self.clock._now = at
             callback()
-            played += 1
-            assert played < most, f"busy for ever at {self.now:.6f} s"
+            count += 1
+            assert count < max_events, f"endless loop at {self.now:.6f} s"
         if until < math.inf:
             self.clock._now = max(self.clock._now, round((until + START) * SECOND))
-        return played
+        return count
 
     @staticmethod
     def _within(intervals, now):
         return any(start <= now < end for start, end in intervals)
 
     def run_out(self, until=4000.0):
-        """Play on until all tasks have ended, and a little longer."""
+        """Run until all tasks have ended, at most until *until* seconds, and 20 s longer."""
         self.run(60)
         while self.now < until and (self.lost() or any(worker.busy for worker in self.workers)):
             self.run(self.now + 5)
         self.run(self.now + 20)
 
     def restart(self, worker, at, away):
-        """Shut *worker* down softly at *at*, and have it back *away* seconds later."""
+        """Shut *worker* down softly at *at*, and start it again *away* seconds later."""
 
-        def back():
-            if worker.gate is None:
+        def reopen():
+            if worker.admission is None:
                 worker.open()
                 self.deliver()
 
-        self.at(at, lambda: worker.gate and worker.close())
-        self.at(at + away, back)
+        self.at(at, lambda: worker.admission and worker.close())
+        self.at(at + away, reopen)
 
     # The broker
 
     def send(self, job):
         self.jobs.append(job)
-        self.at(job.at, lambda: self.publish(DispatchRequest(job, message=job.message or self.new_message())))
+        self.at(job.at, lambda: self.publish(Delivery(job, message=job.message or self.new_message())))
         return job
 
     def new_message(self):
-        return f"message {next(self.number_of_messages)}"
+        return f"message {next(self.message_numbers)}"
 
-    def publish(self, request):
-        self.queues.setdefault(request.job.queue, deque()).append(request)
+    def publish(self, delivery):
+        self.queues.setdefault(delivery.job.queue, deque()).append(delivery)
         self.deliver()
 
     def deliver(self):
-        """Hand out what waits in the queues, in turn, to whoever has room."""
+        """Deliver one message of each queue in turn, each to the least loaded worker that can receive it."""
         found = True
         while found:
             found = False
             for name, queue in self.queues.items():
                 for worker in sorted(self.workers, key=lambda worker: worker.unacknowledged - len(worker.widened)):
-                    if queue and worker.has_room(name):
+                    if queue and worker.can_receive(name):
                         worker.deliver(queue.popleft())
                         found = True
                         break
 
-    def publish_later(self, job, countdown, ticket):
+    def publish_deferred(self, job, countdown, ticket):
+        """Publish *job* with its *ticket*, due in *countdown* seconds; ``False`` while publishing fails."""
         if self._within(self.broker_down, self.now):
             return False
-        request = DispatchRequest(job, Ticket.read(json.loads(json.dumps(ticket.write()))), self.new_message())
-        number = next(self.number_of_returns)
-        self.after(countdown + self.lateness(number), lambda: self.come_back(request, number))
+        delivery = Delivery(job, Ticket.read(json.loads(json.dumps(ticket.write()))), self.new_message())
+        number = next(self.deferral_numbers)
+        self.after(countdown + self.lateness(number), lambda: self.deliver_deferred(delivery, number))
         return True
 
-    def come_back(self, request, number):
-        alive = [worker for worker in self.workers if worker.is_up()]
-        if alive:
-            alive[number % len(alive)].deliver(request)
+    def deliver_deferred(self, delivery, number):
+        running = [worker for worker in self.workers if worker.is_up()]
+        if running:
+            running[number % len(running)].deliver(delivery)
         else:
-            self.publish(request)
+            self.publish(delivery)
 
-    def deliver_again(self, requests):
-        """Deliver what was not acknowledged on a connection that is lost."""
-        for request in requests:
-            request.settled = True
-            copy = replace(request, redelivered=True, settled=False)
+    def redeliver(self, deliveries):
+        """Publish *deliveries* again, marked as redelivered."""
+        for delivery in deliveries:
+            delivery.settled = True
+            copy = replace(delivery, redelivered=True, settled=False)
             self.after(0.01, lambda copy=copy: self.publish(copy))
 
     # The store
 
-    def reach(self, run):
-        """Do what a worker asks of the store, or fail as its connection does."""
+    def call_store(self, run):
+        """Run a call to the store. Raises ``StoreUnavailable`` while the store is down."""
         if self._within(self.store_down, self.now):
             if self.lost_replies:
                 run()
             raise StoreUnavailable("memory", "down")
         return run()
 
-    # What it came to
+    # Results
 
     def calls(self):
-        """Return how many round trips all workers made."""
+        """Return the number of round trips of all workers."""
         return sum(len(worker.calls) for worker in self.workers)
 
     def starts(self):
-        """Return (seconds, job) of every start, in the order of time."""
+        """Return (seconds, job) of every start, ordered by time."""
         return sorted(((at, job) for job in self.jobs for at in job.starts), key=lambda start: start[0])
 
     def starts_by_bucket(self):
-        """Return the level and the (seconds, cost) of its starts, by key."""
+        """Return each level with the (seconds, cost) of its starts, by key of the level."""
         buckets = {}
         for at, job in self.starts():
             for level in job.path:
@@ -264,17 +288,19 @@ class Fleet:
         return buckets
 
     def lost(self):
+        """Return the jobs that have neither started nor ended."""
         return [job for job in self.jobs if job.outcomes == 0]
 
     def more_than_once(self):
+        """Return the jobs that have started or ended more than once."""
         return [job for job in self.jobs if job.outcomes > 1]
 
 
 def parsed(raw):
-    """Return the table of limits that a user writes like that."""
-    mistakes = []
-    table = LimitTable.parse(raw, mistakes)
-    assert not mistakes, mistakes
+    """Return the parsed table of limits."""
+    errors = []
+    table = LimitTable.parse(raw, errors)
+    assert not errors, errors
     return table
 
 
@@ -285,19 +311,24 @@ class Runner:
         self.worker, self.direct = worker, BlockingRunner()
 
     def run(self, call, on_reply, *, inline=False):
-        """Run *call*. At a distance it arrives even if this process is dead by then, and so does the reply."""
+        """
+        Run *call*; request and reply take half of the latency each.
+
+        Of the calls under way when a worker is killed or disconnected, every second one does not arrive. A killed
+        process receives no reply.
+        """
         worker = self.worker
         if not worker.fleet.latency:
             self.direct.run(call, on_reply, inline=inline)
             return
-        life, gate, way = worker.life, worker.gate, worker.fleet.latency / 2
+        process, admission, one_way = worker.process, worker.admission, worker.fleet.latency / 2
 
-        def reach():
-            if worker.gate is not gate and next(worker.fleet.coin) % 2:
-                return  # it was lost with the connection
-            self.direct.run(call, lambda reply: worker.later(way, lambda: on_reply(reply), life))
+        def arrive():
+            if worker.admission is not admission and next(worker.fleet.lost_call_numbers) % 2:
+                return
+            self.direct.run(call, lambda reply: worker.later(one_way, lambda: on_reply(reply), process))
 
-        worker.fleet.after(way, reach)
+        worker.fleet.after(one_way, arrive)
 
     def close(self):
         pass
@@ -305,32 +336,43 @@ class Runner:
 
 class Worker:
     """
-    One worker: implements :class:`bucketflow_celery.parking.interfaces.ParkingWorker`, and checks its callers.
+    Implements :class:`bucketflow_celery.parking.interfaces.ParkingWorker`, and asserts that its callers behave.
+
+    Attributes:
+        tasks: Names of the task types that it can run.
+        calls: When it called the store, in seconds.
+        timers, rounds: Number of timers set, and of rounds started by a callback, by second.
+        process: Identifies the current process. Callbacks of an earlier one are dropped.
+        admission: The admission controller; ``None`` while the worker is not connected.
+        parking: The simulated parking; ``None`` if the process has none.
+        held: The held tasks, each with the level that holds it; ``None``: they wait for the store.
+        widened: Held tasks that do not count in the prefetch window.
+        full: Queues that are not consumed for the time being.
     """
 
     def __init__(self, fleet, name, slots, prefetch):
         self.fleet, self.name, self.slots, self.prefetch = fleet, name, slots, prefetch
-        self.tasks = dict.fromkeys("fgh")  # those it can run
+        self.tasks = dict.fromkeys("fgh")
         self.calls, self.timers, self.rounds = [], Counter(), Counter()
-        self._be_born()
+        self._start_process()
         self.open()
 
-    def _be_born(self):
-        self.life, self.frozen_until = object(), 0.0
+    def _start_process(self):
+        self.process, self.frozen_until = object(), 0.0
         self.stats = Stats()
         self.store = Connection(self)
         self.active_limits = ActiveLimits(lambda: self.tasks, lambda: self.fleet.settings, lambda: self.store)
         self.context = WorkerContext(self.fleet.settings, self.store, self.active_limits, self.stats)
         self.busy, self.unacked = 0, {}
         self.held, self.widened, self.full = {}, set(), set()
-        self.waiting_for_slot = self.timer = self.gate = self.parking = None
+        self.waiting_for_slot = self.timer = self.admission = self.parking = None
 
     def open(self):
-        """Be connected to the broker."""
+        """Connect to the broker."""
         with suppress(StoreUnavailable):
             self.active_limits.refresh()
         options = self.fleet.options
-        self.gate = AdmissionController(
+        self.admission = AdmissionController(
             self, self.context, self.runner(), HoldLimits(options["max_hold"], options["max_countdown"])
         )
         if self.fleet.parks:
@@ -338,71 +380,74 @@ class Worker:
                 self.parking = Parking(self)
                 self.encode, self.on_parked = self.parking.encode, self.parking.on_parked
                 self.end_unstarted, self.receive = self.parking.end_unstarted, self.parking.receive
-            self.parking.open(self.gate)
+            self.parking.open(self.admission)
 
     def close(self):
-        """Shut down softly: what waits goes back to the broker, what was dispatched to it to the others."""
-        waiting = self._disconnect()
-        for entry in waiting:
-            request = entry.request
-            self.acknowledge(request)
-            self.fleet.publish(replace(request, redelivered=True, settled=False))
+        """Shut down softly: requeue the pending tasks, and release the lease when the pool is idle."""
+        for task in self._disconnect():
+            delivery = task.request
+            self.acknowledge(delivery)
+            self.fleet.publish(replace(delivery, redelivered=True, settled=False))
         assert self.unacknowledged == 0
         self._leave_when_idle()
 
     def lose_connection(self, forgotten=0.0):
-        """Connect anew: the broker delivers again what it has not heard of, also in the last *forgotten* seconds."""
-        if self.gate is None:
+        """
+        Reconnect: the broker redelivers what is unacknowledged.
+
+        It also redelivers the parked messages that were acknowledged in the last *forgotten* seconds.
+        """
+        if self.admission is None:
             return
         self._disconnect()
-        unheard = [] if self.parking is None else self.parking.unheard(self.fleet.now - forgotten)
-        self.fleet.deliver_again([*self.unacked, *unheard])
+        lost = [] if self.parking is None else self.parking.lost_acknowledgements(self.fleet.now - forgotten)
+        self.fleet.redeliver([*self.unacked, *lost])
         self.unacked = {}
         self.open()
         self.fleet.deliver()
 
-    def die(self, away):
-        """Be killed, and be back *away* seconds later."""
+    def kill(self, away):
+        """Kill the process; a new one starts *away* seconds later."""
         if self.parking is not None:
-            self.parking.die()
-        self.fleet.deliver_again(self.unacked)
-        self._be_born()
+            self.parking.kill()
+        self.fleet.redeliver(self.unacked)
+        self._start_process()
 
-        def back():
-            if self.gate is None:
+        def reopen():
+            if self.admission is None:
                 self.open()
                 self.fleet.deliver()
 
-        self.fleet.after(away, back)
+        self.fleet.after(away, reopen)
 
     def freeze(self, seconds):
-        """Do nothing at all for so many seconds."""
-        if self.gate is None:
+        """Suspend the process for *seconds*."""
+        if self.admission is None:
             return
         self.frozen_until = self.fleet.now + seconds
         self.fleet.at(self.frozen_until, self.fleet.deliver)
         if self.parking is not None:
-            self.parking.excuse()
+            self.parking.allow_repeats()
 
     def is_up(self):
-        return self.gate is not None and not self.is_frozen()
+        return self.admission is not None and not self.is_frozen()
 
     def is_frozen(self):
         return self.fleet.now < self.frozen_until - 1 / SECOND
 
     def _disconnect(self):
-        waiting = self.gate.close()
+        waiting = self.admission.close()
         if self.parking is not None:
             waiting += self.parking.close()
-        self.gate, self.timer, self.waiting_for_slot = None, None, None
-        for entry in waiting:
-            if entry in self.held:
-                self.release(entry)
+        self.admission, self.timer, self.waiting_for_slot = None, None, None
+        for task in waiting:
+            if task in self.held:
+                self.release(task)
         assert not self.held
         return waiting
 
     def _leave_when_idle(self):
-        if self.gate is None and self.parking is not None and not self.busy:
+        if self.admission is None and self.parking is not None and not self.busy:
             self.parking.release()
             self.parking = None
 
@@ -410,30 +455,30 @@ class Worker:
     def unacknowledged(self):
         return len(self.unacked)
 
-    def has_room(self, queue):
+    def can_receive(self, queue):
         return self.is_up() and queue not in self.full and self.unacknowledged - len(self.widened) < self.prefetch
 
-    def deliver(self, request):
-        request.job.deliveries += 1
-        self.unacked[request] = None
-        ticket = request.ticket
+    def deliver(self, delivery):
+        delivery.job.deliveries += 1
+        self.unacked[delivery] = None
+        ticket = delivery.ticket
         task = PendingTask(
-            request,
-            request.job.queue,
+            delivery,
+            delivery.job.queue,
             self.monotonic(),
             ticket.waiting_since,
             dict(ticket.reservations),
-            redelivered=request.redelivered if request.redelivered or self.fleet.tells_redelivery else None,
+            redelivered=delivery.redelivered if delivery.redelivered or self.fleet.tells_redelivery else None,
             can_park=True,
         )
-        self.gate.submit(task)
+        self.admission.submit(task)
 
     def dispatched(self, job, redelivered, on_end):
-        return DispatchRequest(job, redelivered=redelivered, on_end=on_end)
+        return Delivery(job, redelivered=redelivered, on_end=on_end)
 
     def count_call(self):
         self.calls.append(self.fleet.now)
-        assert len(self.calls) < 2000 or self.calls[-2000] < self.fleet.now, "asks for ever in one instant"
+        assert len(self.calls) < 2000 or self.calls[-2000] < self.fleet.now, "endless calls in one instant"
 
     def path(self, job):
         return self.active_limits.table.path(job.queue, job.tenant, job.name) if job.cost else ()
@@ -444,25 +489,25 @@ class Worker:
         paused = self.active_limits.table.pause(task.queue, job.tenant, job.name)
         return ThrottlePolicy(path, job.cost, job.max_wait, job.on_limit, job.tenant, paused)
 
-    def acknowledge(self, request):
-        assert not request.settled, "one delivery was settled twice"
-        request.settled = True
-        if request.on_end is not None:
-            request.on_end(False)  # noqa: FBT003 - it does not go back
+    def acknowledge(self, delivery):
+        assert not delivery.settled, "a delivery was settled twice"
+        delivery.settled = True
+        if delivery.on_end is not None:
+            delivery.on_end(False)  # noqa: FBT003 - it does not return to its lane
             return
-        del self.unacked[request]
+        del self.unacked[delivery]
         if any(self.fleet.queues.values()):
             self.fleet.after(0, self.fleet.deliver)
 
-    def gone(self, job):
+    def is_revoked(self, job):
         return job.revoked_at is not None and self.fleet.now >= job.revoked_at
 
-    def later(self, seconds, callback, life=None):
-        """Call *callback* in *seconds*, unless this process is dead by then; when it is frozen, afterwards."""
-        life = life or self.life
+    def later(self, seconds, callback, process=None):
+        """Call *callback* in *seconds*; after a freeze, if the process is frozen; never, if it was killed."""
+        process = process or self.process
 
         def run():
-            if self.life is not life:
+            if self.process is not process:
                 return
             if self.is_frozen():
                 self.fleet.at(self.frozen_until, run)
@@ -483,7 +528,7 @@ class Worker:
         return task.request.settled
 
     def request_scale_up(self, *, has_more):
-        self.lacked_slots = has_more
+        self.scale_up_requested = has_more
 
     def call_soon(self, callback):
         self.later(0, self.counted(callback))
@@ -497,80 +542,85 @@ class Worker:
         else:
             self.waiting_for_slot = callback
 
-    def start(self, entry):
-        request, job = entry.request, entry.request.job
-        assert entry not in self.held
-        is_late = request.on_end is not None and job.acks_late
-        if not is_late or self.gone(job):
-            self.acknowledge(request)
-        if self.gone(job):
+    def start(self, task):
+        delivery, job = task.request, task.request.job
+        assert task not in self.held
+        is_late = delivery.on_end is not None and job.acks_late
+        if not is_late or self.is_revoked(job):
+            self.acknowledge(delivery)
+        if self.is_revoked(job):
             job.gone += 1
             return
         assert self.free() > 0, "more tasks than slots"
-        job.path = entry.policy.path
+        job.path = task.policy.path
         job.starts.append(self.fleet.now)
         self.busy += 1
-        self.later(job.duration, lambda: self.finished(request if is_late else None))
+        self.later(job.duration, lambda: self.finished(delivery if is_late else None))
 
-    def finished(self, request):
+    def finished(self, unacknowledged):
         self.busy -= 1
-        if request is not None:
-            self.acknowledge(request)
+        if unacknowledged is not None:
+            self.acknowledge(unacknowledged)
         callback, self.waiting_for_slot = self.waiting_for_slot, None
         if callback is not None:
             self.counted(callback)()
         self._leave_when_idle()
 
-    def is_revoked_or_expired(self, entry):
-        gone = self.gone(entry.request.job)
-        if gone:
-            entry.request.job.gone += 1
-            self.acknowledge(entry.request)
-        return gone
+    def is_revoked_or_expired(self, task):
+        is_revoked = self.is_revoked(task.request.job)
+        if is_revoked:
+            task.request.job.gone += 1
+            self.acknowledge(task.request)
+        return is_revoked
 
-    def defer(self, entry, countdown):
+    def defer(self, task, countdown):
         assert 0 < countdown <= self.fleet.options["max_countdown"] + 10
-        ticket = Ticket(dict(entry.reservations), entry.waiting_since)
-        if not self.fleet.publish_later(entry.request.job, countdown, ticket):
+        ticket = Ticket(dict(task.reservations), task.waiting_since)
+        if not self.fleet.publish_deferred(task.request.job, countdown, ticket):
             return False
-        entry.request.job.deferrals += 1
-        self.acknowledge(entry.request)
+        task.request.job.deferrals += 1
+        self.acknowledge(task.request)
         return True
 
-    def requeue(self, entry):
-        request = entry.request
-        self.acknowledge(request)
-        self.fleet.deliver_again([request])
+    def requeue(self, task):
+        delivery = task.request
+        self.acknowledge(delivery)
+        self.fleet.redeliver([delivery])
         return True
 
     def fail(self, task, error):
         task.request.job.errors.append(error)
         self.acknowledge(task.request)
 
-    def hold(self, entry, level):
-        assert entry not in self.held, "held twice"
-        self.held[entry] = level
+    def hold(self, task, level):
+        assert task not in self.held, "held twice"
+        self.held[task] = level
         if (level is None and len(self.fleet.queues) > 1) or (level is not None and level.name != "all"):
-            self.widened.add(entry)
+            self.widened.add(task)
             self.later(0, self.fleet.deliver)
-        self._fill_or_drain(entry.queue)
+        self._pause_or_resume(task.queue)
 
-    def release(self, entry):
-        del self.held[entry]
-        self.widened.discard(entry)
-        self._fill_or_drain(entry.queue)
+    def release(self, task):
+        del self.held[task]
+        self.widened.discard(task)
+        self._pause_or_resume(task.queue)
 
-    def _fill_or_drain(self, queue):
-        """Consume no queue that fills a window of its own with what the store cannot take, until half has gone."""
-        held = sum(entry.queue == queue and level is None for entry, level in self.held.items())
+    def _pause_or_resume(self, queue):
+        """
+        Consume *queue*, or stop consuming it.
+
+        Consumption stops when the tasks that wait for the store fill a prefetch window. It resumes when they fill half
+        of one.
+        """
+        held = sum(task.queue == queue and level is None for task, level in self.held.items())
         if held >= self.prefetch:
             self.full.add(queue)
         elif held <= self.prefetch // 2 and queue in self.full:
             self.full.discard(queue)
             self.later(0, self.fleet.deliver)
 
-    def record_refusal(self, entry, level, wait):
-        assert level in entry.policy.path
+    def record_refusal(self, task, level, wait):
+        assert level in task.policy.path
         assert wait > 0
 
     def call_after(self, seconds, callback):
@@ -578,15 +628,15 @@ class Worker:
         at = self.monotonic() + seconds
         if self.timer is not None and self.timer[0] <= at:
             return
-        mine = self.timer = (at, callback)
+        timer = self.timer = (at, callback)
         self.timers[int(self.fleet.now)] += 1
 
-        def ring():
-            if self.timer is mine:
+        def fire():
+            if self.timer is timer:
                 self.timer = None
                 self.counted(callback)()
 
-        self.later(seconds, ring)
+        self.later(seconds, fire)
 
     def monotonic(self):
         return self.fleet.clock.now() / SECOND
@@ -595,10 +645,11 @@ class Worker:
         return EPOCH + self.fleet.clock.now() / SECOND
 
     def counted(self, callback):
-        gate = self.gate
+        """Return *callback* as a counted round, to be dropped once the connection has ended."""
+        admission = self.admission
 
         def run():
-            if self.gate is gate:
+            if self.admission is admission:
                 self.rounds[int(self.fleet.now)] += 1
                 callback()
 

@@ -1,4 +1,4 @@
-"""The gate in a simulated fleet: each test is a workload, and what it came to."""
+"""Admission in simulated fleets: each test runs a workload and checks its outcome."""
 
 from __future__ import annotations
 
@@ -40,37 +40,37 @@ def assert_no_window_over(fleet):
 
 
 @pytest.mark.parametrize("path", ["limited", "unlimited"])
-def test_never_more_tasks_than_slots_also_when_the_store_is_away_and_all_are_admitted(path):
+def test_running_tasks_never_exceed_slots_even_while_the_store_is_down_and_all_are_admitted(path):
     limits = {"queues": {"q": "1000/s"}} if path == "limited" else {}
     jobs = [Job(duration=1.0) for _ in range(50)]
     fleet = play(limits, jobs, slots=3, prefetch=50, store_down=[(0, 20)], on_store_error="admit")
     assert_all_ran_once(fleet)
-    # 3 at a time, 1 s each; simulation.py raises on a fourth.
+    # 3 at a time, 1 s each: simulation.py raises on a fourth.
     assert fleet.starts()[-1][0] == pytest.approx(16, abs=0.1)
 
 
 # Tickets
 
 
-def all_at_once_after(seconds):
-    """Return the lateness of a fleet that was away: whatever was due meanwhile comes in the same instant."""
+def overdue_until(seconds):
+    """Return a lateness: tasks due every 0.1 s, from 0 s on, are all delivered at *seconds*."""
     return lambda number: max(0.0, seconds - number * 0.1)
 
 
-def test_tickets_that_all_come_late_never_burst_and_ask_once_a_token():
+def test_late_tickets_cause_no_burst_and_one_request_per_token():
     jobs = [Job(at=number * 1e-4, tenant="a") for number in range(300)]
-    fleet = play({"tenants": {"*": Limit(2, 10)}}, jobs, workers=2, lateness=all_at_once_after(20))
+    fleet = play({"tenants": {"*": Limit(2, 10)}}, jobs, workers=2, lateness=overdue_until(20))
     assert_all_ran_once(fleet)
     assert_no_window_over(fleet)
     assert max(job.deliveries for job in jobs) == 2
-    # Two a task, and the head of each worker's line once a token: not everybody who waits, each time one comes.
+    # Two requests per task, and one per token by the head of each hold queue: not one by each held task per token.
     assert fleet.calls() < 4 * len(jobs)
 
 
-# Limits that change
+# Changes of limits
 
 
-def test_a_lifted_limit_lets_those_who_waited_start():
+def test_held_tasks_start_when_their_limit_is_lifted():
     fleet = Fleet({"queues": {"q": "1/s"}}, slots=4)
     for _ in range(30):
         fleet.send(Job())
@@ -80,7 +80,7 @@ def test_a_lifted_limit_lets_those_who_waited_start():
     assert fleet.starts()[-1][0] < 8
 
 
-def test_a_task_that_new_limits_make_impossible_fails_once_and_never_runs():
+def test_a_task_whose_cost_exceeds_a_new_capacity_fails_once_and_never_runs():
     fleet = Fleet({"queues": {"q": Limit(100, 1)}}, slots=1, prefetch=50)
     jobs = [fleet.send(Job(cost=3, duration=1)) for _ in range(20)]
     fleet.at(4.5, lambda: fleet.store.set_limits({"queues": {"q": Limit(2, 100)}}))
@@ -91,7 +91,7 @@ def test_a_task_that_new_limits_make_impossible_fails_once_and_never_runs():
     assert 0 < sum(bool(job.starts) for job in jobs) < 20
 
 
-def test_new_limits_keep_the_order_of_a_line():
+def test_new_limits_keep_the_order_of_a_hold_queue():
     fleet = Fleet({"queues": {"q": "2/s"}}, slots=4)
     jobs = [fleet.send(Job()) for _ in range(30)]
     fleet.at(3.3, lambda: fleet.store.set_limits({"queues": {"q": "3/s"}}))
@@ -100,29 +100,29 @@ def test_new_limits_keep_the_order_of_a_line():
     assert [job for _, job in fleet.starts()] == jobs
 
 
-# Giving up
+# Max wait
 
 
 @pytest.mark.parametrize("level", ["queues", "tenants"])
 @pytest.mark.parametrize("max_wait", [0.3, 3])
-def test_those_who_give_up_leave_no_place_empty_behind_them(level, max_wait):
+def test_tasks_that_fail_by_max_wait_leave_no_reservation_unused(level, max_wait):
     jobs = [Job(at=number / 20, tenant="a", max_wait=max_wait) for number in range(400)]
     fleet = play({level: {"*": Limit(1, 10)}}, jobs)
     assert not fleet.lost()
     assert not fleet.more_than_once()
     assert {type(error) for job in jobs for error in job.errors} == {ThrottleTimeout}
-    # Twice as many as may start keep expected_polls for 20 s.
+    # Twice as many tasks as tokens arrive for 20 s.
     assert sum(at <= 20 for at, _ in fleet.starts()) >= 0.99 * 20 * 10
     assert max(at - job.at for at, job in fleet.starts()) <= max_wait + 0.05
 
 
-# Promises, one workload each
+# Guarantees, one workload each
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize(("capacity", "fill_rate"), [(1, 20), (5, 20), (20, 200)])
 @pytest.mark.parametrize("level", ["all", "queues", "tenants", "tasks"])
-def test_never_exceed_never_idle_at_most_one_return(level, capacity, fill_rate, workers):
+def test_never_exceeds_never_idles_and_redelivers_at_most_once(level, capacity, fill_rate, workers):
     limit = Limit(capacity, fill_rate)
     jobs = [Job(tenant="a", duration=0.01) for _ in range(300)]
     fleet = play({level: limit if level == "all" else {"*": limit}}, jobs, workers=workers)
@@ -134,46 +134,46 @@ def test_never_exceed_never_idle_at_most_one_return(level, capacity, fill_rate, 
 
 
 @pytest.mark.parametrize("level", ["all", "queues"])
-def test_a_held_task_costs_nothing_while_it_waits_and_blocks_no_other_queue(level):
+def test_a_held_task_makes_no_calls_while_it_waits_and_blocks_no_other_queue(level):
     limit = {"all": None, "queues": {"q": "1/s"}} if level == "queues" else {"tasks": {"f": Limit(1, 1)}}
-    dry = [Job(at=number * 1e-4) for number in range(500)]
+    limited = [Job(at=number * 1e-4) for number in range(500)]
     free = [Job(at=0.1, queue="free", name="g", duration=0.01) for _ in range(100)]
-    fleet = play(limit, [*dry, *free])
+    fleet = play(limit, [*limited, *free])
     assert_all_ran_once(fleet)
     assert max(job.starts[0] for job in free) < 2
     if level == "queues":
         per_second = Counter(int(at) for at in fleet.workers[0].calls)
         assert max(count for second, count in per_second.items() if second > 1) <= 3
-        assert {job.deliveries for job in dry} == {1}
+        assert {job.deliveries for job in limited} == {1}
 
 
-def test_where_nothing_limits_the_store_is_only_asked_for_new_limits_now_and_then():
+def test_a_worker_without_limited_tasks_only_checks_for_new_limits_at_intervals():
     fleet = play({"tenants": {"a": "1/s"}}, [Job(tenant="b", duration=1) for _ in range(100)])
     assert_all_ran_once(fleet)
     assert 1 < fleet.calls() <= 1 + max(job.starts[0] for job in fleet.jobs) / VERSION_CHECK_INTERVAL
 
 
-def test_tasks_that_cost_nothing_pass():
+def test_tasks_without_cost_are_admitted_at_once():
     fleet = play({"all": "1/h"}, [Job(cost=0) for _ in range(100)])
     assert_all_ran_once(fleet)
     assert max(job.starts[0] for job in fleet.jobs) < 1
 
 
-def test_a_task_that_can_never_start_fails_at_once():
+def test_a_task_whose_cost_exceeds_the_capacity_fails_at_once():
     fleet = play({"queues": {"q": Limit(2, 1)}}, [Job(cost=3), Job(cost=2)])
-    never, once = fleet.jobs
-    assert [type(error) for error in never.errors] == [CostExceedsCapacity]
-    assert not never.starts
-    assert once.starts == [0]
+    too_expensive, admitted = fleet.jobs
+    assert [type(error) for error in too_expensive.errors] == [CostExceedsCapacity]
+    assert not too_expensive.starts
+    assert admitted.starts == [0]
 
 
-def test_a_line_is_served_in_order():
+def test_a_hold_queue_is_served_in_order():
     jobs = [Job(at=number * 1e-3, cost=1 + number % 3) for number in range(60)]
     fleet = play({"queues": {"q": Limit(3, 10)}}, jobs)
     assert [job for _, job in fleet.starts()] == jobs
 
 
-def test_tenants_below_a_queue_each_get_their_own_limit():
+def test_each_tenant_below_a_queue_has_its_own_limit():
     jobs = [Job(tenant="noisy") for _ in range(200)] + [Job(tenant=name) for name in "ab" for _ in range(20)]
     fleet = play({"queues": {"q": "100/s"}, "tenants": {"*": Limit(1, 5)}}, jobs, workers=2)
     assert_all_ran_once(fleet)
@@ -184,7 +184,7 @@ def test_tenants_below_a_queue_each_get_their_own_limit():
     assert last["noisy"] <= 199 / 5 / 0.99 + 0.1
 
 
-def test_many_tenants_at_their_limit_in_a_dry_queue_do_not_keep_the_worker_asking():
+def test_a_tenant_at_its_limit_in_an_exhausted_queue_does_not_multiply_the_calls():
     pattern = "abdd"
     jobs = [Job(tenant=pattern[number % 4], duration=0.01) for number in range(600)]
     fleet = play({"queues": {"q": Limit(1, 20)}, "tenants": {"d": Limit(1, 1)}}, jobs)
@@ -194,39 +194,39 @@ def test_many_tenants_at_their_limit_in_a_dry_queue_do_not_keep_the_worker_askin
     assert fleet.calls() < 3 * len(jobs)
 
 
-# When something is away
+# Outages
 
 
 @pytest.mark.parametrize("policy", ["hold", "refuse", "admit"])
 @pytest.mark.parametrize("lost_replies", [False, True])
-def test_while_the_store_is_away_nothing_is_lost_and_the_worker_recovers_alone(policy, lost_replies):
+def test_a_store_outage_loses_no_task_and_the_workers_recover_by_themselves(policy, lost_replies):
     jobs = [Job(at=number / 10, tenant="a", duration=0.05) for number in range(300)]
     limits = {"queues": {"q": Limit(2, 8)}}
     options = {"on_store_error": policy, "store_down": [(5, 15)], "lost_replies": lost_replies}
     fleet = play(limits, jobs, workers=2, **options)
     assert_all_ran_once(fleet)
-    asked = [at for worker in fleet.workers for at in worker.calls if 5 <= at < 15]
-    assert 0 < len(asked) <= 2 * 8, "0.5, 1, 2, 4, 8 s between two questions of a worker"
-    during = [at for at, _ in fleet.starts() if 5 <= at < 15]
-    assert bool(during) == (policy == "admit")
+    calls = [at for worker in fleet.workers for at in worker.calls if 5 <= at < 15]
+    assert 0 < len(calls) <= 2 * 8, "0.5, 1, 2, 4, 8 s between two calls of a worker"
+    starts = [at for at, _ in fleet.starts() if 5 <= at < 15]
+    assert bool(starts) == (policy == "admit")
     if policy != "admit":
         assert_no_window_over(fleet)
 
 
-def test_a_question_that_was_not_answered_keeps_its_place():
+def test_a_request_without_a_reply_keeps_its_reservation():
     fleet = play({"queues": {"q": Limit(1, 0.5)}}, [Job(), Job()], store_down=[(1.5, 2.2)])
-    # Its place comes at 2 s, the store is asked again at 2.5 s.
+    # The reservation is for 2 s; the circuit breaker allows the next call at 2.5 s.
     assert [at for at, _ in fleet.starts()] == [0, 2.5]
 
 
-def test_each_outage_begins_with_a_short_pause():
+def test_the_circuit_breaker_starts_each_outage_with_a_short_pause():
     jobs = [Job(at=number / 2) for number in range(80)]
     fleet = play({"queues": {"q": "10/s"}}, jobs, store_down=[(1, 6), (20.9, 21.2)])
     assert_all_ran_once(fleet)
     assert max(job.starts[0] - job.at for job in jobs if job.at >= 20) <= 0.6
 
 
-def test_what_the_broker_does_not_take_back_stays_in_the_worker_and_starts_in_its_turn():
+def test_tasks_that_cannot_be_deferred_are_held_and_start_at_the_limited_rate():
     jobs = [Job(tenant="a") for _ in range(50)]
     fleet = play({"tenants": {"*": Limit(1, 5)}}, jobs, broker_down=[(0, 4000)])
     assert_all_ran_once(fleet)
@@ -235,7 +235,7 @@ def test_what_the_broker_does_not_take_back_stays_in_the_worker_and_starts_in_it
     assert fleet.starts()[-1][0] <= 49 / 5 / 0.98 + 0.1
 
 
-def test_a_message_held_for_too_long_goes_back_to_the_broker_and_still_runs_once():
+def test_a_task_held_longer_than_max_hold_is_requeued_and_runs_once():
     jobs = [Job() for _ in range(40)]
     fleet = play({"queues": {"q": "1/s"}}, jobs, max_hold=5, workers=2)
     assert_all_ran_once(fleet)
@@ -243,7 +243,7 @@ def test_a_message_held_for_too_long_goes_back_to_the_broker_and_still_runs_once
     assert fleet.starts()[-1][0] <= 39 / 0.98 + 1
 
 
-def test_a_wait_beyond_the_longest_countdown_costs_one_return_a_countdown():
+def test_a_wait_beyond_max_countdown_costs_one_deferral_per_countdown():
     jobs = [Job(tenant="a") for _ in range(60)]
     fleet = play({"tenants": {"*": "1/s"}}, jobs, max_countdown=20)
     assert_all_ran_once(fleet)
@@ -251,17 +251,17 @@ def test_a_wait_beyond_the_longest_countdown_costs_one_return_a_countdown():
         assert job.deferrals <= -(-job.starts[0] // 20)
 
 
-def test_the_revoked_never_start_and_hold_nobody_up():
+def test_revoked_tasks_never_start_and_delay_no_other_task():
     jobs = [Job(revoked_at=0.5 if number % 2 else None) for number in range(60)]
     fleet = play({"queues": {"q": Limit(1, 10)}}, jobs)
     assert not fleet.lost()
     assert not fleet.more_than_once()
-    # Of the odd ones only those of the first half second have started.
+    # Revoked tasks start only in the first half second, before they are revoked.
     assert sum(bool(job.starts) for job in jobs if job.revoked_at) <= 4
     assert fleet.starts()[-1][0] <= 34 / 10 / 0.98 + 0.2
 
 
-def test_a_soft_shutdown_leaves_everything_that_waits_to_the_broker():
+def test_a_soft_shutdown_requeues_all_pending_tasks():
     fleet = Fleet({"queues": {"q": Limit(1, 10)}, "tenants": {"*": Limit(1, 4)}}, workers=2)
     jobs = [fleet.send(Job(tenant="ab"[number % 2], duration=0.1)) for number in range(80)]
     first, second = fleet.workers
@@ -275,7 +275,7 @@ def test_a_soft_shutdown_leaves_everything_that_waits_to_the_broker():
     assert len(jobs) == 80
 
 
-# Any workload
+# Random workloads
 
 options = st.fixed_dictionaries(
     {
@@ -296,7 +296,7 @@ changes = st.one_of(st.just([]), st.lists(st.tuples(st.floats(0, 30), st.one_of(
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(tables, workloads(["retry"], ["retry", "hold"]), options, st.sampled_from([0, 0.003, 0.2]), changes, restarts)
-def test_whatever_happens_every_task_runs_once_or_ends_for_a_reason(  # noqa: PLR0913, PLR0917
+def test_under_any_workload_every_task_runs_once_or_fails_or_is_revoked(  # noqa: PLR0913, PLR0917
     limits, jobs, options, lateness, changes, restarts
 ):
     fleet = Fleet(limits, lateness=lambda number: number % 7 * lateness, **options)
@@ -317,13 +317,13 @@ def test_whatever_happens_every_task_runs_once_or_ends_for_a_reason(  # noqa: PL
     for worker in fleet.workers:
         assert not worker.held
         assert (worker.unacknowledged, worker.stats.waiting, worker.timer) == (0, 0, None)
-        # Nobody is busy for nothing: a few calls for each task that comes, and a few for each line.
-        events = Counter(int(at) for at in worker.calls)
-        assert max(events.values(), default=0) <= 2 * len(jobs) + 60
+        # No busy loop: a few calls for each delivered task, and a few for each hold queue.
+        per_second = Counter(int(at) for at in worker.calls)
+        assert max(per_second.values(), default=0) <= 2 * len(jobs) + 60
         assert max(worker.rounds.values(), default=0) <= 10 * len(jobs) + 60
 
 
-def test_a_worker_whose_tasks_nothing_limits_hears_of_new_limits_too():
+def test_a_worker_without_limited_tasks_applies_new_limits():
     fleet = Fleet({"queues": {"other": "1/s"}}, slots=4)
     fleet.at(1.0, lambda: fleet.store.set_limits({"all": "1/s"}))
     jobs = [fleet.send(Job(at=number * 0.5, duration=0.01)) for number in range(40)]
@@ -335,7 +335,7 @@ def test_a_worker_whose_tasks_nothing_limits_hears_of_new_limits_too():
 
 @pytest.mark.parametrize("old", ["1/h", "1/m", "1/s"])
 @pytest.mark.parametrize("level", ["queues", "tenants"])
-def test_raised_limits_hold_at_once_for_who_waits_in_a_worker_and_for_newcomers(level, old):
+def test_raised_limits_apply_at_once_to_held_and_to_new_tasks(level, old):
     fleet = Fleet({level: {"*": old}}, slots=4)
     fleet.at(5.0, lambda: fleet.store.set_limits({level: {"*": "100/s"}}))
     held = [fleet.send(Job(tenant="a")) for _ in range(10)] if level == "queues" else []

@@ -1,4 +1,4 @@
-"""Hold queues: their order, when their tasks are asked for, and their reservations."""
+"""Hold queues: order, retries and reservations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pending(*, cost=1.0, max_wait=None, retry_at=0.0, reservation=None):
     return task
 
 
-def test_a_queue_at_a_level_that_blocks_it_is_first_in_first_out():
+def test_a_hold_queue_of_a_queue_is_first_in_first_out():
     queue, tasks = HoldQueue(QUEUE), [pending() for _ in range(4)]
     for task in tasks:
         queue.add(task)
@@ -32,28 +32,28 @@ def test_a_queue_at_a_level_that_blocks_it_is_first_in_first_out():
     assert list(queue.tasks) == tasks
 
 
-def test_a_queue_at_a_tenant_is_ordered_by_reservation():
+def test_a_hold_queue_of_a_tenant_is_ordered_by_reservation():
     queue = HoldQueue(TENANT)
     third, first, second = pending(reservation=30), pending(reservation=10, retry_at=9.0), pending(reservation=20)
     for task in (third, first, second):
         queue.add(task)
     assert list(queue.tasks) == [first, second, third]
     assert queue.retry_at == 9.0
-    assert queue.take_ready(1.0, 9) == []  # of many tasks that are due only the first asks
+    assert queue.take_ready(1.0, 9) == []  # the head may not retry yet, so no task behind it may
 
 
 @pytest.mark.parametrize(
     ("late", "limit", "cost", "taken"),
     [(0.0, 64, 1, 2), (0.5, 64, 1, 7), (0.5, 3, 1, 3), (0.5, 64, 5, 3), (1e6, 64, 1, 9)],
 )
-def test_besides_the_head_as_many_ask_as_tokens_may_have_come_for_and_one_more(late, limit, cost, taken):
+def test_a_retry_takes_the_head_a_task_per_new_token_and_one_more(late, limit, cost, taken):
     queue = HoldQueue(QUEUE)
     for _ in range(9):
         queue.add(pending(cost=cost, retry_at=10.0))
     assert len(queue.take_ready(10.0 + late, limit)) == taken
 
 
-def test_a_task_that_joins_a_queue_waits_for_all_tasks_ahead():
+def test_a_task_that_joins_a_hold_queue_waits_for_all_tasks_ahead():
     queue = HoldQueue(QUEUE)
     assert queue.wait_ahead(0.0) == 0
     queue.add(pending(cost=2, retry_at=3.0))
@@ -62,7 +62,7 @@ def test_a_task_that_joins_a_queue_waits_for_all_tasks_ahead():
     assert queue.wait_ahead(1.0) == 2 + 5 / 10
 
 
-def test_a_new_task_joins_the_queue_of_all_before_that_of_its_queue_and_never_that_of_a_tenant():
+def test_a_new_task_is_blocked_by_all_before_its_queue_and_never_by_its_tenant():
     queues = HoldQueues()
     path = (ALL, *PATH)
     queues.of(TENANT.key, TENANT).add(pending(reservation=1))
@@ -74,7 +74,7 @@ def test_a_new_task_joins_the_queue_of_all_before_that_of_its_queue_and_never_th
     assert len(queues) == len(list(queues)) == 3
 
 
-def test_an_empty_queue_blocks_no_task_and_is_forgotten():
+def test_an_empty_hold_queue_blocks_no_task_and_is_pruned():
     queues = HoldQueues()
     queue = queues.of(QUEUE.key, QUEUE)
     queue.add(pending())
@@ -86,7 +86,7 @@ def test_an_empty_queue_blocks_no_task_and_is_forgotten():
     assert queues.next_retry_at() == float("inf")
 
 
-def test_a_reservation_at_a_queue_belongs_to_the_queue_and_one_at_a_tenant_to_the_task():
+def test_a_reservation_of_a_queue_is_shared_and_one_of_a_tenant_belongs_to_the_task():
     queues, first, second = HoldQueues(), pending(), pending()
     request = queues.request(first, 0.0)
     assert request == AdmissionRequest(PATH, 1.0, (0, 0), NO_DEADLINE)
@@ -96,7 +96,7 @@ def test_a_reservation_at_a_queue_belongs_to_the_queue_and_one_at_a_tenant_to_th
     assert queues.request(first, 0.0).reservations == (0, 9)
 
 
-def test_reservations_outlive_the_tasks_and_the_pruning_of_their_queue():
+def test_reservations_outlive_the_tasks_and_the_pruning_of_their_hold_queue():
     queues, task = HoldQueues(), pending()
     queues.keep(task, AdmissionDecision(admitted=False, binding=0, wait=5, reservations=(7, 0)))
     queues.of(QUEUE.key, QUEUE).add(task)
@@ -105,13 +105,13 @@ def test_reservations_outlive_the_tasks_and_the_pruning_of_their_queue():
     assert queues.request(task, 0.0).reservations == (7, 0)
 
 
-def test_a_queue_follows_the_limit_of_its_level():
+def test_a_hold_queue_adopts_a_changed_limit():
     queues, changed = HoldQueues(), Level("queue", QUEUE.key, Limit(2, 20))
     queues.of(QUEUE.key, QUEUE)
     assert queues.of(QUEUE.key, changed).level is changed
 
 
-def test_an_unanswered_request_keeps_its_reservations():
+def test_a_request_without_a_reply_keeps_its_reservations():
     queues, head = HoldQueues(), pending()
     for reservation in (30, 10, 20):
         queues.keep(head, AdmissionDecision(admitted=False, binding=0, wait=5, reservations=(reservation, 0)))
@@ -122,5 +122,5 @@ def test_an_unanswered_request_keeps_its_reservations():
 
 
 @pytest.mark.parametrize(("max_wait", "waited", "left"), [(None, 9, NO_DEADLINE), (3, 1, 2_000_000), (3, 9, 0)])
-def test_a_request_tells_how_long_its_task_would_still_wait(max_wait, waited, left):
+def test_a_request_contains_the_remaining_max_wait(max_wait, waited, left):
     assert HoldQueues().request(pending(max_wait=max_wait), waited).max_wait_us == left

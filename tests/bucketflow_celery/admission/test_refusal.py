@@ -1,4 +1,4 @@
-"""What happens to a refused task."""
+"""Outcomes of a refusal: hold, defer, park or fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TENANT = Level("tenant", "q:q/t:a", Limit(1, 1))
 PATH = (QUEUE, TENANT)
 
 OUTCOMES = [
-    # level, wait, on_limit, had a place, what becomes of it
+    # level, wait, on_limit, has_reservation, outcome
     (QUEUE, 0.01, "retry", False, Hold()),
     (QUEUE, 1e6, "retry", False, Hold()),
     (TENANT, 0.05, "retry", False, Hold()),
@@ -33,7 +33,7 @@ def test_the_outcome_of_a_refusal(level, wait, on_limit, has_reservation, expect
 
 
 @pytest.mark.parametrize(("level", "wait"), [(QUEUE, 0.01), (TENANT, 0.01), (TENANT, 99.0)])
-def test_a_task_that_parks_is_parked_whatever_refuses_it_and_for_however_long(level, wait):
+def test_on_limit_park_parks_at_every_level_and_for_every_wait(level, wait):
     assert on_refusal(ThrottlePolicy(PATH, on_limit="park"), Refusal(level, wait, 0.0), 60.0) == Park()
 
 

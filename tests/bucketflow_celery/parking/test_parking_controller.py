@@ -1,4 +1,4 @@
-"""The waiting room in a simulated fleet: each test is a workload of tasks that are parked, and what it came to."""
+"""Parking in simulated fleets: each test runs a workload of parked tasks and checks its outcome."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from bucketflow_celery.parking.poll_schedule import POLL_INTERVAL
 LATENCIES = pytest.mark.parametrize("latency", [0.0, 0.002])
 
 
-def parked(**facts):
-    return Job(**{"on_limit": "park", "tenant": "a", **facts})
+def parked(**fields):
+    return Job(**{"on_limit": "park", "tenant": "a", **fields})
 
 
 def fleet_of(limits, jobs=(), **options):
@@ -37,11 +37,11 @@ def play(limits, jobs, until=4000.0, **options):
     return fleet
 
 
-def assert_nothing_lost_and_nothing_twice(fleet):
-    """Hold that every task had one start or another end, and one more at most for each time its worker died."""
+def assert_no_loss_and_no_unexpected_repeat(fleet):
+    """Check that no task is lost, and that none starts or fails more than once, plus its allowed repeats."""
     assert not fleet.lost()
-    # A second delivery that is revoked by then is dropped, whatever became of the first.
-    assert [job for job in fleet.jobs if len(job.starts) + len(job.errors) > 1 + job.excused] == []
+    # A second delivery that was revoked meanwhile is dropped, even if the first has run.
+    assert [job for job in fleet.jobs if len(job.starts) + len(job.errors) > 1 + job.allowed_repeats] == []
 
 
 def assert_all_ran_once(fleet):
@@ -54,7 +54,7 @@ def assert_no_window_over(fleet):
         assert worst_excess(starts, level.limit) < 1e-6 * max(1, level.limit.fill_rate), key
 
 
-def assert_at_rest(fleet):
+def assert_idle(fleet):
     assert fleet.store.backlogs.queues() == []
     assert not any(fleet.store.backlogs._owned.values())
     for worker in fleet.workers:
@@ -63,11 +63,11 @@ def assert_at_rest(fleet):
         assert worker.parking is None or not worker.parking.in_flight_tasks._tasks
 
 
-def last_start(fleet, **facts):
-    return max(at for at, job in fleet.starts() if all(getattr(job, name) == fact for name, fact in facts.items()))
+def last_start(fleet, **fields):
+    return max(at for at, job in fleet.starts() if all(getattr(job, name) == value for name, value in fields.items()))
 
 
-# Promises, one workload each
+# Guarantees, one workload each
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
@@ -75,31 +75,31 @@ def last_start(fleet, **facts):
     ("capacity", "fill_rate", "latency"), [(1, 20, 0), (5, 20, 0), (5, 20, 0.002), (20, 200, 0), (20, 200, 0.002)]
 )
 @pytest.mark.parametrize("level", ["all", "queues", "tenants", "tasks"])
-def test_never_exceed_never_idle_one_delivery_and_one_hand_over(level, capacity, fill_rate, latency, workers):
+def test_never_exceeds_never_idles_with_one_delivery_and_one_dispatch(level, capacity, fill_rate, latency, workers):
     limit = Limit(capacity, fill_rate)
     jobs = [parked(duration=0.01) for _ in range(300)]
     limits = {level: limit if level == "all" else {"*": limit}}
     fleet = play(limits, jobs, workers=workers, latency=latency)
     assert_all_ran_once(fleet)
     assert_no_window_over(fleet)
-    assert_at_rest(fleet)
+    assert_idle(fleet)
     assert last_start(fleet) <= (len(jobs) - capacity) / fill_rate / 0.99 + 0.1
     assert max(job.deliveries for job in jobs) == 1
     assert max(job.dispatched for job in jobs) == 1
 
 
 @LATENCIES
-def test_the_tasks_of_a_tenant_start_in_their_order(latency):
+def test_the_tasks_of_a_tenant_start_in_order(latency):
     jobs = [parked(at=number * 1e-3, tenant="abc"[number % 3], duration=0.01) for number in range(150)]
     fleet = play({"queues": {"q": Limit(3, 30)}}, jobs, latency=latency)
     assert_all_ran_once(fleet)
     for tenant in "abc":
-        mine = [job for job in jobs if job.tenant == tenant]
-        assert [job for _, job in fleet.starts() if job.tenant == tenant] == mine
+        expected = [job for job in jobs if job.tenant == tenant]
+        assert [job for _, job in fleet.starts() if job.tenant == tenant] == expected
 
 
 @LATENCIES
-def test_the_lowest_rank_comes_first(latency):
+def test_the_lowest_rank_is_dispatched_first(latency):
     jobs = [parked(rank=number % 3) for number in range(60)]
     fleet = play({"queues": {"q": Limit(1, 10)}}, jobs, latency=latency, prefetch=100)
     assert_all_ran_once(fleet)
@@ -118,19 +118,19 @@ def test_a_fresh_task_never_overtakes_the_backlog_of_its_tenant(workers, latency
 
 
 @LATENCIES
-def test_a_tenant_that_comes_late_is_served_beside_a_noisy_one(latency):
+def test_a_late_tenant_is_served_beside_a_noisy_one(latency):
     noisy = [parked(duration=0.01) for _ in range(1000)]
     late = [parked(at=4, tenant="b", duration=0.01) for _ in range(50)]
     fleet = play({"queues": {"q": Limit(10, 50)}}, noisy + late, workers=2, latency=latency)
     assert_all_ran_once(fleet)
     assert_no_window_over(fleet)
-    # Half of 50/s for 50 tasks: 2 s. One delivery of each in a line behind 1 000 would take 17 s.
+    # 50 tasks at half of 50/s take 2 s. Behind the 1 000 of the noisy tenant they would take 17 s.
     assert last_start(fleet, tenant="b") <= 4 + 2.2
     assert last_start(fleet) <= (1050 - 10) / 50 / 0.99 + 0.1
 
 
 @LATENCIES
-def test_tenants_share_by_weight_and_take_what_others_leave(latency):
+def test_tenants_share_by_weight_and_use_unused_shares(latency):
     weights = {"a": 5, "b": 3}
     jobs = [parked(tenant="abc"[number % 3], duration=0.01) for number in range(900)]
     fleet = play({"queues": {"q": Limit(5, 90)}, "weights": weights}, jobs, workers=2, latency=latency, prefetch=500)
@@ -143,7 +143,7 @@ def test_tenants_share_by_weight_and_take_what_others_leave(latency):
 
 
 @LATENCIES
-def test_what_one_tenant_may_not_use_the_others_have_at_once(latency):
+def test_the_share_of_a_limited_tenant_goes_to_the_others_at_once(latency):
     jobs = [parked(tenant="slow") for _ in range(20)] + [parked(tenant="b") for _ in range(500)]
     limits = {"queues": {"q": Limit(5, 50)}, "tenants": {"slow": Limit(1, 1)}}
     fleet = play(limits, jobs, workers=2, latency=latency)
@@ -158,19 +158,19 @@ def test_what_one_tenant_may_not_use_the_others_have_at_once(latency):
 
 @LATENCIES
 @pytest.mark.parametrize("slots", [1, 2, 4])
-def test_parked_tasks_and_those_that_nothing_limits_take_turns_at_scarce_slots(slots, latency):
+def test_parked_and_unlimited_tasks_share_scarce_slots(slots, latency):
     free = [Job(queue="free", duration=0.1) for _ in range(400)]
     limited = [parked(duration=0.1) for _ in range(400)]
     fleet = play({"queues": {"q": "1000/s"}}, free + limited, slots=slots, latency=latency, queues=["q", "free"])
     assert_all_ran_once(fleet)
-    # While both wait, each has a fifth of the slots at least: when all get free at once, the parked are asked for last.
+    # While both wait, each has at least a fifth of the slots: if all become free at once, parked tasks are polled last.
     starts = Counter(job.queue for at, job in fleet.starts() if 1 < at <= 9)
     assert min(starts["q"], starts["free"]) >= sum(starts.values()) / 5
     assert last_start(fleet) <= 800 * 0.1 / slots / 0.95 + 0.5
 
 
 @LATENCIES
-def test_who_finds_no_slot_is_parked_and_another_worker_starts_it(latency):
+def test_a_task_without_a_free_slot_is_parked_and_started_by_another_worker(latency):
     busy, idle = [Job(duration=30) for _ in range(4)], [parked(at=1, queue="r") for _ in range(10)]
     fleet = fleet_of({"queues": {"r": "100/s"}}, [*busy, *idle], workers=2, latency=latency)
     second = fleet.workers[1]
@@ -181,18 +181,18 @@ def test_who_finds_no_slot_is_parked_and_another_worker_starts_it(latency):
     assert max(job.starts[0] for job in idle) <= 2.1
 
 
-def test_what_waits_for_a_slot_and_is_not_to_be_parked_stays():
+def test_a_task_that_holds_is_not_parked_while_it_waits_for_a_slot():
     jobs = [Job(duration=1, on_limit="hold") for _ in range(20)]
     fleet = play({"queues": {"q": "100/s"}}, jobs)
     assert_all_ran_once(fleet)
     assert not any(job.parked for job in jobs)
 
 
-# What a worker cannot run
+# Unregistered task types
 
 
 @LATENCIES
-def test_what_one_worker_cannot_run_another_does_and_nobody_is_held_up(latency):
+def test_tasks_that_one_worker_cannot_run_start_on_another_and_delay_no_other_task(latency):
     jobs = [parked(tenant=f"t{number % 10}", name="fg"[number % 2]) for number in range(200)]
     fleet = fleet_of({"queues": {"q": Limit(1, 50)}}, jobs, workers=2, latency=latency, prefetch=100)
     for worker, task in zip(fleet.workers, "fg", strict=True):
@@ -202,14 +202,14 @@ def test_what_one_worker_cannot_run_another_does_and_nobody_is_held_up(latency):
     assert last_start(fleet) <= 199 / 50 / 0.95 + POLL_INTERVAL
 
 
-# Limits that change
+# Changes of limits
 
 
 @LATENCIES
 @pytest.mark.parametrize("old", ["1/h", "1/m", "1/s"])
 @pytest.mark.parametrize("level", ["queues", "tenants"])
 @pytest.mark.parametrize("mode", ["park", "hold", "retry"])
-def test_raised_limits_hold_at_once_for_all_who_wait(level, old, mode, latency):
+def test_raised_limits_apply_at_once_to_all_waiting_tasks(level, old, mode, latency):
     fleet = fleet_of({level: {"*": old}}, workers=2, latency=latency)
     fleet.at(5.0, lambda: fleet.store.set_limits({level: {"*": "100/s"}}))
     jobs = [fleet.send(parked(on_limit="park")) for _ in range(10)]
@@ -220,7 +220,7 @@ def test_raised_limits_hold_at_once_for_all_who_wait(level, old, mode, latency):
     assert max((job.starts[0] for job in others), default=0) < 7
 
 
-def test_lifted_limits_let_all_start():
+def test_parked_tasks_start_when_their_limit_is_lifted():
     fleet = fleet_of({"queues": {"q": "1/m"}}, [parked() for _ in range(30)])
     fleet.at(5.0, lambda: fleet.store.set_limits({}))
     fleet.run_out()
@@ -228,7 +228,7 @@ def test_lifted_limits_let_all_start():
     assert last_start(fleet) < 6
 
 
-def test_a_parked_task_that_new_limits_make_impossible_fails_and_never_runs():
+def test_a_parked_task_whose_cost_exceeds_a_new_capacity_fails_and_never_runs():
     fleet = fleet_of({"queues": {"q": Limit(100, 1)}}, slots=1)
     jobs = [fleet.send(parked(cost=3, duration=1)) for _ in range(40)]
     fleet.at(4.5, lambda: fleet.store.set_limits({"queues": {"q": Limit(2, 100)}}))
@@ -236,7 +236,7 @@ def test_a_parked_task_that_new_limits_make_impossible_fails_and_never_runs():
     assert not fleet.lost()
     assert not fleet.more_than_once()
     assert {type(error) for job in jobs for error in job.errors} == {CostExceedsCapacity}
-    assert_at_rest(fleet)
+    assert_idle(fleet)
 
 
 # Pauses
@@ -249,7 +249,7 @@ PAUSES = [("all", ""), ("queue", "q"), ("tenant", "a"), ("task", "f")]
 @pytest.mark.parametrize("mode", ["park", "hold", "retry"])
 @pytest.mark.parametrize(("level", "name"), PAUSES)
 @pytest.mark.parametrize("limits", [{"queues": {"q": "20/s"}}, {"tenants": {"*": "20/s"}}, {}])
-def test_what_is_paused_does_not_start_until_it_is_resumed(level, name, limits, mode, latency):
+def test_paused_tasks_do_not_start_until_they_are_resumed(level, name, limits, mode, latency):
     fleet = fleet_of(limits, workers=2, latency=latency)
     jobs = [fleet.send(parked(at=number / 50, on_limit=mode)) for number in range(200)]
     fleet.at(1.0, lambda: fleet.store.pause(pause_name(level, name), paused=True))
@@ -257,56 +257,56 @@ def test_what_is_paused_does_not_start_until_it_is_resumed(level, name, limits, 
     fleet.run_out()
     assert_all_ran_once(fleet)
     assert not [at for at, _ in fleet.starts() if 1.1 < at < 20]
-    returning = 6 if mode != "park" and level in ("tenant", "task") else 1  # they come again every 5 s
-    assert min(at for at, _ in fleet.starts() if at > 19) <= 20 + returning
-    assert last_start(fleet) <= 20 + 200 / 20 + returning + (6 if mode == "retry" else 1)
+    retry_delay = 6 if mode != "park" and level in ("tenant", "task") else 1  # they retry every 5 s
+    assert min(at for at, _ in fleet.starts() if at > 19) <= 20 + retry_delay
+    assert last_start(fleet) <= 20 + 200 / 20 + retry_delay + (6 if mode == "retry" else 1)
     assert {job.dispatched for job in jobs} <= {0, 1}
 
 
-def test_who_is_not_paused_goes_on():
+def test_a_paused_tenant_does_not_delay_other_tenants():
     fleet = fleet_of({"queues": {"q": "50/s"}}, workers=2)
     paused = [fleet.send(parked()) for _ in range(50)]
-    going_on = [fleet.send(parked(tenant="b", at=number / 20)) for number in range(100)]
+    running = [fleet.send(parked(tenant="b", at=number / 20)) for number in range(100)]
     fleet.store.pause(pause_name("tenant", "a"), paused=True)
     fleet.at(20.0, lambda: fleet.store.pause(pause_name("tenant", "a"), paused=False))
     fleet.run_out()
     assert_all_ran_once(fleet)
-    assert max(job.starts[0] - job.at for job in going_on) < 1
+    assert max(job.starts[0] - job.at for job in running) < 1
     assert min(job.starts[0] for job in paused) >= 20
 
 
-# Giving up
+# Max wait and revocation
 
 
-def test_who_may_not_wait_so_long_fails_and_spends_nothing():
+def test_tasks_that_fail_by_max_wait_spend_no_tokens():
     jobs = [parked(at=number / 20, max_wait=2) for number in range(400)]
     fleet = play({"queues": {"q": Limit(1, 10)}}, jobs, workers=2)
     assert not fleet.lost()
     assert not fleet.more_than_once()
     assert {type(error) for job in jobs for error in job.errors} == {ThrottleTimeout}
-    # Twice as many as may start keep expected_polls for 20 s.
+    # Twice as many tasks as tokens arrive for 20 s.
     assert sum(at <= 20 for at, _ in fleet.starts()) >= 0.99 * 20 * 10
     assert max(at - job.at for at, job in fleet.starts()) <= 2 + 0.2
-    assert_at_rest(fleet)
+    assert_idle(fleet)
 
 
 @LATENCIES
-def test_the_revoked_never_start_and_spend_no_tokens(latency):
+def test_revoked_tasks_never_start_and_spend_no_tokens(latency):
     jobs = [parked(revoked_at=0.5 if number % 2 else None) for number in range(60)]
     fleet = play({"queues": {"q": Limit(1, 10)}}, jobs, workers=2, latency=latency)
     assert not fleet.lost()
     assert not fleet.more_than_once()
     assert sum(bool(job.starts) for job in jobs if job.revoked_at) <= 4
     assert last_start(fleet) <= 34 / 10 / 0.98 + 0.5
-    assert_at_rest(fleet)
+    assert_idle(fleet)
 
 
-@pytest.mark.parametrize("fate", ["revoked", "unparkable"])
-def test_one_that_is_not_parked_in_the_end_keeps_no_fresh_task_of_its_tenant_from_starting(fate):
+@pytest.mark.parametrize("reason", ["revoked", "unparkable"])
+def test_a_task_that_was_not_parked_after_all_blocks_no_new_task_of_its_tenant(reason):
     busy = [Job(duration=5) for _ in range(4)]
     waiting, fresh = parked(at=1, queue="r"), parked(at=20, queue="r")
     fleet = fleet_of({"queues": {"r": "10/s"}}, [*busy, waiting, fresh])
-    if fate == "revoked":
+    if reason == "revoked":
         waiting.revoked_at = 1.05
     else:
         fleet.workers[0].encode = lambda _task, **_options: None
@@ -314,16 +314,14 @@ def test_one_that_is_not_parked_in_the_end_keeps_no_fresh_task_of_its_tenant_fro
     assert (fresh.starts, fresh.parked) == ([20], 0)
 
 
-# When something is away
+# Outages
 
 
 @LATENCIES
 @pytest.mark.parametrize("policy", ["hold", "refuse", "admit"])
 @pytest.mark.parametrize("lost_replies", [False, True])
 @pytest.mark.parametrize("tells_redelivery", [False, True])
-def test_while_the_store_is_away_nothing_is_lost_and_nothing_runs_twice(
-    policy, lost_replies, tells_redelivery, latency
-):
+def test_a_store_outage_loses_no_task_and_runs_none_twice(policy, lost_replies, tells_redelivery, latency):
     jobs = [parked(at=number / 10, duration=0.05) for number in range(300)]
     options = {"on_store_error": policy, "store_down": [(5, 15)], "lost_replies": lost_replies}
     fleet = play(
@@ -332,17 +330,17 @@ def test_while_the_store_is_away_nothing_is_lost_and_nothing_runs_twice(
     assert_all_ran_once(fleet)
     if policy != "admit":
         assert_no_window_over(fleet)
-    assert_at_rest(fleet)
-    asked = [at for worker in fleet.workers for at in worker.calls if 5 <= at < 15]
-    assert 0 < len(asked) <= 2 * (8 + 8 + 21), "gate and room: 0.5, 1, 2, 4, 8 s; the lease: 0.5 s"
+    assert_idle(fleet)
+    calls = [at for worker in fleet.workers for at in worker.calls if 5 <= at < 15]
+    assert 0 < len(calls) <= 2 * (8 + 8 + 21), "admission and parking: 0.5, 1, 2, 4, 8 s; the lease: 0.5 s"
 
 
-def test_the_handed_out_whose_hand_over_was_not_heard_of_come_back():
+def test_tasks_dispatched_in_lost_replies_return_and_run_once():
     jobs = [parked(duration=0.05) for _ in range(100)]
     fleet = play({"queues": {"q": Limit(1, 10)}}, jobs, store_down=[(2, 4)], lost_replies=True, lease=4)
     assert_all_ran_once(fleet)
     assert max(job.dispatched for job in jobs) == 1
-    assert_at_rest(fleet)
+    assert_idle(fleet)
 
 
 # A full backlog
@@ -351,69 +349,69 @@ def test_the_handed_out_whose_hand_over_was_not_heard_of_come_back():
 @LATENCIES
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("queues", [["q"], ["q", "r"]])
-def test_a_full_backlog_leaves_the_rest_to_the_broker(queues, workers, latency):
+def test_a_full_backlog_leaves_the_other_tasks_in_the_broker(queues, workers, latency):
     fleet = fleet_of(
         {"queues": {"q": Limit(1, 20)}}, workers=workers, latency=latency, queues=queues, backlog_limit=50, prefetch=8
     )
     jobs = [fleet.send(parked()) for _ in range(400)]
-    seen = []
+    samples = []
 
-    def look():
-        seen.append((sum(job.parked > len(job.starts) for job in jobs), len(fleet.queues["q"])))
+    def sample():
+        samples.append((sum(job.parked > len(job.starts) for job in jobs), len(fleet.queues["q"])))
 
     for second in range(1, 15):
-        fleet.at(second, look)
+        fleet.at(second, sample)
     fleet.run_out()
     assert_all_ran_once(fleet)
     assert_no_window_over(fleet)
-    assert max(waiting for waiting, _ in seen) <= 50
-    assert all(left >= 400 - 50 - 20 * (second + 1) - 3 * 8 * workers for second, (_, left) in enumerate(seen, 1))
+    assert max(waiting for waiting, _ in samples) <= 50
+    assert all(left >= 400 - 50 - 20 * (second + 1) - 3 * 8 * workers for second, (_, left) in enumerate(samples, 1))
     assert last_start(fleet) <= 399 / 20 / 0.97 + 1
     assert max(job.deliveries for job in jobs) == 1
 
 
-# Workers that die, stop, and leave
+# Killed, frozen, disconnected and stopped workers
 
 
 @LATENCIES
 @pytest.mark.parametrize("acks_late", [False, True])
 @pytest.mark.parametrize("at", [0.0005, 0.001, 0.0015, 0.002, 0.5, 2.0, 2.0507, 3.333])
-def test_what_a_killed_worker_had_goes_to_the_others_within_its_lease(at, acks_late, latency):
+def test_the_tasks_of_a_killed_worker_are_reclaimed_within_its_lease(at, acks_late, latency):
     jobs = [parked(duration=0.2, acks_late=acks_late) for _ in range(200)]
     fleet = fleet_of({"queues": {"q": Limit(5, 20)}}, jobs, workers=2, latency=latency, lease=10)
-    fleet.at(at, lambda: fleet.workers[0].die(away=1000))
+    fleet.at(at, lambda: fleet.workers[0].kill(away=1000))
     fleet.run_out()
-    assert_nothing_lost_and_nothing_twice(fleet)
+    assert_no_loss_and_no_unexpected_repeat(fleet)
     assert_no_window_over(fleet)
-    assert_at_rest(fleet)
-    again = [job.starts[1] for job in jobs if len(job.starts) > 1]
-    assert len(again) <= 4
-    assert all(start <= at + 10 + 1 for start in again)
+    assert_idle(fleet)
+    second_starts = [job.starts[1] for job in jobs if len(job.starts) > 1]
+    assert len(second_starts) <= 4
+    assert all(start <= at + 10 + 1 for start in second_starts)
     assert last_start(fleet) <= max(200 / 20 / 0.98, at + 11) + 0.5
 
 
-def test_a_worker_keeps_a_long_task_for_as_long_as_it_lives():
+def test_a_worker_keeps_a_long_task_while_it_renews_its_lease():
     jobs = [parked(duration=3 * 3600, acks_late=True) for _ in range(4)]
     fleet = fleet_of({"queues": {"q": Limit(1, 1)}}, jobs, workers=2)
-    fleet.run(4 * 3600, most=2_000_000)
+    fleet.run(4 * 3600, max_events=2_000_000)
     assert_all_ran_once(fleet)
-    assert_at_rest(fleet)
+    assert_idle(fleet)
 
 
 @LATENCIES
 @pytest.mark.parametrize("acks_late", [False, True])
-def test_a_worker_that_stopped_for_longer_than_its_lease_starts_none_of_its_tasks(acks_late, latency):
+def test_a_worker_frozen_for_longer_than_its_lease_starts_no_reclaimed_task(acks_late, latency):
     jobs = [parked(duration=0.2, acks_late=acks_late) for _ in range(300)]
     fleet = fleet_of({"queues": {"q": Limit(5, 20)}}, jobs, workers=2, latency=latency, lease=5)
     fleet.at(3.0507, lambda: fleet.workers[0].freeze(9))
     fleet.run_out()
-    assert_nothing_lost_and_nothing_twice(fleet)
-    assert_at_rest(fleet)
-    assert fleet.workers[0].stats.dispatched > 20, "it is at work again"
+    assert_no_loss_and_no_unexpected_repeat(fleet)
+    assert_idle(fleet)
+    assert fleet.workers[0].stats.dispatched > 20, "it polls again"
 
 
 @LATENCIES
-def test_a_fleet_that_is_cut_off_for_longer_than_a_lease_keeps_what_it_has(latency):
+def test_a_store_outage_longer_than_the_lease_reclaims_no_task(latency):
     jobs = [parked(duration=100, acks_late=True) for _ in range(8)]
     fleet = fleet_of({"queues": {"q": Limit(8, 1)}}, jobs, workers=2, latency=latency, store_down=[(20, 80)])
     fleet.run_out()
@@ -423,7 +421,7 @@ def test_a_fleet_that_is_cut_off_for_longer_than_a_lease_keeps_what_it_has(laten
 @LATENCIES
 @pytest.mark.parametrize("forgotten", [0.0, 0.5, 4.0])
 @pytest.mark.parametrize("tells_redelivery", [False, True])
-def test_a_lost_connection_to_the_broker_loses_nothing_and_starts_nothing_twice(forgotten, tells_redelivery, latency):
+def test_a_lost_broker_connection_loses_no_task_and_starts_none_twice(forgotten, tells_redelivery, latency):
     jobs = [parked(at=number / 15, duration=0.3, acks_late=number % 2 == 0) for number in range(200)]
     limits = {"queues": {"q": Limit(5, 10)}}
     fleet = fleet_of(limits, jobs, workers=2, latency=latency, tells_redelivery=tells_redelivery)
@@ -432,12 +430,12 @@ def test_a_lost_connection_to_the_broker_loses_nothing_and_starts_nothing_twice(
     fleet.run_out()
     assert_all_ran_once(fleet)
     assert_no_window_over(fleet)
-    assert_at_rest(fleet)
+    assert_idle(fleet)
     assert last_start(fleet) <= 200 / 10 / 0.98 + 6
 
 
 @LATENCIES
-def test_a_soft_shutdown_gives_back_everything(latency):
+def test_a_soft_shutdown_returns_all_tasks(latency):
     jobs = [parked(duration=0.1) for _ in range(100)]
     fleet = fleet_of({"queues": {"q": Limit(1, 10)}}, jobs, workers=2, latency=latency)
     first, second = fleet.workers
@@ -451,46 +449,44 @@ def test_a_soft_shutdown_gives_back_everything(latency):
     assert last_start(fleet) <= 5 + 99 / 10 / 0.98 + 7
 
 
-# Messages that come twice
+# Redelivered and duplicate messages
 
 
 @pytest.mark.parametrize("acknowledged", [False, True])
-def test_a_second_delivery_parks_nothing_new(acknowledged):
+def test_a_redelivered_message_is_not_parked_again(acknowledged):
     fleet = fleet_of({"queues": {"q": Limit(1, 10)}}, [parked() for _ in range(50)], workers=2)
-    # Killed after storing and before the broker heard of it, or after the tasks have run.
+    # The connection is lost soon after the messages are stored, or when some of their tasks have run.
     fleet.at(2.0 if acknowledged else 0.05, lambda: fleet.workers[0].lose_connection(forgotten=60))
     fleet.run_out()
     assert_all_ran_once(fleet)
-    assert_at_rest(fleet)
+    assert_idle(fleet)
 
 
 @LATENCIES
-def test_a_message_that_was_published_twice_runs_twice(latency):
-    twins = [parked(message="same") for _ in range(2)]
-    play({"queues": {"q": Limit(1, 1)}}, [parked(), parked(), *twins], latency=latency, prefetch=1)
-    assert sum(len(job.starts) for job in twins) == 2
+def test_a_message_published_twice_runs_twice(latency):
+    duplicates = [parked(message="same") for _ in range(2)]
+    play({"queues": {"q": Limit(1, 1)}}, [parked(), parked(), *duplicates], latency=latency, prefetch=1)
+    assert sum(len(job.starts) for job in duplicates) == 2
 
 
-def test_a_message_that_comes_back_when_its_task_has_long_run_does_not_run_again():
+def test_a_message_redelivered_long_after_its_task_ran_does_not_run_again():
     fleet = fleet_of({"queues": {"q": Limit(1, 10)}}, [parked() for _ in range(50)])
     fleet.at(100, lambda: fleet.workers[0].lose_connection(forgotten=100))
     fleet.run(150)
     assert_all_ran_once(fleet)
-    assert_at_rest(fleet)
+    assert_idle(fleet)
 
 
 @LATENCIES
 @pytest.mark.parametrize(
-    ("lowered", "lost", "came_to"),
+    ("lowered", "lost", "outcome"),
     [
         (3.5, 4.0, (1, 0)),  # it had run
-        (3.25, 3.2, (1, 0)),  # it had run, and its second delivery waited for a slot when it became impossible
-        (1.0, 1.5, (0, 1)),  # it had become impossible, and failed
+        (3.25, 3.2, (1, 0)),  # it had run, and its redelivery waited for a slot when the capacity was lowered
+        (1.0, 1.5, (0, 1)),  # the capacity was lowered, and it had failed
     ],
 )
-def test_a_message_that_comes_back_when_its_task_has_become_impossible_ends_it_no_second_time(
-    lowered, lost, came_to, latency
-):
+def test_a_redelivery_whose_cost_exceeds_a_new_capacity_ends_its_task_only_once(lowered, lost, outcome, latency):
     limits = {"queues": {"q": Limit(5, 1)}}
     fleet = fleet_of(limits, [parked(cost=5), parked(cost=3, duration=1)], slots=1, latency=latency)
     fleet.at(lowered, lambda: fleet.store.set_limits({"queues": {"q": Limit(1, 1)}}))
@@ -498,28 +494,28 @@ def test_a_message_that_comes_back_when_its_task_has_become_impossible_ends_it_n
     fleet.run_out()
     first, second = fleet.jobs
     assert (len(first.starts), len(first.errors)) == (1, 0)
-    assert (len(second.starts), len(second.errors)) == came_to
-    assert_at_rest(fleet)
+    assert (len(second.starts), len(second.errors)) == outcome
+    assert_idle(fleet)
 
 
 @LATENCIES
 @pytest.mark.parametrize("parkable", [True, False])
-def test_one_that_comes_back_impossible_and_was_never_parked_fails_once(parkable, latency):
+def test_a_redelivery_that_was_never_parked_and_exceeds_a_new_capacity_fails_once(parkable, latency):
     fleet = fleet_of({"queues": {"r": Limit(5, 1)}}, [Job(duration=1)], slots=1, latency=latency)
-    impossible = fleet.send(parked(queue="r", cost=3))
+    too_expensive = fleet.send(parked(queue="r", cost=3))
     fleet.at(0.05, fleet.workers[0].lose_connection)
     fleet.at(0.055, lambda: fleet.store.set_limits({"queues": {"r": Limit(1, 1)}}))
     if not parkable:
         fleet.workers[0].encode = lambda _task, **_options: None
     fleet.run_out()
-    assert [type(error) for error in impossible.errors] == [CostExceedsCapacity]
-    assert (impossible.starts, impossible.deliveries, impossible.parked) == ([], 2, int(parkable))
-    assert_at_rest(fleet)
+    assert [type(error) for error in too_expensive.errors] == [CostExceedsCapacity]
+    assert (too_expensive.starts, too_expensive.deliveries, too_expensive.parked) == ([], 2, int(parkable))
+    assert_idle(fleet)
 
 
 @pytest.mark.parametrize("after", [0.0005, 0.001, 0.0015, 0.0025])
 @pytest.mark.parametrize("acks_late", [False, True])
-def test_a_connection_lost_while_an_end_is_told_leaves_nothing_behind(acks_late, after):
+def test_a_connection_lost_while_an_outcome_is_reported_leaves_no_task_behind(acks_late, after):
     jobs = [parked(duration=0.05, acks_late=acks_late) for _ in range(20)]
     fleet = fleet_of({"queues": {"q": Limit(1, 5)}}, jobs, latency=0.002)
     for number in range(1, 19):
@@ -527,14 +523,14 @@ def test_a_connection_lost_while_an_end_is_told_leaves_nothing_behind(acks_late,
         fleet.at(ends_at + after, fleet.workers[0].lose_connection)
     fleet.run_out()
     assert_all_ran_once(fleet)
-    assert_at_rest(fleet)
+    assert_idle(fleet)
 
 
-# What it costs
+# Number of calls and rounds
 
 
 @pytest.mark.parametrize("queues", ["q", "qr", "qrs"])
-def test_an_idle_fleet_of_a_hundred_costs_less_than_a_hundred_calls_a_second(queues):
+def test_a_hundred_idle_workers_make_less_than_a_hundred_calls_per_second(queues):
     fleet = fleet_of({"queues": {"*": "10/s"}}, workers=100, queues=queues)
     fleet.run(100)
     seconds = Counter(int(at) for worker in fleet.workers for at in worker.calls if at >= 10)
@@ -542,7 +538,7 @@ def test_an_idle_fleet_of_a_hundred_costs_less_than_a_hundred_calls_a_second(que
 
 
 @LATENCIES
-def test_nobody_is_busy_for_nothing(latency):
+def test_calls_and_rounds_are_bounded_under_load(latency):
     jobs = [parked(tenant=f"t{number % 20}", duration=0.05) for number in range(600)]
     limits = {"queues": {"q": Limit(5, 30)}, "tenants": {"*": Limit(1, 5)}}
     fleet = play(limits, jobs, workers=5, latency=latency)
@@ -553,14 +549,14 @@ def test_nobody_is_busy_for_nothing(latency):
 
 
 @LATENCIES
-def test_a_worker_that_can_start_nothing_it_is_handed_does_not_ask_all_the_time(latency):
+def test_a_worker_that_fails_to_receive_dispatched_tasks_limits_its_polls(latency):
     fleet = fleet_of({"queues": {"q": "100/s"}}, [parked() for _ in range(200)], latency=latency)
     parking = fleet.workers[0].parking
     receive = parking.receive
 
     def fail(*args):
         if fleet.now < 5:
-            raise OSError("odd")
+            raise OSError("unexpected")
         return receive(*args)
 
     parking.receive = fail
@@ -569,11 +565,11 @@ def test_a_worker_that_can_start_nothing_it_is_handed_does_not_ask_all_the_time(
     fleet.run_out()
     assert_all_ran_once(fleet)
     assert_no_window_over(fleet)
-    assert_at_rest(fleet)
+    assert_idle(fleet)
 
 
 @LATENCIES
-def test_a_worker_without_a_lease_starts_nothing_and_does_not_ask_all_the_time(latency):
+def test_a_worker_without_a_valid_lease_starts_no_parked_task_and_limits_its_polls(latency):
     fleet = fleet_of({"queues": {"q": Limit(20, 100)}}, [parked() for _ in range(200)], latency=latency, prefetch=200)
     lease = fleet.workers[0].parking.lease
     fleet.at(0.5, lambda: setattr(lease, "is_valid", lambda: fleet.now > 5))
@@ -587,7 +583,7 @@ def test_a_worker_without_a_lease_starts_nothing_and_does_not_ask_all_the_time(l
 
 @LATENCIES
 @pytest.mark.parametrize("mode", ["hold", "park"])
-def test_tasks_that_nothing_limits_wait_for_a_slot_without_waking_anybody(mode, latency):
+def test_unlimited_tasks_wait_for_a_slot_without_extra_rounds(mode, latency):
     jobs = [Job(duration=10, on_limit=mode) for _ in range(20)]
     fleet = play({"queues": {"other": "1/s"}}, jobs, latency=latency)
     assert_all_ran_once(fleet)
@@ -595,14 +591,14 @@ def test_tasks_that_nothing_limits_wait_for_a_slot_without_waking_anybody(mode, 
 
 
 @LATENCIES
-def test_tasks_of_every_kind_share_a_queue(latency):
+def test_tasks_of_every_on_limit_share_a_queue(latency):
     jobs = [parked(on_limit=("park", "hold", "retry")[number % 3]) for number in range(150)]
     fleet = play({"queues": {"q": Limit(1, 20)}}, jobs, latency=latency, prefetch=100)
     assert_all_ran_once(fleet)
     assert_no_window_over(fleet)
 
 
-def test_what_cannot_be_parked_is_held():
+def test_tasks_that_cannot_be_parked_are_held():
     fleet = fleet_of({"queues": {"q": Limit(1, 10)}}, [parked() for _ in range(40)])
     fleet.workers[0].encode = lambda _task, **_options: None
     fleet.run_out()
@@ -611,13 +607,13 @@ def test_what_cannot_be_parked_is_held():
     assert last_start(fleet) <= 39 / 10 / 0.98 + 0.5
 
 
-# Anything at all
+# Random workloads
 
-EVENTS = st.lists(
-    st.tuples(st.floats(0, 30), st.integers(0, 2), st.sampled_from(["die", "freeze", "lose_connection"])), max_size=4
+DISTURBANCES = st.lists(
+    st.tuples(st.floats(0, 30), st.integers(0, 2), st.sampled_from(["kill", "freeze", "lose_connection"])), max_size=4
 )
 CHANGES = st.one_of(st.just([]), st.lists(st.tuples(st.floats(0, 30), st.one_of(st.none(), tables)), max_size=2))
-HALTS = st.one_of(
+PAUSE_TIMES = st.one_of(
     st.just([]), st.lists(st.tuples(st.floats(0, 30), st.floats(0, 20), st.sampled_from(PAUSES)), max_size=2)
 )
 OPTIONS = st.fixed_dictionaries(
@@ -639,9 +635,9 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-def act(worker, event):
-    if event == "die" and worker.gate is not None:
-        worker.die(away=3)
+def disturb(worker, event):
+    if event == "kill" and worker.admission is not None:
+        worker.kill(away=3)
     elif event == "freeze":
         worker.freeze(4)
     elif event == "lose_connection" and worker.is_up():
@@ -649,23 +645,23 @@ def act(worker, event):
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(tables, workloads(["park"], ["park", "retry", "hold"]), OPTIONS, EVENTS, CHANGES, HALTS, restarts)
-def test_whatever_happens_nothing_is_lost_and_nothing_runs_twice_without_a_reason(  # noqa: PLR0913, PLR0917
-    limits, jobs, options, events, changes, halts, restarts
+@given(tables, workloads(["park"], ["park", "retry", "hold"]), OPTIONS, DISTURBANCES, CHANGES, PAUSE_TIMES, restarts)
+def test_under_any_workload_no_task_is_lost_and_none_runs_twice_unexpectedly(  # noqa: PLR0913, PLR0917
+    limits, jobs, options, events, changes, pauses, restarts
 ):
     fleet = fleet_of(limits, jobs, **options)
     for at, number, event in events:
-        fleet.at(at, partial(act, fleet.workers[number % len(fleet.workers)], event))
+        fleet.at(at, partial(disturb, fleet.workers[number % len(fleet.workers)], event))
     for at, table in changes:
         fleet.at(at, partial(fleet.store.set_limits, table))
-    for at, seconds, name in halts:
+    for at, seconds, name in pauses:
         fleet.at(at, partial(fleet.store.pause, pause_name(*name), paused=True))
         fleet.at(at + seconds, partial(fleet.store.pause, pause_name(*name), paused=False))
     for number, at in restarts:
         fleet.restart(fleet.workers[number % len(fleet.workers)], at, 5.0)
     fleet.run_out()
-    assert_nothing_lost_and_nothing_twice(fleet)
-    assert_at_rest(fleet)
+    assert_no_loss_and_no_unexpected_repeat(fleet)
+    assert_idle(fleet)
     for job in jobs:
         assert job.starts or job.gone or isinstance(job.errors[0], (ThrottleTimeout, CostExceedsCapacity))
     is_frozen = "freeze" in {event for _, _, event in events}
