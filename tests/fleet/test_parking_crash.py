@@ -78,7 +78,7 @@ def ran(fleet, results, twice=(), queue="celery"):
     [
         ("room.ParkingController._park", False),
         ("room.ParkingController._on_parked", False),
-        ("parking.CeleryParkingWorker.parked", True),
+        ("parking.CeleryParkingWorker.on_parked", True),
         ("room.ParkingController._on_parked", True),
     ],
     ids=["not stored", "stored, not acknowledged", "the first acknowledged", "all acknowledged"],
@@ -87,7 +87,7 @@ def test_a_worker_that_is_killed_while_it_parks_loses_no_task(parking, rabbit_se
     # Not on Redis, where Kombu loses messages that a killed worker had fetched and not read.
     queue = f"celery.{uuid4().hex[:8]}"
     parking.configure(broker_url=rabbit_server.url, task_default_queue=queue)
-    has_something_to_park = "self._outbox._parking if isinstance(self, room.ParkingController) else True"
+    has_something_to_park = "self._outbox._waiting if isinstance(self, room.ParkingController) else True"
     worker = dying(parking, step, after=after, matters=has_something_to_park)
     arm(parking)
     sent = parking.send("work", times=30)
@@ -129,10 +129,14 @@ def test_a_message_that_is_redelivered_after_its_task_has_run_is_not_parked_agai
 @pytest.mark.parametrize(
     ("step", "after", "matters"),
     [
-        ("room.ParkingController._ask_for", True, "args[0].known and args[1] > 0"),
-        ("room.ParkingController._on_answer", False, "getattr(args[2][1], 'dispatched', ())"),
+        (
+            "room.ParkingController._send",
+            True,
+            "any(getattr(one, 'candidates', ()) for one in getattr(args[1], 'args', ()))",
+        ),
+        ("room.ParkingController._on_polled", False, "getattr(args[2], 'dispatched', ())"),
         ("parking.CeleryParkingWorker.receive", True, "True"),
-        ("room.ParkingController._on_released", True, "args[2].dispatched"),
+        ("room.ParkingController._on_dispatched", True, "args[2].dispatched"),
     ],
     ids=["reply not received", "reply not read", "received, not started", "started"],
 )
@@ -150,7 +154,7 @@ def test_a_worker_that_is_killed_while_tasks_are_dispatched_to_it_loses_no_task(
     starts = parking.records.of("starts")
     assert excess(starts, CAPACITY, RATE) <= JITTER
     assert starts[-1]["at"] - died < 6
-    assert "is dead, " in survivor.log
+    assert "worker lease expired, tasks reclaimed" in survivor.log
 
 
 def test_of_the_running_tasks_of_a_killed_worker_only_late_ones_run_again(parking):
@@ -214,7 +218,7 @@ def test_a_task_that_runs_longer_than_the_lease_runs_once(parking):
 
 def test_a_worker_whose_lease_expired_while_it_was_stopped_does_not_start_reclaimed_tasks(parking):
     stopped = dying(
-        parking, "room.ParkingController._on_answer", matters="getattr(args[2][1], 'dispatched', ())", number="SIGSTOP"
+        parking, "room.ParkingController._on_polled", matters="getattr(args[2], 'dispatched', ())", number="SIGSTOP"
     )
     sent = parking.send("work", times=100)
     parking.records.wait("starts", 8)
@@ -222,13 +226,13 @@ def test_a_worker_whose_lease_expired_while_it_was_stopped_does_not_start_reclai
     wait_until(lambda: not parking.records.client.exists("armed"))
     stopped.process.pause()
     others = parking.worker("prefork")
-    others.wait_log("is dead, ")
+    others.wait_log("worker lease expired, tasks reclaimed")
     parking.records.starts(10, node="w1")
 
     stopped.process.resume()
 
     ran(parking, sent)
-    stopped.wait_log("was taken for dead")
+    stopped.wait_log("its tasks were reclaimed")
     again = parking.send("work", "again", times=30)
     starts = parking.records.starts(30, args=["again"])
     assert {start["node"] for start in starts} == {"w0", "w1"}  # it has a lease again
