@@ -1,7 +1,8 @@
 # Every target makes the virtual environment it needs, once; a second call finds it ready.
 #
 #   make demo       see real workers obey a hierarchy of limits, in under a minute
-#   make test       the whole suite
+#   make test       the whole suite: on two cores, then the timing tests alone
+#   make test-fast  the tests that need no server, in under a minute
 #   make lint       ruff and mypy
 #   make bench      measure beside other libraries, in ten minutes, and write docs/benchmarks.md; ARGS="redis waiting-tasks"
 #   make bench-celery   the measurements of README.md
@@ -15,16 +16,19 @@ PYTHON ?= python3
 ARGS ?=
 PIP = -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test lint bench bench-celery test-all clean
+.PHONY: help demo test test-fast lint bench bench-celery test-all clean
 
 help:
-	@sed -n '3,10s/^# *//p' Makefile
+	@sed -n '3,11s/^# *//p' Makefile
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python -m bucketflow_celery.demo $(ARGS)
 
 test: .venv/ready
-	.venv/bin/python -m pytest $(ARGS)
+	tools/test .venv/bin/python $(ARGS)
+
+test-fast: .venv/ready
+	.venv/bin/python -m pytest -n 2 --no-servers tests/bucketflow tests/bucketflow_celery tests/project/test_imports.py $(ARGS)
 
 lint: .venv/ready
 	.venv/bin/ruff check .

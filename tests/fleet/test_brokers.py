@@ -108,6 +108,7 @@ def send(app, name, *args, tenant, times=1):
     return [signature.apply_async().id for _ in range(times)]
 
 
+@pytest.mark.timing
 def test_limits_are_never_exceeded_and_fully_used_and_tasks_are_deferred_at_most_once(celery_setup, fleet):
     assert celery_setup.worker.ready()
     acme = send(celery_setup.app, "work", tenant="acme", times=10)

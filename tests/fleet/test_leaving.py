@@ -25,6 +25,7 @@ def acme(fleet, times=1, **options):
     return fleet.send("work", times=times, headers={"tenant": "acme"}, **options)
 
 
+@pytest.mark.timing
 def test_a_held_task_that_is_revoked_does_not_run(fleet):
     fleet.configure(limits={"queues": {"*": {"rate": "2/s", "capacity": 1}}})
     fleet.worker()
@@ -40,6 +41,7 @@ def test_a_held_task_that_is_revoked_does_not_run(fleet):
         revoked.get(timeout=5)
 
 
+@pytest.mark.timing
 def test_a_deferred_task_that_is_revoked_cancels_its_reservation(fleet):
     fleet.configure(limits={"tenants": {"*": {"rate": "2/s", "capacity": 1}}}, bucketflow_max_countdown=1.0)
     fleet.worker()
@@ -56,6 +58,7 @@ def test_a_deferred_task_that_is_revoked_cancels_its_reservation(fleet):
     assert fleet.records.count("starts") == 1
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("level_name", ["queues", "tenants"])
 def test_a_task_that_expires_while_it_waits_spends_no_token(fleet, level_name):
     fleet.configure(limits={level_name: {"*": {"rate": "2/s", "capacity": 2}}})
@@ -73,6 +76,7 @@ def test_a_task_that_expires_while_it_waits_spends_no_token(fleet, level_name):
     assert fleet.records.count("starts") == 3
 
 
+@pytest.mark.timing
 def test_a_task_with_a_countdown_requests_tokens_when_it_is_due(fleet):
     fleet.configure(limits={"queues": {"*": {"rate": "5/s", "capacity": 2}}})
     fleet.worker()
@@ -109,6 +113,7 @@ def test_a_task_that_would_wait_longer_than_max_wait_fails_at_once(fleet, on_lim
     assert fleet.records.deliveries()[result.id] == 1
 
 
+@pytest.mark.timing
 def test_max_wait_of_a_task_applies_to_held_tasks(fleet):
     fleet.configure(limits={"queues": {"*": {"rate": "4/s", "capacity": 1}}})
     fleet.worker()
@@ -159,6 +164,7 @@ def test_a_cost_above_a_capacity_fails_at_once(fleet):
     assert set(fleet.records.deliveries().values()) == {1}
 
 
+@pytest.mark.timing
 def test_cost_is_taken_from_the_argument(fleet):
     fleet.configure(limits={"queues": {"*": {"rate": "10/s", "capacity": 5}}})
     fleet.worker()

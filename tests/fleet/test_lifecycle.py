@@ -49,6 +49,7 @@ def test_a_soft_shutdown_requeues_held_tasks_after_its_timeout(fleet):
     assert fleet.records.count("starts") == 5
 
 
+@pytest.mark.timing
 def test_a_message_that_is_held_for_max_hold_is_requeued(fleet):
     fleet.configure(limits={"queues": {"*": {"rate": "1/s", "capacity": 1}}}, bucketflow_max_hold=0.5)
     fleet.worker()
@@ -95,6 +96,7 @@ def test_limits_hold_with_late_acknowledgement(fleet, pool):
     assert max(deliveries[result.id] for result in deferred) == 2
 
 
+@pytest.mark.timing
 def test_held_tasks_start_after_a_child_with_a_late_task_was_killed(fleet):
     fleet.configure(limits={"queues": {"*": SLOW}})
     fleet.worker("prefork")

@@ -152,6 +152,7 @@ def test_deferral_does_not_count_as_a_retry(deferring):
         assert deferring.records.deliveries()[result.id] > 3
 
 
+@pytest.mark.timing
 def test_a_deferred_bound_task_keeps_its_id_and_arguments(fleet):
     fleet.worker()
     results = [fleet.send("sync", "acme", order)[0] for order in range(6)]

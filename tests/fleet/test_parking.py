@@ -43,6 +43,7 @@ def ran_once(fleet, results):
     assert fleet.parked() == 0
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     "limits",
     [{"all": LIMIT}, {"queues": {"celery": LIMIT}}, {"tenants": {"*": LIMIT}}, {"tasks": {"workloads.work": LIMIT}}],
@@ -60,6 +61,7 @@ def test_tasks_over_a_limit_are_parked_and_start_at_its_rate(parking, limits):
     ran_once(parking, sent)
 
 
+@pytest.mark.timing
 def test_the_all_limit_applies_to_the_backlogs_of_several_queues_together(parking):
     parking.configure(limits={"all": LIMIT})
     parking.start(2, queues="first,second,third")
@@ -104,6 +106,7 @@ def test_lower_priority_numbers_start_first_with_the_redis_broker(parking):
     assert [start["id"] for start in starts] == [one for priority in (0, 3, 6, 9) for one in ids(sent[priority])]
 
 
+@pytest.mark.timing
 def test_a_noisy_tenant_does_not_starve_another(parking):
     parking.configure(limits={"queues": {"*": LIMIT}})
     parking.start(2, "prefork")
@@ -138,6 +141,7 @@ def test_tenants_share_their_queue_by_weight(parking):
     assert [served.count(tenant) for tenant in weights] == pytest.approx([50, 30, 10], abs=3)
 
 
+@pytest.mark.timing
 def test_a_share_that_a_tenant_cannot_use_goes_to_the_other_tenants(parking):
     parking.configure(limits={"queues": {"*": LIMIT}, "tenants": {"acme": {"rate": "2/s", "capacity": 1}}})
     parking.start(2)
@@ -167,6 +171,7 @@ def test_task_types_of_a_tenant_are_dispatched_alternately(parking):
     assert [at for at, name in enumerate(names) if name == "workloads.add"][-1] <= 5
 
 
+@pytest.mark.timing
 def test_fair_shares_and_limits_depend_on_cost(parking):
     parking.configure(limits={"queues": {"*": {"rate": "60/s", "capacity": 3}}})
     parking.throttle().pause(queue="celery")
@@ -217,6 +222,7 @@ def test_a_task_without_a_free_slot_is_dispatched_to_another_worker(parking):
     busy.kill()
 
 
+@pytest.mark.timing
 def test_an_idle_worker_is_notified_of_tasks_that_a_busy_worker_parks(parking):
     parking.configure(limits={"queues": {"*": {"rate": "1000/s", "capacity": 100}}}, worker_prefetch_multiplier=20)
     parking.start(2, concurrency=1)
@@ -230,6 +236,7 @@ def test_an_idle_worker_is_notified_of_tasks_that_a_busy_worker_parks(parking):
     assert set(parking.records.deliveries().values()) == {1}
 
 
+@pytest.mark.timing
 def test_changed_limits_apply_to_a_backlog_at_once(parking):
     parking.configure(limits={"queues": {"*": {"rate": "1/h", "capacity": 5}}})
     parking.start(2)
@@ -252,6 +259,7 @@ def test_changed_limits_apply_to_a_backlog_at_once(parking):
     ran_once(parking, sent)
 
 
+@pytest.mark.timing
 def test_no_task_of_a_paused_queue_starts_until_it_is_resumed(parking):
     parking.configure(limits={"queues": {"*": LIMIT}})
     parking.start(2)
@@ -291,6 +299,7 @@ def test_messages_above_backlog_limit_stay_with_the_broker(parking):
     ran_once(parking, sent)
 
 
+@pytest.mark.timing
 def test_each_namespace_and_queue_has_its_own_backlog(parking, redis_server, tmp_path):
     other = Fleet(tmp_path / "other", redis_server)
     (tmp_path / "other").mkdir()
@@ -366,6 +375,7 @@ def test_a_worker_that_does_not_park_runs_tasks_that_others_parked(parking, on_l
     ran_once(parking, sent)
 
 
+@pytest.mark.timing
 def test_each_task_may_have_its_own_on_limit(fleet):
     fleet.module(
         "mixed",

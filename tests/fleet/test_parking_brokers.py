@@ -51,6 +51,7 @@ def assert_parked_and_run(fleet, acme, others, queue="celery"):
     assert fleet.parked(queue) == 0
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_parking_on_rabbitmq(parking, rabbit_server, queue, queue_type):
     parking.configure(broker_url=rabbit_server.url, task_default_queue=queue)
@@ -80,6 +81,7 @@ def test_higher_priority_numbers_start_first_with_rabbitmq(parking, rabbit_serve
     assert [start["id"] for start in starts] == [one.id for priority in (9, 6, 3, 0) for one in sent[priority]]
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("pool", ["gevent", "eventlet", "solo"])
 def test_parking_on_other_pools(parking, pool):
     pytest.importorskip("celery" if pool == "solo" else pool)
@@ -121,6 +123,7 @@ def test_parking_without_a_server(pool):
     assert throttle.stats()["parked"] == throttle.stats()["dispatched"] >= 10
 
 
+@pytest.mark.timing
 def test_parked_tasks_start_in_time_without_an_event_loop():
     app, _, sell, started = shop("punctual")
 

@@ -142,6 +142,7 @@ def test_parking_does_not_count_as_a_retry(parking, acks_late):
     assert parking.parked() == 0
 
 
+@pytest.mark.timing
 def test_a_task_with_a_countdown_is_parked_when_it_is_due(parking):
     parking.worker()
     sent = time.time()

@@ -14,6 +14,7 @@ LIMIT = {"rate": f"{RATE}/s", "capacity": CAPACITY}
 SLOW = {"rate": "1/s", "capacity": 1}
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("limits", "deliveries"),
     [
@@ -85,6 +86,7 @@ def test_a_task_that_waits_for_a_slot_holds_no_tokens(fleet):
     assert ahead <= 1
 
 
+@pytest.mark.timing
 def test_a_task_refused_by_its_tenant_takes_no_tokens_from_the_queue(fleet):
     fleet.configure(limits={"queues": {"*": LIMIT}, "tenants": {"greedy": SLOW}}, bucketflow_tenant="tenant")
     fleet.start(2)
@@ -143,6 +145,7 @@ def events(app, kind):
             yield drain
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("limits", "level", "key"),
     [

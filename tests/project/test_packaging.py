@@ -168,32 +168,36 @@ WRONG = {
     "an unknown argument": "add(1, c=2)",
     "a wrong argument of a method": "Client().get(1)",
     "a wrong result": "wrong: str = add(1)",
-    "a wrong result of a coroutine": "async def wrong() -> None:\n    result: int = await Client().post('/')",
+    "a wrong result of a coroutine": "async def waits() -> None:\n    result: int = await Client().post('/')",
     "an unknown option": "rate_limit(10, burst=5)",
 }
 
 
 @pytest.fixture(scope="module")
-def mypy(alone, tmp_path_factory):
-    """Return a function that type-checks a program against the installed wheel, strictly; one cache for all."""
+def errors(alone, tmp_path_factory):
+    """Return mypy's errors as lists of messages by line, for ``TYPED`` and every mistake after it in one program."""
     directory = tmp_path_factory.mktemp("mypy")
-
-    def check(program):
-        (directory / "program.py").write_text(program)
-        options = ["--strict", "--ignore-missing-imports", "--python-executable", alone, "--config-file", os.devnull]
-        done = subprocess.run(
-            [sys.executable, "-m", "mypy", *options, "program.py"],
-            cwd=directory, capture_output=True, text=True, timeout=180, check=False,
-        )  # fmt: skip
-        return done.stdout
-
-    return check
+    (directory / "program.py").write_text("\n".join([TYPED, *WRONG.values()]))
+    options = ["--strict", "--ignore-missing-imports", "--python-executable", alone, "--config-file", os.devnull]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, "program.py"],
+        cwd=directory, capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    found = re.findall(r"^program\.py:(\d+): error: (.+)$", done.stdout, re.MULTILINE)
+    assert f"Found {len(found)} errors in 1 file (checked 1 source file)" in done.stdout, done.stdout + done.stderr
+    return {int(line): [message for at, message in found if at == line] for line, _ in found}
 
 
-def test_a_program_that_uses_it_rightly_passes_mypy_strictly(mypy):
-    assert mypy(TYPED).startswith("Success"), mypy(TYPED)
+def in_lines(errors, first, text):
+    """Return the errors in the lines of *text*, which begins in line *first*."""
+    return [message for line in range(first, first + len(text.split("\n"))) for message in errors.get(line, ())]
 
 
-@pytest.mark.parametrize("mistake", WRONG.values(), ids=WRONG)
-def test_decorators_keep_the_signature(mypy, mistake):
-    assert "Found 1 error" in mypy(TYPED + mistake + "\n")
+def test_a_correct_program_passes_mypy_strictly(errors):
+    assert in_lines(errors, 1, TYPED) == []
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_decorators_keep_the_signature(errors, mistake):
+    before = "\n".join([TYPED, *list(WRONG.values())[: list(WRONG).index(mistake)]])
+    assert len(in_lines(errors, len(before.split("\n")) + 1, WRONG[mistake])) == 1

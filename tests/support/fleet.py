@@ -12,24 +12,38 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from fork_server import ForkedWorker
 from processes import Process, wait_until
 from records import Records
 from servers import RedisServer
 
 from bucketflow_celery import Throttle
 
-__all__ = ["Fleet", "Worker"]
+__all__ = ["CeleryProcess", "Fleet", "Worker"]
 
 HERE = Path(__file__).parent
 #: Without the messages that workers exchange: they are not tested here and slow down the start.
 ALONE = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
+class CeleryProcess(Process):
+    """A process that runs ``python -m celery``, started by the fork server if its pool allows that."""
+
+    def __init__(self, argv: Sequence[str], directory: Path, env: Mapping[str, str]) -> None:
+        super().__init__([sys.executable, "-m", "celery", *argv], directory, env)
+
+    def launch(self) -> None:
+        if {"gevent", "eventlet"} & {*self.argv}:  # they patch the standard library before Celery is imported
+            super().launch()
+        else:
+            self._child = ForkedWorker(self.argv[3:], self.directory, self._env, self.log)
+
+
 class Worker:
     """One ``celery worker``, which runs until :meth:`kill`, :meth:`terminate` or the end of the test."""
 
     def __init__(self, directory: Path, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        self.process = Process([sys.executable, "-m", "celery", *argv], directory, env)
+        self.process = CeleryProcess(argv, directory, env)
 
     @property
     def log(self) -> str:
@@ -47,7 +61,8 @@ class Worker:
         except TimeoutError:
             raise AssertionError(f"{text!r} is not in the log:\n{self.log}") from None
 
-    def wait_end(self, timeout: float = 20.0) -> int:
+    # 40 s: a pool process of Celery that has a result in flight at a warm shutdown waits up to 30 s before it exits.
+    def wait_end(self, timeout: float = 40.0) -> int:
         """Wait until the worker exits, and return the exit code."""
         wait_until(lambda: not self.process.running, timeout)
         return self.process._child.returncode

@@ -8,11 +8,10 @@ and restart. All tests share the servers here; each test has a worker of its own
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fleet import ALONE
+from fleet import ALONE, CeleryProcess
 from processes import HOST, Process, wait_until
 from pytest_celery import CeleryWorkerContainer, RabbitMQContainer, RedisContainer
 from servers import RabbitServer, RedisServer
@@ -106,7 +105,7 @@ class LocalWorker(CeleryWorkerContainer):
         for name, source in content.items():
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             (directory / name).write_bytes(source)
-        return cls(_Container(Process([sys.executable, "-m", *command], directory, env), "worker"))
+        return cls(_Container(CeleryProcess(command[1:], directory, env), "worker"))
 
     def ready(self) -> bool:
         wait_until(lambda: self.ready_prompt in self.logs() or self.status == "exited", timeout=30, pause=0.02)

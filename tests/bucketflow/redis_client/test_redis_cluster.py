@@ -76,6 +76,7 @@ async def test_coroutines_use_a_cluster(cluster):
     await client.aclose()
 
 
+@pytest.mark.timing
 def test_a_hung_master_fails_a_call_within_its_timeout(cluster):
     with cluster.client() as client:
         bucket = RedisTokenBucket(client, "hung", 5, SLOW, timeout=0.2)

@@ -51,6 +51,7 @@ def test_threads_and_coroutines_recover_from_a_failover(sentinel):
     loop.close()
 
 
+@pytest.mark.timing
 def test_hung_sentinels_fail_a_call_in_time(sentinel):
     client = redis.sentinel.Sentinel(sentinel.addresses()).master_for(sentinel.SERVICE)
     bucket = RedisTokenBucket(client, "shop", 50, SLOW, timeout=0.3)
