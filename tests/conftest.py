@@ -8,12 +8,14 @@ alone. Each xdist worker has servers of its own.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 import servers
 from hypothesis import settings
 from servers import RabbitServer, RedisServer
+from xdist.scheduler import LoadScopeScheduling
 
 # On CI the same examples run every time, elsewhere Hypothesis looks for new ones. It sets no deadline for an example,
 # because the other half of the suite runs at the same time.
@@ -22,10 +24,14 @@ settings.register_profile("local", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 HERE = Path(__file__).parent
-#: Files whose tests request ``rabbit_server`` by the name of a broker.
-RABBIT_FILES = ("test_brokers.py", "test_exchanges.py")
 #: Folders in the order in which xdist distributes their tests: a long test that starts last would leave a core idle.
 LONGEST_FIRST = ("fleet", "project", "bucketflow_celery", "bucketflow")
+#: Tests that share a server or a build which is worth starting once, as patterns of node ids.
+GROUPS = {
+    "rabbit": r"test_(exchanges|brokers|compose)\.py|\w+_while_it_parks|\w+_with_rabbitmq",
+    "cluster": r"test_redis_cluster\.py",
+    "wheel": r"test_packaging\.py",
+}
 
 
 def pytest_addoption(parser):
@@ -42,7 +48,6 @@ def pytest_configure(config):
     servers.allowed = not config.getoption("no_servers")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     selection = config.getoption("timing")
     if selection != "with":
@@ -53,18 +58,22 @@ def pytest_collection_modifyitems(config, items):
         items[:] = parts[selection == "only"]
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: LONGEST_FIRST.index(item.path.relative_to(HERE).parts[0]))
-        for item in items:
-            if group := shared_by(item):
-                item.add_marker(pytest.mark.xdist_group(group))
 
 
-def shared_by(item):
-    """Return the name of what *item* shares with other tests and is worth starting once, or ``None``."""
-    if "rabbit_server" in item.fixturenames or item.path.name in RABBIT_FILES:
-        return "rabbit"
-    definitions = item._fixtureinfo.name2fixturedefs.values()
-    own = any(last.scope == "module" and last.baseid.endswith(".py") for *_, last in definitions)
-    return item.path.name if own else None
+class GroupScheduling(LoadScopeScheduling):
+    """
+    Distribute the tests of a group to one xdist worker, and each other test to the next worker that is free.
+
+    ``--dist loadgroup`` does the same by markers, but xdist 3.8 does not see them with pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid):
+        return next((group for group, pattern in GROUPS.items() if re.search(pattern, nodeid)), nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
