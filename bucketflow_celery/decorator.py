@@ -87,7 +87,7 @@ def throttled_task(  # noqa: PLR0913 - each is one option of a task
         on_limit=on_limit,
     )
     if tenant is not None and not callable(tenant) and not (isinstance(tenant, str) and tenant):
-        raise ConfigError("tenant", tenant, "an argument's name or a callable")
+        raise ConfigError("tenant", tenant, "the name of an argument or a callable")
     if on_limit is not None:
         one_of("on_limit", on_limit, "retry", "hold", "park")
 

@@ -53,7 +53,7 @@ class Throttle:
         max_wait: Maximum total wait in seconds before a task fails with ``ThrottleTimeout``.
         max_hold: Seconds that a message is held in a worker before it is requeued.
         max_countdown: Longest countdown in seconds.
-        tenant: How to determine the tenant where the task's decorator does not say: an argument's name or a callable.
+        tenant: How to find the tenant of a task whose decorator does not say: the name of an argument or a callable.
         namespace: Prefix and hash tag of every key.
         timeout: Seconds that Redis may take to answer.
         backlog_limit: Most tasks parked of one queue; further ones stay with the broker.

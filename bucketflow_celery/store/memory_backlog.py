@@ -13,7 +13,7 @@ from bucketflow.limit import SECOND
 from bucketflow_celery.scheduling.admit import LevelState
 from bucketflow_celery.scheduling.backlog import Backlog
 from bucketflow_celery.scheduling.dispatch import dispatch
-from bucketflow_celery.scheduling.leases import Leases, settle
+from bucketflow_celery.scheduling.leases import RECLAIMED, Leases, settle
 from bucketflow_celery.scheduling.model import (
     DispatchReply,
     DispatchRequest,
@@ -72,8 +72,6 @@ class MemoryBacklogs:
         self._version = version
         self._backlogs: dict[str, Backlog] = {}
         self._leases = Leases()
-        self._owned = self._leases.owned
-        self._workers = self._leases.workers
         self._listeners: list[SimpleQueue[str]] = []
 
     def blocks(self, queue: str, tenant: str) -> bool:
@@ -102,9 +100,9 @@ class MemoryBacklogs:
             with self._lock:
                 if version != self._version():
                     return StaleLimits(self._version())
-                if self._workers.get(request.worker, -1) < 0:
+                if self._leases.workers.get(request.worker, RECLAIMED) == RECLAIMED:
                     return LeaseLost()
-                backlog, owned = self._of(queue), self._owned[request.worker]
+                backlog, owned = self._of(queue), self._leases.owned[request.worker]
                 now = self._clock.now()
                 reply, should_notify = dispatch(backlog, request, owned, self._states, now, version=version)
                 self._notify(queue, should_notify=should_notify)
@@ -136,7 +134,7 @@ class MemoryBacklogs:
 
         def read() -> list[LeasedTaskView]:
             with self._lock:
-                leased = self._owned.get(worker, {}).values()
+                leased = self._leases.owned.get(worker, {}).values()
                 views = [LeasedTaskView(one.item.uid, one.queue, one.lane, one.item.since) for one in leased]
                 return sorted(views, key=lambda view: (view.since, view.uid))
 

@@ -56,7 +56,7 @@ def assert_no_window_over(fleet):
 
 def assert_idle(fleet):
     assert fleet.store.backlogs.queues() == []
-    assert not any(fleet.store.backlogs._owned.values())
+    assert not any(fleet.store.backlogs._leases.owned.values())
     for worker in fleet.workers:
         assert not worker.held
         assert (worker.unacknowledged, worker.stats.waiting) == (0, 0)
