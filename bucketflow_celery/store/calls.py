@@ -136,7 +136,7 @@ class StoreClient(Generic[T]):
             if self.breaker.record_failure(self._monotonic()):
                 self._logger.error("store unavailable, %s until it answers: %s", effect, reply)
         elif self.breaker.record_success():
-            self._logger.warning("store answers again, no longer: %s", effect)
+            self._logger.warning("store answers again")
         return context, reply
 
     def drop(self) -> T | None:

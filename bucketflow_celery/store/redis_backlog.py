@@ -115,7 +115,7 @@ class RedisBacklogs:
             lane = message.lane
             args += (
                 message.uid,
-                keys.index(_lane_key(self._prefix, queue, lane)),
+                keys.index(lane_key(self._prefix, queue, lane)),
                 lane.tenant,
                 lane.task,
                 str(lane.rank),
@@ -142,7 +142,7 @@ class RedisBacklogs:
                 args.append(str(len(kind.ranks)))
                 for rank in kind.ranks:
                     lane = Lane(candidate.tenant, kind.task, rank)
-                    args += (str(rank), keys.index(_lane_key(self._prefix, queue, lane)))
+                    args += (str(rank), keys.index(lane_key(self._prefix, queue, lane)))
 
         def read(reply: Any) -> DispatchReply | StaleLimits | LeaseLost:
             if len(reply) == 1:
@@ -161,7 +161,7 @@ class RedisBacklogs:
         args += (str(len(settlement.confirmed)), *settlement.confirmed)
         args.append(str(len(settlement.returned)))
         for uid, lane, may_have_started in reversed(settlement.returned):  # each is put in front of the one before
-            args += (uid, keys.index(_lane_key(self._prefix, queue, lane)), str(int(may_have_started)))
+            args += (uid, keys.index(lane_key(self._prefix, queue, lane)), str(int(may_have_started)))
         for path, cost in settlement.refunds:
             args += (exact(cost), str(len(path)), *(keys.index(self._key(level.key)) for level in path))
         return self._call("settle", keys, args, lambda reply: int(reply[1]))
@@ -195,7 +195,7 @@ class RedisBacklogs:
         purged = 0
         while True:
             keys = self._keys(queue)
-            keys.index(_lane_key(self._prefix, queue, lane))
+            keys.index(lane_key(self._prefix, queue, lane))
             args = [queue, lane.tenant, lane.task, str(lane.rank), str(_PAGE_SIZE)]
             count = self._call("purge", keys, args, int).run()
             purged += count
@@ -216,7 +216,7 @@ class RedisBacklogs:
         ]
         since: list[int] = []
         for at in range(0, len(lanes), _PAGE_SIZE):
-            keys = [_lane_key(self._prefix, queue, lane) for lane, _ in lanes[at : at + _PAGE_SIZE]]
+            keys = [lane_key(self._prefix, queue, lane) for lane, _ in lanes[at : at + _PAGE_SIZE]]
             since += self._runner.run(level_script("lane_heads"), keys, [])
         found = [LaneView(lane, count, at or now) for (lane, count), at in zip(lanes, since, strict=True)]
         return BacklogView(now, costs, found)
@@ -252,7 +252,8 @@ def _shared_keys(prefix: str, queue: str, worker: str) -> tuple[bytes, ...]:
 
 
 @lru_cache(maxsize=8192)
-def _lane_key(prefix: str, queue: str, lane: Lane) -> bytes:
+def lane_key(prefix: str, queue: str, lane: Lane) -> bytes:
+    """Return the key of the parked tasks of *lane* in *queue*."""
     return f"{prefix}park:{quoted(queue)}:lane:{quoted(lane.tenant)}/{quoted(lane.task)}/{lane.rank}".encode()
 
 

@@ -6,6 +6,7 @@ import struct
 
 from bucketflow.redis_client.scripts import Script, load_script
 from bucketflow_celery.scheduling.model import Lane, ParkedTask
+from bucketflow_celery.store.redis_backlog import lane_key
 from bucketflow_celery.store.scripts import CONSTANTS, LEVEL
 
 _PRELUDE = load_script("bucketflow_celery.store", "backlog", LEVEL, CONSTANTS).text
@@ -72,7 +73,7 @@ def _scores(client, key):
 
 def _items(client, backlogs, queue, lane, length):
     items = []
-    for packed in client.lrange(backlogs._lane(queue, lane), 0, -1):
+    for packed in client.lrange(lane_key(backlogs._prefix, queue, lane), 0, -1):
         redelivered, since, cost, deadline = struct.unpack_from("<Bddd", packed)
         items.append(ParkedTask(packed[25:], since, cost, deadline, redelivered == 1))
     assert len(items) == length
