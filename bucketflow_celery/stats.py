@@ -10,7 +10,7 @@ __all__ = ["Stats"]
 @dataclass(slots=True)
 class Stats:
     """
-    Counters of one worker since it started.
+    Counters of one worker since it started. Each component increments its own.
 
     Attributes:
         admitted: Tasks that were started.

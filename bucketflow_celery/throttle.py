@@ -34,14 +34,14 @@ _STEP = "bucketflow_celery.worker.bootstep:ThrottleStep"
 
 class Throttle:
     """
-    Makes every worker of *app* pass its tasks through shared limits: all, queue, tenant, task.
+    Applies shared limits to the tasks of every worker of *app*: all, queue, tenant, task.
 
     An option that is not given is read from ``app.conf`` under ``bucketflow_...`` when it is first needed, so a
     throttle may be created before its app is configured. Creating one opens no connection.
 
     Args:
         app: The Celery app; it keeps its throttle as ``app.bucketflow``.
-        url: Where the buckets live, such as ``"redis://localhost/1"``.
+        url: The Redis that keeps the buckets, such as ``"redis://localhost/1"``.
         client: A client of redis-py in place of *url*: plain, from a Sentinel, or of a cluster.
         store: Any other store in their place, such as :class:`bucketflow_celery.testing.MemoryStore`.
         limits: The table of limits: ``all``, ``queues``, ``tenants``, ``tasks``, and ``weights``. Each limit is
@@ -55,7 +55,7 @@ class Throttle:
         max_countdown: Longest countdown in seconds.
         tenant: How to find the tenant of a task whose decorator does not say: the name of an argument or a callable.
         namespace: Prefix and hash tag of every key.
-        timeout: Seconds that Redis may take to answer.
+        timeout: Seconds within which Redis must accept a connection, and answer a call.
         backlog_limit: Most tasks parked of one queue; further ones stay with the broker.
         lease: Seconds within which the parked tasks of a killed worker go to another one.
         parked_state: Whether the result of a parked task has the state ``PARKED``, with its position and expected

@@ -1,13 +1,13 @@
 """
 Token leases: tokens that a process takes from a bucket in advance and spends without calls to the server.
 
-For other callers a lease is an ordinary ``consume``, so their answers stay exact. But the bucket refills while leased
-tokens are unspent. Spent later, they would come on top of a full bucket. A lease therefore decays while the bucket
-regains the leased tokens: at ``fill_rate``, from the instant at which the bucket would be full without the lease.
+To other callers a lease is an ordinary ``consume``, so their answers stay exact. But the bucket refills while leased
+tokens are unspent. Without decay, the leased tokens and a full bucket together would exceed the limit. So a lease loses
+tokens at ``fill_rate``, from the instant at which the bucket would be full without the lease.
 
-Settling a lease returns its unspent tokens, but never so many that the bucket is full before the ``floor``. While other
-processes hold later leases, there is room only for tokens consumed after those leases. Settling the last lease moves
-the floor back by the decay period of that lease. A lease whose holder died expires at the floor.
+Settling a lease returns its unspent tokens. The bucket must not be full before the ``floor``, so not all of them may
+have room. While other processes hold later leases, there is room only for tokens consumed after those leases. Settling
+the last lease moves the floor back by the decay period of that lease. A lease whose holder died expires at the floor.
 
 **Invariants**
 
@@ -15,7 +15,8 @@ the floor back by the decay period of that lease. A lease whose holder died expi
 - Bucket and leases together never hold more than the capacity.
 - No token is lost: what decayed is in the bucket.
 
-``lua/consume.lua`` mirrors the functions of this module. :class:`TokenLease` is the holder's side.
+``lua/consume.lua`` and ``lua/refund.lua`` mirror the functions of this module. :class:`TokenLease` is the side of the
+holder.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Common parts of the in-process buckets: locking, the lock-free fast path and waiting."""
+"""Common parts of the in-process buckets: state, locks and the lock-free fast path."""

@@ -13,8 +13,8 @@ ns a call          with the fast path a minimal bucket with a lock
 
 The price is the arithmetic of :mod:`bucketflow.algorithm.gcra`, repeated in three ``consume`` methods. To remove the
 fast path, let these methods call ``_consume`` at once, and replace ``with lock, state`` by ``with lock``. The locked
-path also serves waiters and returns decisions. It takes at least 10 times as long as the fast path, so it must become
-leaner before a removal comes near the right column.
+path also serves waiters and returns decisions, and takes at least 10 times as long as the fast path. It must become
+faster before the fast path is removed.
 """
 
 from __future__ import annotations

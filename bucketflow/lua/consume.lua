@@ -2,6 +2,7 @@
 -- KEYS[i]  one bucket a level, root first, one hash tag
 -- ARGV     limits (packed doubles, of each level: µs to fill, fill rate, deficit in µs if its key is missing), costs (packed doubles; a negative cost only peeks)
 -- returns  for each cost {wait in µs, binding level from 0 or -1, then deficit in µs at each level} (one string of packed doubles)
+-- stores   packed doubles: µs at which the bucket is full; while tokens are leased also floor in µs, tokens outstanding
 -- errors   none after the first write
 -- mirrors  bucketflow/algorithm/gcra.py: consume_path; bucketflow/algorithm/token_lease.py: settle, available_to_lease, lease
 -- lease    settles the caller's earlier leases, then decides the costs, then leases more tokens to the caller
@@ -17,7 +18,7 @@ local limits = {parse('<' .. ('d'):rep(3 * depth), ARGV[1])}
 local most, settled = ARGV[3] and tonumber(ARGV[3]), ARGV[4]
 -- Allocated for three levels: growing a table costs as much as a command.
 local states, taken, changed, reply, length = {0, 0, 0}, {0, 0, 0}, false, {0, 0, 0, 0, 0}, 0
--- Outstanding leases, where there are any. The value of such a bucket has two more doubles: floor and tokens outstanding.
+-- Outstanding leases, where there are any.
 local floors, outstanding
 
 for level = 1, depth do

@@ -22,7 +22,7 @@ from bucketflow.errors import BucketflowError, StoreUnavailable
 from bucketflow_celery.admission.actions import TaskActions
 from bucketflow_celery.admission.decisions import DecidedTask, DecisionHandler
 from bucketflow_celery.admission.hold_queues import HoldQueue, HoldQueues
-from bucketflow_celery.admission.interfaces import HoldLimits, NoParking, Parking, Worker
+from bucketflow_celery.admission.interfaces import NoParking, Parking, WaitLimits, Worker
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.admission.prechecks import Prechecks
 from bucketflow_celery.scheduling.admit import AdmissionRequest
@@ -59,17 +59,17 @@ class AdmissionController:
         worker: The worker.
         context: What its components share.
         runner: Runs calls to the store.
-        hold_limits: The longest waits outside of the queue.
+        wait_limits: The longest waits outside of the queue.
 
     Attributes:
         actions: Acts on tasks.
         prechecks: Decides about tasks without a call.
     """
 
-    def __init__(self, worker: Worker, context: WorkerContext, runner: CallRunner, hold_limits: HoldLimits) -> None:
+    def __init__(self, worker: Worker, context: WorkerContext, runner: CallRunner, wait_limits: WaitLimits) -> None:
         settings, self._store, self._limits, self._stats = context
         self._worker = worker
-        self._max_hold = hold_limits.max_hold
+        self._max_hold = wait_limits.max_hold
         self._on_store_error = settings.on_store_error
         self._client: StoreClient[_Asked] = StoreClient(logger, runner, context, self.run, worker.monotonic)
         self._breaker = self._client.breaker
@@ -87,7 +87,7 @@ class AdmissionController:
         self.prechecks = Prechecks(
             self._hold_queues, self.actions, self._breaker, self._on_store_error, worker.monotonic
         )
-        self._decisions = DecisionHandler(self._hold_queues, self.actions, self.prechecks, hold_limits.max_countdown)
+        self._decisions = DecisionHandler(self._hold_queues, self.actions, self.prechecks, wait_limits.max_countdown)
 
     def open(self, parking: Parking) -> None:
         """Park tasks in *parking*, and let it dispatch."""

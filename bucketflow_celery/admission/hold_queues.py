@@ -22,9 +22,9 @@ class HoldQueue:
     """
     The tasks that wait for one bucket.
 
-    At ``all`` and at a queue it is first in, first out, and reservations belong to the queue: if its head is revoked,
-    fails, leaves, or turns out to wait for its tenant, the next task uses them. At a tenant or a task type each task
-    has a reservation of its own, and the queue is ordered by these.
+    At ``all`` and at a queue it is first in, first out, and the hold queue owns the reservations. If its head leaves
+    for any reason, the next task uses them. At a tenant or a task type each task has a reservation of its own, and the
+    queue is ordered by these.
 
     Args:
         level: The level that binds; ``None`` for tasks that wait for the store.

@@ -9,10 +9,10 @@ from bucketflow.errors import BucketflowError
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level, ThrottlePolicy
 
-__all__ = ["HoldLimits", "NoParking", "Parking", "Worker"]
+__all__ = ["NoParking", "Parking", "WaitLimits", "Worker"]
 
 
-class HoldLimits(NamedTuple):
+class WaitLimits(NamedTuple):
     """
     The longest waits outside of the queue, in seconds.
 
@@ -35,7 +35,7 @@ class Worker(Protocol):
         """Return the number of free slots of the pool."""
 
     def when_free(self, callback: Callable[[], None]) -> None:
-        """Call *callback* when a slot becomes free. A second registration replaces the first."""
+        """Call *callback* once when a slot becomes free. A second registration of the same callback has no effect."""
 
     def start(self, task: PendingTask) -> None:
         """Run *task* in a free slot."""

@@ -202,7 +202,7 @@ class ParkingController:
     def _on_dispatched(self, queue: QueuePolls, request: DispatchRequest, reply: DispatchReply, now: float) -> None:
         queue.tenants = reply.next
         if reply.wait is not None:
-            queue.announce(now + reply.wait / SECOND, is_expected=reply.wait > 0)
+            queue.schedule(now + reply.wait / SECOND, is_expected=reply.wait > 0)
         elif sum(one.admitted for one in reply.dispatched) >= request.free:
             queue.retry_at(now)  # as soon as a slot is free
             self._worker.request_scale_up(has_more=bool(reply.next))

@@ -15,7 +15,7 @@ __all__ = ["InFlightTasks"]
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A dispatched task, and the worker name that its lease has: a worker that loses its lease takes another name."""
+    """A dispatched task. *worker* had the lease: a worker that loses its lease takes another name."""
 
     worker: str
     queue: str

@@ -131,7 +131,8 @@ class Outbox:
         self._stats = stats
         self._waiting: defaultdict[str, deque[PendingTask]] = defaultdict(deque)
         self._in_flight: list[PendingTask] = []
-        self._offered: dict[PendingTask, ParkedMessage] = {}  # if the store knows one of these, it is from here
+        #: Sent without a reply: if the store knows one of these messages, this worker has parked it.
+        self._offered: dict[PendingTask, ParkedMessage] = {}
 
     def add(self, task: PendingTask) -> None:
         """Park *task* with one of the next calls."""
@@ -161,7 +162,7 @@ class Outbox:
     def on_failure(self, queue: str, batch: ParkBatch) -> None:
         """Offer *batch* again: the store did not answer."""
         self._in_flight = []
-        # They may be stored, and belong to the store then: this worker may neither start them nor send them elsewhere.
+        # They may be stored. Then they belong to the store, and this worker may neither start nor republish them.
         self._offered.update(batch)
         self._waiting[queue].extendleft(task for task, _ in reversed(batch))
 
@@ -201,7 +202,7 @@ class Outbox:
         return message
 
     def _offer_duplicate(self, queue: str, task: PendingTask) -> None:
-        """Park a message that was published twice, and not delivered twice: it has the uid of a parked message."""
+        """Park *task* under another uid: it was published twice with one id, and the other message is parked."""
         message = self._worker.encode(task, is_duplicate=True)
         if message is not None:
             self._offered[task] = message

@@ -40,7 +40,7 @@ class QueuePolls:
         return min(self.poll_at, self.polled_at + interval)
 
     def is_due(self, now: float, interval: float, *, has_slot: bool) -> bool:
-        """Return whether to poll at *now*. Without a free slot only an expected poll is sent, to be called off."""
+        """Return whether to poll at *now*. Without a free slot only an expected poll is sent, to cancel it."""
         return self.due_at(interval) <= now and (has_slot or (self.is_expected and self.poll_at <= now))
 
     def sent(self, now: float) -> None:
@@ -51,7 +51,7 @@ class QueuePolls:
         """Poll again at *at*."""
         self.poll_at = at
 
-    def announce(self, at: float, *, is_expected: bool) -> None:
+    def schedule(self, at: float, *, is_expected: bool) -> None:
         """Poll at *at*, as the store said, or earlier if a notification came meanwhile."""
         self.poll_at = min(self.poll_at, at)
         self.is_expected = is_expected

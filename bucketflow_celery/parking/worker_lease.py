@@ -170,5 +170,5 @@ def _return_to_lanes(backlogs: BacklogStore, worker: str, tasks: Iterable[Leased
     returned = 0
     for queue, leased in by_queue.items():
         tasks_back = tuple((task.uid, task.lane, is_expired) for task in leased)
-        returned += backlogs.settle(queue, Settlement(worker, returned=tasks_back, dead=is_expired)).run()
+        returned += backlogs.settle(queue, Settlement(worker, returned=tasks_back, reclaims=is_expired)).run()
     return returned

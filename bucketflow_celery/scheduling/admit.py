@@ -42,7 +42,7 @@ __all__ = [
 #: µs after its start time at which a reservation lapses. A task that comes later gets a new one.
 RESERVATION_GRACE = 60 * SECOND
 
-#: µs by which a waiver precedes the reservation on which it depends: :func:`cancel_reservation` tells them apart by it.
+#: µs by which a waiver precedes the reservation of the same task. :func:`cancel_reservation` recognises waivers by it.
 WAIVER = 1
 
 #: µs for which a bucket may be full while reservations are open. After that no task is expected, and they are dropped.
@@ -214,7 +214,7 @@ def current_state(level: Level, states: MutableMapping[str, LevelState], now: in
 
 def _next_start(level: Level, state: LevelState, cost: float) -> float:
     """Return the start time in µs behind all reservations of *level*; 0 if it has none."""
-    # Later by the cost of this task, not of the one before: that one leaves an empty bucket, which must earn this cost.
+    # The task before leaves an empty bucket, which must gain the cost of this task.
     return state.reserved_until + cost * SECOND / level.limit.fill_rate if state.reserved_until else 0.0
 
 
@@ -222,9 +222,9 @@ def _reserve(path: tuple[Level, ...], binding: int, waits: list[int], reservatio
     """
     Add what a refused task reserves to *reservations*; return whether the binding level is reserved until *start*.
 
-    Only the level with the longest wait grants a reservation. The start time at another level would pass unused while
-    the task still waits for the binding one. There the task gets a waiver, ``WAIVER`` before *start*, which moves no
-    other task back. It overtakes none either: by *start* the start times that were reserved at that level have passed.
+    Only the level with the longest wait grants a reservation. A start time at another level would pass while the task
+    still waits for the binding one. There the task gets a waiver: ``WAIVER`` before *start*. A waiver reserves no time,
+    so it delays no other task. It overtakes none either: all start times reserved at that level are before *start*.
     """
     is_new = reservations[binding] == 0
     if is_new:

@@ -39,7 +39,7 @@ __all__ = [
 
 #: µs by which a worker may miss its expected poll before the poll is no longer expected.
 POLL_GRACE = 50_000
-#: µs by which the next expected poll may come after a task may start, without a notification of other workers.
+#: If a worker is expected to poll within this many µs after a task may start, the others are not notified.
 POLL_TOLERANCE = 10_000
 #: Least µs between two notifications: a notified worker needs a moment to poll.
 NOTIFY_INTERVAL = 20_000

@@ -7,7 +7,7 @@ start-time fair queueing, see ``backlog.py``. Each task takes its tokens when it
 The reply tells the worker when to poll again. Several workers are spread over the start times ahead,
 ``WORKERS_PER_POLL`` for each. If a task may start and no worker is expected to poll, the workers are notified.
 
-``store/lua/dispatch.lua`` mirrors this file.
+``store/lua/dispatch.lua`` mirrors this file. ``operations/backlog.py`` estimates drain times from the same shares.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _schedule_poll(
         return None, ready_at is not None and backlog.should_notify(ready_at, now)
     if current.incomplete:
         return 0, False
-    # The notified worker has polled and left nothing that may start: the next parked task needs a notification again.
+    # A notified worker has polled, and no task may start now: the next parked task needs a new notification.
     backlog.notified_at = 0
     if ready_at is None:
         return None, False
@@ -147,7 +147,7 @@ class _DispatchPass:
     Attributes:
         dispatched: Tasks that were dispatched, in order.
         admitted: How many of them took their tokens.
-        skipped: Ready tenants that were passed over, because only other workers can run their next tasks.
+        skipped: Ready tenants that were skipped, because only other workers can run their next tasks.
         incomplete: Whether the pass stopped at a tenant or lane that the request does not name.
         ready_at: When the next task may start, in µs, if a level of the whole queue refused or slots ran out.
         retry_at: When the delayed types of skipped tenants may start, in µs.

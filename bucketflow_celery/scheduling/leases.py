@@ -81,7 +81,7 @@ def settle(
         How many tasks returned to their lanes; and whether to notify the workers.
     """
     worker = settlement.worker
-    if settlement.dead:
+    if settlement.reclaims:
         if not leases.start_reclaim(worker, now):
             return 0, False
         backlog.polls.pop(worker, None)
@@ -101,6 +101,6 @@ def settle(
     notify = returned > 0 and backlog.should_notify(now, now)
     for path, cost in settlement.refunds:
         refund_path(path, cost, states, now)
-    if settlement.dead and not owned:
+    if settlement.reclaims and not owned:
         del leases.workers[worker], leases.owned[worker]
     return returned, notify

@@ -132,11 +132,11 @@ class Settlement:
     Attributes:
         worker: Name of the worker that holds their leases.
         ended: Uids of tasks that have ended.
-        confirmed: Uids of messages that the broker has acknowledged, so that it delivers none of them again.
+        confirmed: Uids of messages that were acknowledged at the broker, so that it delivers none of them again.
         returned: Tasks that return to the front of their lane, first task first: uid, lane, and whether the task may
             have started.
         refunds: Tokens to refund for tasks that have not started: path and cost.
-        dead: Whether the tasks are reclaimed from *worker* because its lease has expired.
+        reclaims: Whether the tasks are reclaimed from *worker* because its lease has expired.
     """
 
     worker: str
@@ -144,7 +144,7 @@ class Settlement:
     confirmed: tuple[bytes, ...] = ()
     returned: tuple[tuple[bytes, Lane, bool], ...] = ()
     refunds: tuple[tuple[tuple[Level, ...], float], ...] = ()
-    dead: bool = False
+    reclaims: bool = False
 
 
 class TenantSummary(NamedTuple):

@@ -156,7 +156,7 @@ class RedisBacklogs:
     def settle(self, queue: str, settlement: Settlement) -> RedisStoreCall[int]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
         keys = self._keys(queue, settlement.worker)
-        args: list[str | bytes] = [queue, self.channel, settlement.worker, str(int(settlement.dead))]
+        args: list[str | bytes] = [queue, self.channel, settlement.worker, str(int(settlement.reclaims))]
         args += (str(len(settlement.ended)), *settlement.ended)
         args += (str(len(settlement.confirmed)), *settlement.confirmed)
         args.append(str(len(settlement.returned)))

@@ -10,7 +10,7 @@ from celery.utils.quorum_queues import detect_quorum_queues
 
 from bucketflow.errors import StoreUnavailable
 from bucketflow_celery.admission.controller import AdmissionController
-from bucketflow_celery.admission.interfaces import HoldLimits
+from bucketflow_celery.admission.interfaces import WaitLimits
 from bucketflow_celery.messages.republisher import Republisher
 from bucketflow_celery.store.calls import CallRunner, WorkerContext
 from bucketflow_celery.worker.celery_worker import CeleryWorker
@@ -29,7 +29,7 @@ logger = logging.getLogger("bucketflow_celery.worker")
 
 class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """
-    Wraps ``Consumer.on_task_request``, through which every request goes, fresh or due, whatever the pool.
+    Wraps ``Consumer.on_task_request``. Celery passes every request to it, new or with an ETA that has passed.
 
     Every step is constructed before ``Tasks.start`` builds the strategies that capture that attribute.
     """
@@ -60,7 +60,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._parking = ParkingService(context, consumer.hostname)
         quorum, _ = detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)
         ports = (self._slots, PrefetchWindow(consumer), Republisher(consumer.app, delayed=quorum), self._waker)
-        limits = _hold_limits(consumer, throttle.settings.max_hold, throttle.settings.max_countdown)
+        limits = _wait_limits(consumer, throttle.settings.max_hold, throttle.settings.max_countdown)
         if self._parking is None:
             self._worker = CeleryWorker(consumer, *ports)
             self._admission = AdmissionController(self._worker, context, self._runner(consumer), limits)
@@ -128,7 +128,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._admission.stop()
 
 
-def _hold_limits(consumer: Any, max_hold: float, max_countdown: float) -> HoldLimits:
+def _wait_limits(consumer: Any, max_hold: float, max_countdown: float) -> WaitLimits:
     # The broker delivers a message again that is not acknowledged within its visibility timeout.
     visibility = getattr(consumer.connection.default_channel, "visibility_timeout", None) or float("inf")
-    return HoldLimits(min(max_hold, visibility / 4), min(max_countdown, visibility / 2))
+    return WaitLimits(min(max_hold, visibility / 4), min(max_countdown, visibility / 2))

@@ -1,8 +1,12 @@
-"""Logger names do not depend on the module layout, so a user's logging configuration survives a moved file."""
+"""
+Loggers and log lines are documented. The names of the loggers do not depend on the module layout, so a user's logging
+configuration survives a moved file.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -38,3 +42,23 @@ def test_a_logger_has_one_of_the_four_documented_names(module):
 def test_every_documented_logger_is_used():
     used = {name for arguments in MODULES.values() for name in arguments}
     assert set(map(repr, LOGGERS)) <= used
+
+
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text().partition("## Log lines")[2]
+LEVELS = ("debug", "info", "warning", "error", "critical", "exception")
+LINES = sorted(
+    {
+        call.args[0].value
+        for path in PACKAGE.rglob("*.py")
+        if "demo" not in path.relative_to(PACKAGE).parts
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", None) in LEVELS
+        if call.args and isinstance(call.args[0], ast.Constant)
+    }
+)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_log_line_is_documented(line):
+    longest = max(re.split(r"%[\w.]+|: ", line), key=len)
+    assert longest.strip() in DOCUMENTED

@@ -24,7 +24,7 @@ from bucketflow.errors import StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow.testing import FakeClock
 from bucketflow_celery.admission.controller import AdmissionController
-from bucketflow_celery.admission.interfaces import HoldLimits
+from bucketflow_celery.admission.interfaces import WaitLimits
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import ThrottlePolicy
 from bucketflow_celery.config.settings import Settings
@@ -110,7 +110,7 @@ class Fleet:
         workers: Number of workers.
         slots: Pool slots of each worker.
         prefetch: Most unacknowledged deliveries of each worker, beside those it holds in a widened window.
-        max_hold, max_countdown: Seconds; see :class:`bucketflow_celery.admission.interfaces.HoldLimits`.
+        max_hold, max_countdown: Seconds; see :class:`bucketflow_celery.admission.interfaces.WaitLimits`.
         lateness: Maps the number of a deferral, from 0, to the seconds by which the broker delivers it late.
         store_down, broker_down: Intervals, in seconds from the start, in which calls to the store, or publishing, fail.
         lost_replies: Whether a failing call takes effect: only its reply is lost.
@@ -373,7 +373,7 @@ class Worker:
             self.active_limits.refresh()
         options = self.fleet.options
         self.admission = AdmissionController(
-            self, self.context, self.runner(), HoldLimits(options["max_hold"], options["max_countdown"])
+            self, self.context, self.runner(), WaitLimits(options["max_hold"], options["max_countdown"])
         )
         if self.fleet.parks:
             if self.parking is None:

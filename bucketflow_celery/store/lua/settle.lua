@@ -8,8 +8,8 @@
 -- errors   none after the first write
 -- mirrors  bucketflow_celery/scheduling/leases.py: settle
 local time = now()
-local queue, channel, worker, dead = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
-if dead then
+local queue, channel, worker, reclaims = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
+if reclaims then
   if tonumber(redis.call('ZSCORE', WORKERS, worker) or RECLAIMED) > time then
     return {0, 0}
   end
@@ -61,7 +61,7 @@ while has_more() do -- mirrors refund_path in backlog.py
     end
   end
 end
-if dead and redis.call('EXISTS', OWNED) == 0 then
+if reclaims and redis.call('EXISTS', OWNED) == 0 then
   redis.call('ZREM', WORKERS, worker)
 end
 return {1, returned}

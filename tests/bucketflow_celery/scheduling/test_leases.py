@@ -91,7 +91,7 @@ def test_a_refund_returns_the_tokens_at_every_level(leased):
 @pytest.mark.parametrize(("age", "returned"), [(SECOND - 1, 0), (SECOND, 3)])
 def test_tasks_are_reclaimed_only_from_an_expired_lease(leased, age, returned):
     backlog, leases, states = leased
-    reclaim = Settlement("w", returned=tuple((bytes([number]), LANE, True) for number in range(3)), dead=True)
+    reclaim = Settlement("w", returned=tuple((bytes([number]), LANE, True) for number in range(3)), reclaims=True)
     assert settle(backlog, reclaim, leases, states, NOW + age) == (returned, returned > 0)
     assert len(waiting(backlog)) == 1 + returned
     assert ("w" in leases.workers) == (returned == 0), "a worker without tasks is forgotten"
@@ -99,7 +99,7 @@ def test_tasks_are_reclaimed_only_from_an_expired_lease(leased, age, returned):
 
 def test_a_worker_whose_tasks_are_being_reclaimed_cannot_renew_or_settle_them(leased):
     backlog, leases, states = leased
-    reclaim = Settlement("w", returned=((b"\0", LANE, True),), dead=True)
+    reclaim = Settlement("w", returned=((b"\0", LANE, True),), reclaims=True)
     settle(backlog, reclaim, leases, states, NOW + SECOND)
     assert leases.workers["w"] == RECLAIMED
     assert leases.renew("w", SECOND, NOW + SECOND) == (False, ["w"])
