@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 from operator import attrgetter
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from bucketflow.errors import BucketflowError, StoreUnavailable
 from bucketflow_celery.admission.actions import TaskActions
@@ -73,7 +73,8 @@ class AdmissionController:
         self._on_store_error = settings.on_store_error
         self._client: StoreClient[_Asked] = StoreClient(logger, runner, context, self.run, worker.monotonic)
         self._breaker = self._client.breaker
-        self._inbox: deque[PendingTask] = deque()
+        # Other threads append to it at any time, so it is never replaced, and iterated only as a copy.
+        self._inbox: Final[deque[PendingTask]] = deque()
         self._hold_queues = HoldQueues()
         self._parking: Parking = NoParking()
         self._parking_first = False
@@ -162,7 +163,7 @@ class AdmissionController:
                 self._run_when_free()
             if len(self._hold_queues):
                 wake_at = min(retry_at if retry_at > now else self._next_sweep, self._next_sweep)
-            parkable = next((task for task in self._inbox if task.policy.is_worth_parking), None)
+            parkable = next((task for task in list(self._inbox) if task.policy.is_worth_parking), None)
             if parkable is not None and self._parking.is_open:
                 wake_at = min(wake_at, max(parkable.received_at + MAX_SLOT_WAIT, self._breaker.open_until))
         parking_at = self._parking.next_work_at()
@@ -204,7 +205,7 @@ class AdmissionController:
         if not self._parking.is_open or self._client.context is not None or self._breaker.open_until > now:
             return
         received_before = now - MAX_SLOT_WAIT if self._free() <= 0 else -inf
-        self._inbox = self.prechecks.park_early(self._inbox, received_before, now)
+        self.prechecks.park_early(self._inbox, received_before, now)
 
     def _check_version(self) -> None:
         """Compare the version of the limits, if no call has done so recently: no task here may be limited yet."""
@@ -250,7 +251,7 @@ class AdmissionController:
     def _on_failure(self, batch: Batch) -> None:
         if self._on_store_error != "hold":
             # No task waits for the store, so no task keeps its place in a queue for the store's tokens either.
-            self._inbox = self._take_all(batch)
+            self._inbox.extendleft(reversed(self._take_all(batch)))
             return
         for task, queue in batch:
             if queue is None:
@@ -286,7 +287,7 @@ class AdmissionController:
 
     def _take_all(self, batch: Batch) -> deque[PendingTask]:
         """Take all tasks out of *batch*, hold queues and inbox, in the order in which they were received."""
-        newcomers, self._inbox = self._inbox, deque()
+        newcomers = [self._inbox.popleft() for _ in range(len(self._inbox))]
         tasks = [*(task for task, _ in batch), *self._hold_queues.clear(), *newcomers]
         return deque(sorted(tasks, key=attrgetter("received_at")))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import inf
 
 from bucketflow.errors import CostExceedsCapacity
@@ -93,16 +93,19 @@ class Prechecks:
             return False  # only the store knows whether its wait would exceed that
         return any(self._exhausted_until.get(level.key, now) > now for level in task.policy.path)
 
-    def park_early(self, tasks: Iterable[PendingTask], received_before: float, now: float) -> deque[PendingTask]:
-        """Park, of *tasks*, those received before an instant and those that are blocked; return the others."""
-        waiting: deque[PendingTask] = deque()
-        for task in tasks:
-            is_late = task.received_at < received_before
-            if task.policy.is_worth_parking and (is_late or self.blocks(task, now)):
-                self.park(task)
-            else:
-                waiting.append(task)
-        return waiting
+    def park_early(self, tasks: deque[PendingTask], received_before: float, now: float) -> None:
+        """Take out of *tasks*, and park, those received before an instant and those that are blocked."""
+        waiting: list[PendingTask] = []
+        try:
+            while tasks:
+                task = tasks.popleft()
+                is_late = task.received_at < received_before
+                if task.policy.is_worth_parking and (is_late or self.blocks(task, now)):
+                    self.park(task)
+                else:
+                    waiting.append(task)
+        finally:
+            tasks.extendleft(reversed(waiting))
 
     def set_retry(self, task: PendingTask, level: Level, wait: float) -> None:
         """Record that *level* has refused *task* for *wait* seconds."""

@@ -16,7 +16,7 @@ from typing import Any
 from kombu import Message
 from kombu.utils.json import dumps, loads
 
-__all__ = ["BROKER_HEADERS", "is_complete", "is_fresh", "is_redelivered", "pack", "rank_of", "uid_of", "unpack"]
+__all__ = ["BROKER_HEADERS", "is_complete", "pack", "rank_of", "uid_of", "unpack"]
 
 #: Prefixes of the headers that a broker adds, different with each delivery. RabbitMQ drops a message that is published
 #: with its own x-death header, as one that cycles between queues.
@@ -56,16 +56,6 @@ def uid_of(message: Any, queue: str, salt: bytes = b"") -> bytes:
         return _digest(queue.encode(), tag.encode())
     body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
     return _digest(queue.encode(), dumps(_headers(message), sort_keys=True).encode(), body, salt)
-
-
-def is_fresh(message: Any) -> bool:
-    """Return whether the broker says that *message* was not delivered before. It then cannot be parked already."""
-    return message.delivery_info.get("redelivered") is False
-
-
-def is_redelivered(message: Any) -> bool:
-    """Return whether the broker says that *message* was redelivered. It then may be parked already."""
-    return bool(message.delivery_info.get("redelivered"))
 
 
 def rank_of(message: Any, *, highest_first: bool) -> int:

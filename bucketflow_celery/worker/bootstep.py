@@ -45,10 +45,9 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._worker: CeleryWorker | None = None
         self._admission: AdmissionController | None = None
         self._parking: ParkingService | None = None
-        self._revocation = RevocationHandler(self._throttle)
         consumer.on_task_request = self._on_request
         signals.worker_shutting_down.connect(self._on_shutting_down)
-        signals.task_revoked.connect(self._revocation.on_revoked)
+        RevocationHandler(self._throttle).connect()
 
     def start(self, consumer: Any) -> None:
         """Start admission, on a new connection to the broker."""

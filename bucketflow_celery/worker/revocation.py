@@ -6,6 +6,8 @@ import logging
 from time import monotonic
 from typing import Any
 
+from celery import signals
+
 from bucketflow.errors import BucketflowError, StoreUnavailable
 from bucketflow_celery.messages.origin import queue_of
 from bucketflow_celery.scheduling.admit import AdmissionRequest
@@ -28,6 +30,10 @@ class RevocationHandler:
     def __init__(self, throttle: Any) -> None:
         self._throttle = throttle
         self._breaker = CircuitBreaker()
+
+    def connect(self) -> None:
+        """Connect to Celery's signal, once per throttle: two workers in one process must not both cancel."""
+        signals.task_revoked.connect(self.on_revoked, weak=False, dispatch_uid=f"bucketflow-{id(self._throttle)}")
 
     def on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
         """Handle Celery's signal ``task_revoked``."""

@@ -182,18 +182,23 @@ def test_a_message_with_an_invalid_tenant_is_a_config_error():
         throttle.active_limits.resolve(job, {"tenant": "\ud800"}, (), {}, "celery")  # JSON can carry it, UTF-8 cannot
 
 
-def test_an_unavailable_store_delays_the_worker_once_for_any_number_of_revoked_tasks():
-    class Unavailable(MemoryStore):
+@pytest.mark.parametrize(("is_available", "tasks"), [(True, 1), (False, 30)])
+def test_a_reservation_is_cancelled_once_and_while_the_store_is_unavailable_only_the_first_is_tried(
+    is_available, tasks
+):
+    class Counting(MemoryStore):
         calls = 0
 
-        def cancel_reservation(self, ask):
-            del ask
+        def cancel_reservation(self, request):
+            del request
             self.calls += 1
-            raise StoreUnavailable("the store", "no answer")
+            if not is_available:
+                raise StoreUnavailable("the store", "no answer")
 
-    shop, store = app(), Unavailable()
-    handler = RevocationHandler(Throttle(shop, store=store, limits={"tenants": {"*": "1/s"}}))
-    signals.task_revoked.connect(handler.on_revoked)
+    shop, store = app(), Counting()
+    throttle = Throttle(shop, store=store, limits={"tenants": {"*": "1/s"}})
+    for _ in range(2):  # two workers of one process
+        RevocationHandler(throttle).connect()
 
     @shop.task(name="shop.revoked", shared=False)
     def job():
@@ -201,7 +206,7 @@ def test_an_unavailable_store_delays_the_worker_once_for_any_number_of_revoked_t
 
     ticket = Ticket({"q:celery/t:a": 1}, waiting_since=1.0).write()
     delivery = {"routing_key": "celery"}
-    for number in range(30):
+    for number in range(tasks):
         request = Context(
             {"id": number, "tenant": "a", HEADER: ticket, "delivery_info": delivery, "args": (), "kwargs": {}}
         )

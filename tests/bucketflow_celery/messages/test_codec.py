@@ -164,16 +164,7 @@ def test_salt_distinguishes_equal_messages():
     assert codec.uid_of(message(), "q") != codec.uid_of(message(), "other")
 
 
-# Redelivery, protocol and priority
-
-
-@pytest.mark.parametrize(
-    ("info", "fresh", "redelivered"),
-    [({}, False, False), ({"redelivered": False}, True, False), ({"redelivered": True}, False, True)],
-)
-def test_a_message_is_fresh_only_if_the_broker_says_so(info, fresh, redelivered):
-    delivered = message(delivery_info=info)
-    assert (codec.is_fresh(delivered), codec.is_redelivered(delivered)) == (fresh, redelivered)
+# Protocol and priority
 
 
 @pytest.mark.parametrize(
