@@ -10,7 +10,7 @@ import redis.asyncio
 from shells import ThreadShell
 
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
-from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
+from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner, _single_result
 from bucketflow.redis_client.scripts import Script
 from bucketflow.redis_client.topology import ScriptCall
 from bucketflow.testing import FakeClock
@@ -32,6 +32,10 @@ end}
 """
 
 
+#: Seconds that Redis may take to answer: far longer than any machine needs.
+TIMEOUT = 30.0
+
+
 @cache
 def at_stopped_clock(script):
     return Script.of(script.name, STOPPED_CLOCK + script.text)
@@ -43,7 +47,7 @@ def with_stopped_clock(calls):
 
 class StoppedRunner(ScriptRunner):
     def run_call(self, call):
-        return self.run_all([call])[0]
+        return _single_result(self.run_all([call]))
 
     def run_all(self, calls):
         return super().run_all(with_stopped_clock(calls))
@@ -51,7 +55,7 @@ class StoppedRunner(ScriptRunner):
 
 class AsyncStoppedRunner(AsyncScriptRunner):
     async def run_call(self, call):
-        return (await self.run_all([call]))[0]
+        return _single_result(await self.run_all([call]))
 
     async def run_all(self, calls):
         return await super().run_all(with_stopped_clock(calls))
@@ -69,7 +73,7 @@ class RedisShell(ThreadShell):
 
     def bucket(self, *args):
         bucket = RedisTokenBucket(self.client, *args)
-        bucket._runner = StoppedRunner(self.client)
+        bucket._runner = StoppedRunner(self.client, TIMEOUT)
         return bucket
 
     def at(self, seconds):
@@ -98,7 +102,7 @@ class LeasedRedisShell(RedisShell):
 
     def bucket(self, *args):
         bucket = RedisTokenBucket(self.client, *args, lease=2, clock=self.clock)
-        bucket._runner = bucket._monitor._runner = StoppedRunner(self.client)
+        bucket._runner = bucket._monitor._runner = StoppedRunner(self.client, TIMEOUT)
         return bucket
 
     def at(self, seconds):
@@ -112,7 +116,7 @@ class AsyncRedisShell(RedisShell):
     def bucket(self, *args):
         client = redis.asyncio.Redis(**{key: self.client.get_connection_kwargs()[key] for key in ("host", "port")})
         bucket = AsyncRedisTokenBucket(client, *args)
-        bucket._runner = AsyncStoppedRunner(client)
+        bucket._runner = AsyncStoppedRunner(client, TIMEOUT)
         return bucket
 
     def run(self, bucket, method, *args):

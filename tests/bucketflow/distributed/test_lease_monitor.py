@@ -25,7 +25,7 @@ def short_interval(monkeypatch):
 
 @pytest.mark.usefixtures("short_interval")
 def test_an_unused_lease_is_returned_without_a_call(redis_client):
-    holder = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
+    holder = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60, timeout=30)
     other = RedisTokenBucket(redis_client, "shop", 100, SLOW)
     for spent in (1, 2):  # the monitor starts again for the second lease
         assert holder.consume()
@@ -35,13 +35,13 @@ def test_an_unused_lease_is_returned_without_a_call(redis_client):
 @pytest.mark.usefixtures("short_interval")
 def test_the_monitor_thread_ends_with_the_lease(redis_client):
     others = set(threading.enumerate())
-    closed = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
+    closed = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60, timeout=30)
     closed.consume()
     (monitor,) = set(threading.enumerate()) - others
     closed.close()
     monitor.join(30)
     assert not monitor.is_alive()
-    forgotten = RedisTokenBucket(redis_client, "forgotten", 100, SLOW, lease=60)
+    forgotten = RedisTokenBucket(redis_client, "forgotten", 100, SLOW, lease=60, timeout=30)
     forgotten.consume()
     (monitor,) = set(threading.enumerate()) - others
     del forgotten
@@ -52,7 +52,7 @@ def test_the_monitor_thread_ends_with_the_lease(redis_client):
 
 
 def test_a_lease_works_without_a_monitor_thread(redis_client, monkeypatch):
-    bucket = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60)
+    bucket = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60, timeout=30)
 
     def cannot_start(_):
         raise RuntimeError("can't start new thread")
@@ -67,7 +67,7 @@ def test_a_lease_works_without_a_monitor_thread(redis_client, monkeypatch):
 
 @pytest.mark.usefixtures("short_interval")
 async def test_a_lease_unused_by_coroutines_is_returned_without_a_call(async_client, redis_client):
-    bucket = AsyncRedisTokenBucket(async_client, "shop", 100, SLOW, lease=60)
+    bucket = AsyncRedisTokenBucket(async_client, "shop", 100, SLOW, lease=60, timeout=30)
     other = RedisTokenBucket(redis_client, "shop", 100, SLOW)
     assert await bucket.consume()
     assert other.tokens == about(39)

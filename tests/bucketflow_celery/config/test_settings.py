@@ -183,9 +183,7 @@ def test_a_message_with_an_invalid_tenant_is_a_config_error():
 
 
 @pytest.mark.parametrize(("is_available", "tasks"), [(True, 1), (False, 30)])
-def test_a_reservation_is_cancelled_once_and_an_unavailable_store_delays_the_worker_once(
-    is_available, tasks
-):
+def test_a_reservation_is_cancelled_once_and_an_unavailable_store_delays_the_worker_once(is_available, tasks):
     class Counting(MemoryStore):
         calls = 0
 
