@@ -78,7 +78,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory):
-    """Yield the server that tests share. Nobody kills it."""
+    """Yield the server that tests share. No test kills it."""
     with RedisServer.start(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
