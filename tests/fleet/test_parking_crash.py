@@ -216,6 +216,7 @@ def test_a_task_that_runs_longer_than_the_lease_runs_once(parking):
     ran(parking, sent)
 
 
+@pytest.mark.timing
 def test_a_worker_whose_lease_expired_while_it_was_stopped_does_not_start_reclaimed_tasks(parking):
     stopped = dying(
         parking, "room.ParkingController._on_polled", matters="getattr(args[2], 'dispatched', ())", number="SIGSTOP"
