@@ -1,8 +1,8 @@
 """
 Real servers as fixtures (see ``servers.py``), and how the suite is spread over the cores of a machine.
 
-``tools/test`` runs the suite in two parts: all but the timing tests on three pytest-xdist workers, then the timing tests
-alone. Each xdist worker has servers of its own.
+``tools/test`` runs the suite in two parts: all but the timing tests on three pytest-xdist workers, then the timing
+tests alone. Each xdist worker has servers of its own.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 -- KEYS[i]  one bucket a level, root first, one hash tag
 -- ARGV     limits (packed doubles, of each level: µs to fill, fill rate, deficit in µs if its key is missing), costs (packed doubles; a negative cost only peeks)
 -- returns  for each cost {wait in µs, binding level from 0 or -1, then deficit in µs at each level} (one string of packed doubles)
--- stores   packed doubles: µs at which the bucket is full; while tokens are leased also floor in µs, tokens outstanding
 -- errors   none after the first write
 -- mirrors  bucketflow/algorithm/gcra.py: consume_path; bucketflow/algorithm/token_lease.py: settle, available_to_lease, lease
+-- stores   packed doubles: µs at which the bucket is full; while tokens are leased also floor in µs, tokens outstanding
 -- lease    settles the caller's earlier leases, then decides the costs, then leases more tokens to the caller
 --   ARGV     also most tokens to lease, settled leases (packed doubles, of each: tokens, and of each level: µs at which it begins to decay, tokens unspent)
 --   returns  before the rest {tokens leased, µs now, then µs at which they begin to decay at each level}

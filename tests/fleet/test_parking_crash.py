@@ -63,7 +63,7 @@ def wait_all_acknowledged(fleet):
 def ran(fleet, results, twice=(), queue="celery"):
     """Assert that all *results* have run, twice only those in *twice*, and that the backlog is empty."""
     sent = {result.id for result in results}
-    wait_until(lambda: {start["id"] for start in fleet.records.of("starts")} >= sent, timeout=15)
+    wait_until(lambda: {start["id"] for start in fleet.records.of("starts")} >= sent, timeout=30)
     fleet.wait_parked(0, queue)
     time.sleep(0.3)
     starts = Counter(start["id"] for start in fleet.records.of("starts"))
@@ -240,6 +240,7 @@ def test_a_worker_whose_lease_expired_while_it_was_stopped_does_not_start_reclai
     ran(parking, sent + again)
 
 
+@pytest.mark.timing
 def test_workers_whose_leases_all_expired_continue(parking):
     workers = parking.start(2, "prefork")
     sent = parking.send("work", times=60)
