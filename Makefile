@@ -2,7 +2,7 @@
 #
 #   make demo       see real workers obey a hierarchy of limits, in under a minute
 #   make test       the whole suite: most of it in three processes, then the timing tests alone
-#   make test-fast  the tests that need no server, in under a minute
+#   make test-fast  the tests that need no server
 #   make lint       ruff and mypy
 #   make bench      measure beside other libraries, in ten minutes, and write docs/benchmarks.md; ARGS="redis waiting-tasks"
 #   make bench-celery   the measurements of README.md
