@@ -302,6 +302,7 @@ def test_a_cold_or_soft_shutdown_requeues_late_tasks_at_once(parking, soft):
     assert len(parking.records.starts(1, id=early.id)) == 1
 
 
+@pytest.mark.timing
 def test_the_backlog_survives_a_restart_of_the_fleet(parking):
     parking.configure(bucketflow_lease=30)
     # Not prefork: its warm shutdown forgets a task that a child has and has not accepted yet, so that it runs twice.
