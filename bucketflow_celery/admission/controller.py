@@ -163,8 +163,8 @@ class AdmissionController:
                 self._run_when_free()
             if len(self._hold_queues):
                 wake_at = min(retry_at if retry_at > now else self._next_sweep, self._next_sweep)
-            parkable = next((task for task in list(self._inbox) if task.policy.is_worth_parking), None)
-            if parkable is not None and self._parking.is_open:
+            parkable = self.prechecks.first_parkable(self._inbox)
+            if parkable is not None:
                 wake_at = min(wake_at, max(parkable.received_at + MAX_SLOT_WAIT, self._breaker.open_until))
         parking_at = self._parking.next_work_at()
         if parking_at is not None and parking_at <= now:

@@ -144,17 +144,14 @@ class HoldQueues:
     def keep(self, task: PendingTask, decision: AdmissionDecision) -> None:
         """Keep the reservations of a task that was refused: its own with *task*, the others with their queues."""
         for level, reservation in zip(task.policy.path, decision.reservations, strict=True):
-            if reservation and level.blocks_queue:
-                insort(self.of(level.key, level).reservations, reservation)
-            elif reservation:
+            if reservation and not level.blocks_queue:
                 task.reservations[level.key] = reservation
+        self._put_back(task.policy.path, decision.reservations)
 
     def restore(self, requests: Iterable[AdmissionRequest]) -> None:
         """Return the reservations that unanswered *requests* took."""
         for request in requests:
-            for level, reservation in zip(request.path, request.reservations, strict=True):
-                if reservation and level.blocks_queue:
-                    insort(self.of(level.key, level).reservations, reservation)
+            self._put_back(request.path, request.reservations)
 
     def wake(self, request: AdmissionRequest) -> None:
         """Ask at once for the heads of the queues in which *request* had a reservation: its task has left them."""
@@ -179,6 +176,11 @@ class HoldQueues:
         for queue in self._queues.values():
             queue.tasks.clear()
         return tasks
+
+    def _put_back(self, path: tuple[Level, ...], reservations: tuple[int, ...]) -> None:
+        for level, reservation in zip(path, reservations, strict=True):
+            if reservation and level.blocks_queue:
+                insort(self.of(level.key, level).reservations, reservation)
 
     def _take(self, key: str) -> int:
         queue = self._queues.get(key)

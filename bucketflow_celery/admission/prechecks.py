@@ -107,6 +107,12 @@ class Prechecks:
         finally:
             tasks.extendleft(reversed(waiting))
 
+    def first_parkable(self, tasks: deque[PendingTask]) -> PendingTask | None:
+        """Return the first of *tasks* that is worth parking, ``None`` if there is none or nothing can be parked."""
+        if not self.parking.is_open:
+            return None
+        return next((task for task in list(tasks) if task.policy.is_worth_parking), None)  # other threads append
+
     def set_retry(self, task: PendingTask, level: Level, wait: float) -> None:
         """Record that *level* has refused *task* for *wait* seconds."""
         task.retry_at = self._monotonic() + wait

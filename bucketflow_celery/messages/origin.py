@@ -8,10 +8,10 @@ bindings of the queues that this worker consumes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["DELAYED_KEY_PREFIX", "queue_of", "queues_of"]
+__all__ = ["DELAYED_KEY_PREFIX", "most_likely", "queue_of", "queues_of"]
 
 #: Prefix of the routing key under which native delayed delivery returns a republished message to its queue. The queue's
 #: name follows.
@@ -25,10 +25,14 @@ def queue_of(delivery_info: Mapping[str, Any], tags: Mapping[str, str], queues: 
     """
     Return the name of the queue that a message was most likely delivered from.
 
-    It is the first of :func:`queues_of`, which has the same arguments. If there is none, it is the routing key.
+    See :func:`queues_of`, which has the same arguments, and :func:`most_likely`.
     """
-    found = queues_of(delivery_info, tags, queues)
-    return found[0] if found else delivery_info.get("routing_key") or ""
+    return most_likely(queues_of(delivery_info, tags, queues), delivery_info)
+
+
+def most_likely(names: Sequence[str], delivery_info: Mapping[str, Any]) -> str:
+    """Return the first of *names*, which :func:`queues_of` returned; the routing key if there is none."""
+    return names[0] if names else delivery_info.get("routing_key") or ""
 
 
 def queues_of(delivery_info: Mapping[str, Any], tags: Mapping[str, str], queues: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from bucketflow.errors import BucketflowError
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level, ThrottlePolicy
 from bucketflow_celery.messages import codec
-from bucketflow_celery.messages.origin import queues_of
+from bucketflow_celery.messages.origin import most_likely, queues_of
 from bucketflow_celery.messages.republisher import Republisher
 from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 from bucketflow_celery.signals import task_throttled
@@ -69,7 +69,7 @@ class CeleryWorker:
             active = self._consumer.task_consumer._active_tags  # noqa: SLF001 - kombu keeps no public list of them
             tags = {tag: queue for queue, tag in active.items()}
         queues = queues_of(delivery_info, tags, consumed)
-        queue = queues[0] if queues else delivery_info.get("routing_key") or ""
+        queue = most_likely(queues, delivery_info)
         # A parked message comes back to its queue, so the queue must be certain, and be this worker's.
         is_certain = queues == [queue] and queue in consumed
         ticket = Ticket.read(request.request_dict.get(HEADER))
