@@ -213,12 +213,11 @@ class HierarchicalTokenBucket:
     def _checked_steps(self, tokens: float, block: bool) -> list[tuple[BucketNode, float, float]]:  # noqa: FBT001 - as in consume
         """Check *tokens* and return their steps: none if the path can never grant them to a non-blocking call."""
         try:
-            cost = check_cost(tokens, self._narrowest.limit.capacity, self._narrowest.label)
+            return self._steps(self._cost(tokens))
         except CostExceedsCapacity:
             if block:
                 raise
             return []
-        return self._steps(cost)
 
     def _consume(self, cost: float) -> bool:
         """Take *cost* tokens under the lock. Return whether they were there."""

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from processes import HOST, free_port, wait_until
 from records import JITTER, excess
-from servers import RabbitServer, RedisServer
+from servers import RabbitServer, RedisServer, hang, kill
 
 RATE, CAPACITY = 40, 2
 LIMIT = {"queues": {"*": {"rate": f"{RATE}/s", "capacity": CAPACITY}}}
@@ -43,16 +43,6 @@ def ran(fleet, results, twice=()):
     assert set(starts) == sent
     assert {one for one, times in starts.items() if times > 1} <= set(twice)
     wait_until(lambda: fleet.parked() == 0)
-
-
-def kill(store):
-    store.kill()
-    return store.restart
-
-
-def hang(store):
-    store.pause()
-    return store.resume
 
 
 @pytest.mark.parametrize("outage", [kill, hang])

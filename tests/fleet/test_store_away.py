@@ -7,6 +7,7 @@ import time
 import pytest
 from processes import wait_until
 from records import JITTER, excess
+from servers import hang, kill
 
 RATE, CAPACITY = 20, 2
 LIMITS = {
@@ -36,16 +37,6 @@ def finish(fleet, sent, timeout=25):
     time.sleep(0.2)
     assert sorted(start["id"] for start in fleet.records.of("starts")) == sorted(sent)
     return starts
-
-
-def kill(store):
-    store.kill()
-    return store.restart
-
-
-def hang(store):
-    store.pause()
-    return store.resume
 
 
 @pytest.mark.parametrize(("policy", "outage"), [("hold", kill), ("hold", hang), ("refuse", kill)])

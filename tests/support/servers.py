@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,8 @@ __all__ = [
     "RedisSentinel",
     "RedisServer",
     "free_port",
+    "hang",
+    "kill",
     "missing",
     "redis_executable",
     "wait_replicated",
@@ -51,7 +53,68 @@ def redis_executable() -> str:
     return str(get_binary_path())
 
 
-class RedisServer:
+class _Stopped:
+    """Stopped at the end of its ``with`` block."""
+
+    def stop(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class _Server(_Stopped):
+    """One server process."""
+
+    process: Process
+
+    def wait_ready(self) -> None:
+        raise NotImplementedError
+
+    def ready(self):
+        """Return this server once it is ready; stop it if it does not become so."""
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        self.process.stop()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def pause(self) -> None:
+        self.process.pause()
+
+    def resume(self) -> None:
+        self.process.resume()
+
+    def restart(self) -> None:
+        """Kill the server, and start it on the same port with what it has on disk."""
+        self.kill()
+        self.process.launch()
+        self.wait_ready()
+
+
+def kill(server: _Server) -> Callable[[], None]:
+    """Kill *server*; return the function that restarts it."""
+    server.kill()
+    return server.restart
+
+
+def hang(server: _Server) -> Callable[[], None]:
+    """Suspend *server*; return the function that resumes it."""
+    server.pause()
+    return server.resume
+
+
+class RedisServer(_Server):
     """One Redis or Valkey server without persistence."""
 
     def __init__(self, process: Process, port: int) -> None:
@@ -68,13 +131,7 @@ class RedisServer:
         fixed |= {"repl-diskless-sync-delay": 0, "repl-ping-replica-period": 1}  # replicas synchronise without delay
         options = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
         argv = [executable or redis_executable(), *options, *map(str, args)]
-        server = cls(Process(argv, directory), port)
-        try:
-            server.wait_ready()
-        except BaseException:
-            server.stop()
-            raise
-        return server
+        return cls(Process(argv, directory), port).ready()
 
     def wait_ready(self) -> None:
         with self.client(socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
@@ -84,30 +141,6 @@ class RedisServer:
         """Return a new client; *options* override redis-py's defaults."""
         return redis.Redis(host=HOST, port=self.port, **options)
 
-    def stop(self) -> None:
-        self.process.stop()
-
-    def kill(self) -> None:
-        self.process.kill()
-
-    def pause(self) -> None:
-        self.process.pause()
-
-    def resume(self) -> None:
-        self.process.resume()
-
-    def restart(self) -> None:
-        """Kill the server, and start it empty on the same port."""
-        self.process.kill()
-        self.process.launch()
-        self.wait_ready()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
 
 def wait_replicated(master: RedisServer, replica: RedisServer) -> None:
     """Return once *replica* has all writes of *master*. ``WAIT`` covers only those of its own connection."""
@@ -116,7 +149,7 @@ def wait_replicated(master: RedisServer, replica: RedisServer) -> None:
         wait_until(lambda: copy.info("replication")["slave_repl_offset"] >= offset)
 
 
-class _Group:
+class _Group(_Stopped):
     """Several servers that are stopped together, in reverse order of start."""
 
     def __init__(self) -> None:
@@ -125,12 +158,6 @@ class _Group:
     def stop(self) -> None:
         for member in reversed(self.members):
             member.stop()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     @classmethod
     def start(cls, directory: Path, **options: object):
@@ -236,7 +263,7 @@ class RedisSentinel(_Group):
         return [(HOST, port) for port in self.ports]
 
 
-class RabbitServer:
+class RabbitServer(_Server):
     """One RabbitMQ node with its own Erlang port mapper, so that no process outlives it."""
 
     PACKAGED = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the script on the path refuses to run as this user
@@ -270,13 +297,7 @@ class RabbitServer:
 
     @classmethod
     def start(cls, directory: Path) -> RabbitServer:
-        server = cls(directory)
-        try:
-            server.wait_ready()
-        except BaseException:
-            server.stop()
-            raise
-        return server
+        return cls(directory).ready()
 
     def wait_ready(self) -> None:
         wait_until(self._greets, timeout=60, pause=0.1)
@@ -286,21 +307,6 @@ class RabbitServer:
             connection.sendall(b"AMQP\x00\x00\x09\x01")
             return connection.recv(1) == b"\x01"  # a method frame: Connection.Start
 
-    def kill(self) -> None:
-        self.process.kill()
-
-    def restart(self) -> None:
-        """Kill the server, and start it with its data on disk."""
-        self.process.kill()
-        self.process.launch()
-        self.wait_ready()
-
     def stop(self) -> None:
-        self.process.stop()
+        super().stop()
         self._mapper.stop()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
