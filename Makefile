@@ -1,7 +1,7 @@
 # Every target makes the virtual environment it needs, once; a second call finds it ready.
 #
 #   make demo       see real workers obey a hierarchy of limits, in under a minute
-#   make test       the whole suite: most of it in three processes, then the timing tests alone
+#   make test       the whole suite: most of it in four processes, then the timing tests alone
 #   make test-fast  the tests that need no server
 #   make lint       ruff and mypy
 #   make bench      measure beside other libraries, in ten minutes, and write docs/benchmarks.md; ARGS="redis waiting-tasks"

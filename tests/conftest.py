@@ -1,7 +1,7 @@
 """
 Real servers as fixtures (see ``servers.py``), and how the suite is spread over the cores of a machine.
 
-``tools/test`` runs the suite in two parts: all but the timing tests on three pytest-xdist workers, then the timing
+``tools/test`` runs the suite in two parts: all but the timing tests on four pytest-xdist workers, then the timing
 tests alone. Each xdist worker has servers of its own.
 """
 
@@ -68,8 +68,8 @@ class GroupScheduling(LoadScopeScheduling):
     """
 
     def _assign_work_unit(self, node):
-        # The third worker begins at the other end: its tests compute while those of the fleet mostly wait.
-        if node.gateway.id == "gw2":
+        # The last worker begins at the other end: its tests compute while those of the fleet mostly wait.
+        if node.gateway.id == "gw3":
             self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
         super()._assign_work_unit(node)
 

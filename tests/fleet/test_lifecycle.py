@@ -80,7 +80,7 @@ def test_limits_hold_when_pool_processes_are_replaced(fleet):
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_limits_hold_with_late_acknowledgement(fleet, pool):
     fleet.configure(
-        limits={"queues": {"*": {"rate": "20/s", "capacity": 2}}, "tenants": {"acme": {"rate": "5/s", "capacity": 1}}}
+        limits={"queues": {"*": {"rate": "10/s", "capacity": 2}}, "tenants": {"acme": {"rate": "5/s", "capacity": 1}}}
     )
     fleet.worker(pool)
     held = fleet.send("late", "held", times=20)
@@ -88,7 +88,7 @@ def test_limits_hold_with_late_acknowledgement(fleet, pool):
 
     starts = fleet.records.wait("starts", 25)
 
-    assert excess(starts, 2, 20) <= JITTER
+    assert excess(starts, 2, 10) <= JITTER
     assert sorted(start["id"] for start in starts) == sorted(result.id for result in held + deferred)
     assert {result.get(timeout=5) for result in held + deferred} == {"held", "deferred"}
     deliveries = fleet.records.deliveries()
@@ -117,9 +117,9 @@ def test_changed_limits_apply_to_every_worker_at_once(fleet):
     fleet.send("work", times=40)
     fleet.records.wait("starts", 2)
 
-    fleet.throttle().set_limits({"queues": {"*": {"rate": "20/s", "capacity": 2}}})
+    fleet.throttle().set_limits({"queues": {"*": {"rate": "10/s", "capacity": 2}}})
     starts = fleet.records.wait("starts", 40, timeout=12)
-    assert excess(starts[2:], 2, 20) <= JITTER
+    assert excess(starts[2:], 2, 10) <= JITTER
     assert len({start["node"] for start in starts}) == 2
 
     fleet.throttle().set_limits(None)

@@ -10,7 +10,7 @@ from processes import HOST, free_port, wait_until
 from records import JITTER, excess
 from servers import RabbitServer, RedisServer, hang, kill
 
-RATE, CAPACITY = 40, 2
+RATE, CAPACITY = 10, 2
 LIMIT = {"queues": {"*": {"rate": f"{RATE}/s", "capacity": CAPACITY}}}
 KEPT = ("--appendonly", "yes", "--appendfsync", "always")
 

@@ -151,7 +151,7 @@ def test_ten_thousand_tenants_with_a_task_each(parking):
     parking.start(2, "threads", concurrency=8)
     with parking.server.client() as broker:
         wait_until(lambda: not broker.exists("celery", "unacked"), timeout=60)
-    assert len(parking.throttle().backlog()["celery"].tenants) == tenants
+    wait_until(lambda: len(parking.throttle().backlog()["celery"].tenants) == tenants)
 
     parking.throttle().resume(queue="celery")
 

@@ -13,6 +13,7 @@ from records import JITTER, excess
 
 RATE, CAPACITY = 40, 2
 LIMIT = {"queues": {"*": {"rate": f"{RATE}/s", "capacity": CAPACITY}}}
+SLOW = {"queues": {"*": {"rate": "10/s", "capacity": CAPACITY}}}
 
 #: Module of a worker that is killed or stopped before or after a step, once the test has armed it.
 DYING = """
@@ -54,9 +55,11 @@ def arm(fleet):
     fleet.records.client.set("armed", 1)
 
 
-def wait_all_acknowledged(fleet):
-    """Return once the broker has no message left."""
+def wait_all_acknowledged(fleet, results):
+    """Return once a worker has received and acknowledged all *results*."""
+    # Not when the queue is empty: Redis may have sent messages that Kombu has yet to read, and loses if it is killed.
     with fleet.server.client() as broker:
+        wait_until(lambda: fleet.records.deliveries().keys() >= {result.id for result in results})
         wait_until(lambda: not broker.exists("celery", "unacked"))
 
 
@@ -86,7 +89,7 @@ def ran(fleet, results, twice=(), queue="celery"):
 def test_a_worker_that_is_killed_while_it_parks_loses_no_task(parking, rabbit_server, step, after):
     # Not on Redis, where Kombu loses messages that a killed worker had fetched and not read.
     queue = f"celery.{uuid4().hex[:8]}"
-    parking.configure(broker_url=rabbit_server.url, task_default_queue=queue)
+    parking.configure(broker_url=rabbit_server.url, task_default_queue=queue, limits=SLOW)
     has_something_to_park = "self._outbox._waiting if isinstance(self, room.ParkingController) else True"
     worker = dying(parking, step, after=after, matters=has_something_to_park)
     arm(parking)
@@ -96,7 +99,7 @@ def test_a_worker_that_is_killed_while_it_parks_loses_no_task(parking, rabbit_se
     parking.worker("prefork")
 
     ran(parking, sent, twice=[start["id"] for start in before], queue=queue)
-    assert excess(parking.records.of("starts"), CAPACITY, RATE) <= JITTER
+    assert excess(parking.records.of("starts"), CAPACITY, 10) <= JITTER
 
 
 @pytest.mark.parametrize("meanwhile", ["the same limits", "a capacity below the cost"])
@@ -118,7 +121,7 @@ def test_a_message_that_is_redelivered_after_its_task_has_run_is_not_parked_agai
     time.sleep(3)
     parking.worker()
     wait_until(lambda: parking.records.deliveries()[sent.id] == 2)  # none of Kombu's keys holds it while it is restored
-    wait_all_acknowledged(parking)
+    wait_all_acknowledged(parking, [sent])
 
     ran(parking, [sent])
     assert parking.records.deliveries()[sent.id] == 2
@@ -126,6 +129,7 @@ def test_a_message_that_is_redelivered_after_its_task_has_run_is_not_parked_agai
     assert not parking.records.of("errbacks")
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("step", "after", "matters"),
     [
@@ -143,7 +147,7 @@ def test_a_message_that_is_redelivered_after_its_task_has_run_is_not_parked_agai
 def test_a_worker_that_is_killed_while_tasks_are_dispatched_to_it_loses_no_task(parking, step, after, matters):
     worker = dying(parking, step, after=after, matters=matters)
     sent = parking.send("work", times=40)
-    wait_all_acknowledged(parking)
+    wait_all_acknowledged(parking, sent)
     arm(parking)
     assert worker.wait_end() == -signal.SIGKILL
     died = time.time()
@@ -226,18 +230,18 @@ def test_a_worker_whose_lease_expired_while_it_was_stopped_does_not_start_reclai
     arm(parking)
     wait_until(lambda: not parking.records.client.exists("armed"))
     stopped.process.pause()
-    others = parking.worker("prefork")
-    others.wait_log("worker lease expired, tasks reclaimed")
+    unreported = [start["id"] for start in parking.records.of("starts")][-4:]
+    other = parking.worker("prefork")
+    other.wait_log("worker lease expired, tasks reclaimed")
     parking.records.starts(10, node="w1")
 
     stopped.process.resume()
 
-    ran(parking, sent)
+    ran(parking, sent, twice=unreported)
     stopped.wait_log("its tasks were reclaimed")
+    other.kill()
     again = parking.send("work", "again", times=30)
-    starts = parking.records.starts(30, args=["again"])
-    assert {start["node"] for start in starts} == {"w0", "w1"}  # it has a lease again
-    ran(parking, sent + again)
+    ran(parking, sent + again, twice=unreported)  # it has a lease again
 
 
 @pytest.mark.timing

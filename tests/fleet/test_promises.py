@@ -40,13 +40,14 @@ def test_a_limit_is_never_exceeded_and_fully_used_and_a_task_is_deferred_at_most
 
 def test_limits_are_not_exceeded_after_all_workers_were_killed(fleet):
     fleet.configure(
-        limits={"queues": {"*": LIMIT}, "tenants": {"acme": {"rate": "10/s", "capacity": 2}}},
+        limits={"queues": {"*": {"rate": "10/s", "capacity": 4}}, "tenants": {"acme": {"rate": "5/s", "capacity": 2}}},
         bucketflow_tenant="tenant",
         broker_transport_options={"visibility_timeout": 2},
     )
     workers = fleet.start(2)
     sent = {result.id for tenant in ("acme", "umbrella") for result in fleet.send("work", tenant, times=30)}
     fleet.records.wait("starts", 15)
+    time.sleep(0.05)  # between two starts: Redis loses a message that it has sent and Kombu has yet to read
 
     for worker in workers:
         worker.kill()
@@ -56,19 +57,19 @@ def test_limits_are_not_exceeded_after_all_workers_were_killed(fleet):
     wait_until(lambda: {start["id"] for start in fleet.records.of("starts")} == sent, timeout=30)
 
     starts = fleet.records.of("starts")
-    assert excess(starts, CAPACITY, RATE) <= JITTER
-    assert excess([start for start in starts if start["args"] == ["acme"]], 2, 10) <= JITTER
+    assert excess(starts, 4, 10) <= JITTER
+    assert excess([start for start in starts if start["args"] == ["acme"]], 2, 5) <= JITTER
 
 
 def test_a_limit_is_not_exceeded_while_tasks_wait_for_slots(fleet):
-    fleet.configure(limits={"queues": {"*": {"rate": f"{RATE}/s", "capacity": 1}}})
+    fleet.configure(limits={"queues": {"*": {"rate": "10/s", "capacity": 1}}})
     fleet.worker(concurrency=6)
-    fleet.send("work", "acme", 0.4, times=24)
+    fleet.send("work", "acme", 0.8, times=24)
 
     starts = fleet.records.wait("starts", 24)
 
     # All slots become free at the same time. Tokens that were taken before that would be spent in one burst.
-    assert excess(starts, 1, RATE) <= JITTER
+    assert excess(starts, 1, 10) <= JITTER
 
 
 def test_a_task_that_waits_for_a_slot_holds_no_tokens(fleet):

@@ -9,7 +9,7 @@ from processes import wait_until
 from records import JITTER, excess
 from servers import hang, kill
 
-RATE, CAPACITY = 20, 2
+RATE, CAPACITY = 10, 2
 LIMITS = {
     "queues": {"*": {"rate": f"{RATE}/s", "capacity": CAPACITY}},
     "tenants": {"acme": {"rate": "5/s", "capacity": 1}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ __all__ = ["JITTER", "Records", "excess", "utilisation"]
 
 #: Tolerated excess in tasks: the delay between the admission and the start of a task varies.
 JITTER = 1.0
+#: Most tokens per second of a limit that is judged while other tests run: then JITTER is at least 0.1 s.
+MAX_SHARED_RATE = 10
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ def times(starts: Iterable[dict[str, Any]]) -> list[float]:
 
 def excess(starts: Iterable[dict[str, Any]], capacity: float, rate: float, cost: float = 1.0) -> float:
     """Return the tokens by which the worst window between any two starts exceeds ``capacity + rate * window``."""
+    assert rate <= MAX_SHARED_RATE or "PYTEST_XDIST_WORKER" not in os.environ, (
+        f"{rate} per second is too fast to judge while other tests run: at most {MAX_SHARED_RATE}, or mark the test timing"
+    )
     return max(0.0, worst_excess([(at, cost) for at in times(starts)], Limit(capacity, rate)))
 
 
