@@ -68,7 +68,7 @@ def times(starts: Iterable[dict[str, Any]]) -> list[float]:
 def excess(starts: Iterable[dict[str, Any]], capacity: float, rate: float, cost: float = 1.0) -> float:
     """Return the tokens by which the worst window between any two starts exceeds ``capacity + rate * window``."""
     assert rate <= MAX_SHARED_RATE or "PYTEST_XDIST_WORKER" not in os.environ, (
-        f"{rate} per second is too fast to judge while other tests run: at most {MAX_SHARED_RATE}, or mark the test timing"
+        f"while other tests run, at most {MAX_SHARED_RATE} per second can be judged, not {rate}: mark the test timing"
     )
     return max(0.0, worst_excess([(at, cost) for at in times(starts)], Limit(capacity, rate)))
 
