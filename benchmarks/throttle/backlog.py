@@ -125,7 +125,7 @@ class Worker:
 
     def times(self) -> dict[str, float]:
         """Return µs per call by operation: the lower quartile of all rounds but the first, for others are disturbed."""
-        return {name: statistics.quantiles(times[1:])[0] for name, times in self._times.items()}
+        return {name: statistics.quantiles(times[1:], method="inclusive")[0] for name, times in self._times.items()}
 
     def _dispatch(self, limit: Limit) -> Sequence[DispatchedTask]:
         candidates = tuple(_tenant_spec(known) for known in self._known)

@@ -103,16 +103,16 @@ from fleet import CeleryProcess
 from processes import wait_until
 directory = Path({str(tmp_path)!r})
 worker = CeleryProcess(["-A", "probe", "worker"], directory, {{}})
-wait_until(lambda: "up" in worker.log.read_text(), timeout=60)
+wait_until(lambda: worker.log.read_text().count("up ") == 2, timeout=60)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     (tmp_path / "probe.py").write_text(
-        "import os, time\nchild = os.fork()\nprint('up', os.getpid(), flush=True)\ntime.sleep(60)"
+        "import os, time\nchild = os.fork()\nos.write(1, b'up %d\\n' % os.getpid())\ntime.sleep(60)"
     )
     subprocess.run(
         [sys.executable, "-c", source], check=False, timeout=90,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])},
     )  # fmt: skip
     pids = [line.split()[1] for line in (tmp_path / "log").read_text().splitlines() if line.startswith("up ")]
-    assert pids
+    assert len(pids) == 2
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
