@@ -12,6 +12,7 @@ from records import JITTER, excess
 SLOW = {"rate": "2/s", "capacity": 1}
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_warm_shutdown_requeues_held_tasks_for_other_workers_at_once(fleet, pool):
     fleet.configure(limits={"queues": {"*": {"rate": "4/s", "capacity": 1}}})
