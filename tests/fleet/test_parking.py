@@ -7,10 +7,11 @@ import time
 import pytest
 from fleet import Fleet
 from processes import wait_until
-from records import JITTER, excess, utilisation
+from records import JITTER, MAX_SHARED_RATE, excess, utilisation
 
 RATE, CAPACITY = 50, 5
 LIMIT = {"rate": f"{RATE}/s", "capacity": CAPACITY}
+SHARED_LIMIT = {"rate": f"{MAX_SHARED_RATE}/s", "capacity": CAPACITY}
 HOUR = {"rate": "1/h", "capacity": 1}
 
 
@@ -292,10 +293,10 @@ def test_messages_above_backlog_limit_stay_with_the_broker(parking):
     with parking.server.client() as broker:
         assert broker.llen("celery") >= 30
 
-    parking.throttle().set_limits({"queues": {"*": {"rate": "10/s", "capacity": 5}}})
+    parking.throttle().set_limits({"queues": {"*": SHARED_LIMIT}})
 
     starts = parking.records.wait("starts", 61)
-    assert excess(starts[1:], 5, 10) <= JITTER
+    assert excess(starts[1:], CAPACITY, MAX_SHARED_RATE) <= JITTER
     ran_once(parking, sent)
 
 
@@ -359,7 +360,7 @@ def test_a_task_that_is_published_twice_with_one_id_runs_twice(parking):
 
 @pytest.mark.parametrize("on_limit", ["retry", "hold"])
 def test_a_worker_that_does_not_park_runs_tasks_that_others_parked(parking, on_limit):
-    parking.configure(limits={"queues": {"*": {"rate": "10/s", "capacity": 5}}})
+    parking.configure(limits={"queues": {"*": SHARED_LIMIT}})
     parking.throttle().pause(queue="celery")
     parks = parking.worker()
     sent = acme(parking, times=20)
@@ -371,7 +372,7 @@ def test_a_worker_that_does_not_park_runs_tasks_that_others_parked(parking, on_l
 
     parking.throttle().resume(queue="celery")
 
-    assert excess(parking.records.wait("starts", 20), 5, 10) <= JITTER
+    assert excess(parking.records.wait("starts", 20), CAPACITY, MAX_SHARED_RATE) <= JITTER
     ran_once(parking, sent)
 
 

@@ -9,11 +9,11 @@ from uuid import uuid4
 
 import pytest
 from processes import wait_until
-from records import JITTER, excess
+from records import JITTER, MAX_SHARED_RATE, excess
 
 RATE, CAPACITY = 40, 2
 LIMIT = {"queues": {"*": {"rate": f"{RATE}/s", "capacity": CAPACITY}}}
-SLOW = {"queues": {"*": {"rate": "10/s", "capacity": CAPACITY}}}
+SHARED_LIMIT = {"queues": {"*": {"rate": f"{MAX_SHARED_RATE}/s", "capacity": CAPACITY}}}
 
 #: Module of a worker that is killed or stopped before or after a step, once the test has armed it.
 DYING = """
@@ -89,7 +89,7 @@ def ran(fleet, results, twice=(), queue="celery"):
 def test_a_worker_that_is_killed_while_it_parks_loses_no_task(parking, rabbit_server, step, after):
     # Not on Redis, where Kombu loses messages that a killed worker had fetched and not read.
     queue = f"celery.{uuid4().hex[:8]}"
-    parking.configure(broker_url=rabbit_server.url, task_default_queue=queue, limits=SLOW)
+    parking.configure(broker_url=rabbit_server.url, task_default_queue=queue, limits=SHARED_LIMIT)
     has_something_to_park = "self._outbox._waiting if isinstance(self, room.ParkingController) else True"
     worker = dying(parking, step, after=after, matters=has_something_to_park)
     arm(parking)
@@ -99,7 +99,7 @@ def test_a_worker_that_is_killed_while_it_parks_loses_no_task(parking, rabbit_se
     parking.worker("prefork")
 
     ran(parking, sent, twice=[start["id"] for start in before], queue=queue)
-    assert excess(parking.records.of("starts"), CAPACITY, 10) <= JITTER
+    assert excess(parking.records.of("starts"), CAPACITY, MAX_SHARED_RATE) <= JITTER
 
 
 @pytest.mark.parametrize("meanwhile", ["the same limits", "a capacity below the cost"])

@@ -15,7 +15,7 @@ from processes import wait_until
 from bucketflow.limit import Limit
 from bucketflow.testing import worst_excess
 
-__all__ = ["JITTER", "Records", "excess", "utilisation"]
+__all__ = ["JITTER", "MAX_SHARED_RATE", "Records", "excess", "utilisation"]
 
 #: Tolerated excess in tasks: the delay between the admission and the start of a task varies.
 JITTER = 1.0
