@@ -146,13 +146,17 @@ def test_every_key_expires_within_a_tenth_of_a_second_after_its_bucket_is_full(r
         bucket = RedisTokenBucket(
             redis_client, f"level{level}", capacity, fill_rate, start * capacity, parent=bucket, lease=lease
         )
+    slowest = 0.0
     for method, share in uses:
+        started = time.monotonic()
         getattr(bucket, method)(share * min(capacity for capacity, _ in path))
+        slowest = max(slowest, time.monotonic() - started)
         for key in redis_client.scan_iter():
             value, expires_at = redis_client.get(key), redis_client.pexpiretime(key)
             if value is not None and expires_at > 0:  # otherwise it expired between the two calls
                 full_at = struct.unpack_from("<d", value)[0] / 1000 + EPOCH
-                assert full_at <= expires_at <= full_at + 101
+                # Redis counts a time to live from SET on, which a busy machine delays after the script read the clock.
+                assert full_at <= expires_at <= full_at + 101 + slowest * 1000
     bucket.close()
 
 
