@@ -1,4 +1,4 @@
-"""Reset of connections, in-flight calls and token leases in a forked child."""
+"""Reset of locks, waiters, connections, in-flight calls and token leases in a forked child."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from bucketflow.algorithm.gcra import Decision, initial_state, tokens_at
 from bucketflow.algorithm.wait_tree import BucketNode, Path, roll_back
@@ -68,9 +69,11 @@ class HierarchicalTokenBucket:
         self._fast_path = (unchecked, self._steps(1.0), popping(slot), slot, *fast_reader(self._tree.clock))
         self._name = name
         self._parent = parent
-        self._children: list[HierarchicalTokenBucket] = []
+        # Weak references, in order: the bucket of a tenant that is gone must not stay in memory.
+        self._children: dict[ref[HierarchicalTokenBucket], None] = {}
         if parent is not None:
-            parent._children.append(self)  # noqa: SLF001 - the same class
+            siblings = parent._children  # noqa: SLF001 - the same class
+            siblings[ref(self, lambda dead: siblings.pop(dead, None))] = None
 
     @property
     def name(self) -> str | None:
@@ -84,8 +87,8 @@ class HierarchicalTokenBucket:
 
     @property
     def children(self) -> list[HierarchicalTokenBucket]:
-        """The buckets directly below, in order of creation."""
-        return list(self._children)
+        """The buckets directly below that are still referenced, in order of creation."""
+        return [child for child in (reference() for reference in list(self._children)) if child is not None]
 
     @property
     def limit(self) -> Limit:

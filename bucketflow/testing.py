@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 
 from bucketflow.algorithm.window import worst_window
+from bucketflow.fork import reset_after_fork
 from bucketflow.limit import SECOND, Limit
 from bucketflow.validation import check_number
 
@@ -32,6 +33,11 @@ class FakeClock:
     def __init__(self, start: float = 0.0, *, jump: bool = True) -> None:
         self._now = round(check_number("start", start, "seconds, 0 or more") * SECOND)
         self._jump = jump
+        self.after_fork()
+        reset_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Drop the lock and all sleepers: in a forked child their threads do not exist."""
         self._changed = threading.Condition()
         self._deadlines: list[int] = []
 

@@ -6,9 +6,10 @@ import math
 import threading
 from typing import TYPE_CHECKING, Final
 
-from bucketflow.algorithm.gcra import Decision, burst_tolerance, initial_state
+from bucketflow.algorithm.gcra import FULL, Decision, burst_tolerance, initial_state, take
 from bucketflow.algorithm.wait_queue import Waiter, WaitQueue
 from bucketflow.clock import SYSTEM_CLOCK, fast_reader
+from bucketflow.fork import reset_after_fork
 from bucketflow.limit import SECOND, Limit
 from bucketflow.local.fast_path import FastPathState, popping
 from bucketflow.validation import check_cost
@@ -53,6 +54,13 @@ class Bucket:
             *fast_reader(clock),
             burst_tolerance(self.limit),
         )
+        reset_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Drop the lock and all waiters: in a forked child their threads do not exist."""
+        self._lock = threading.Lock()
+        self._queue.waiters = []
+        self._state.after_fork(take(self.limit, FULL, self._now(), self.limit.capacity))
 
     @property
     def capacity(self) -> float:

@@ -94,6 +94,22 @@ class FastPathState(Generic[S]):
             self._acquired = False
             self.slot.append(self._state.full_at)
 
+    def after_fork(self, empty: float) -> None:
+        """
+        Take the state from an owner that does not exist in a forked child. The state has no waiters.
+
+        An owner on the fast path has taken ``full_at`` with it. The bucket then counts as empty.
+
+        Args:
+            empty: ``full_at`` of an empty bucket.
+        """
+        if self.slot:
+            self._state.full_at = self.slot[0]
+        elif not self._acquired:
+            self._state.full_at = empty
+        self._acquired = False
+        self.slot[:] = [self._state.full_at]
+
     def __enter__(self) -> S:
         while not self.acquire():
             time.sleep(0)  # let the fast-path caller finish: it neither sleeps nor waits

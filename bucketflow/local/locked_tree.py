@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from bucketflow.algorithm.gcra import FULL
 from bucketflow.algorithm.wait_tree import Path, Waiter, WaitTree
+from bucketflow.fork import reset_after_fork
 from bucketflow.limit import SECOND
 from bucketflow.local.fast_path import FastPathState
 
@@ -34,6 +36,13 @@ class LockedTree:
         self.tree = WaitTree()
         self.lock = threading.Lock()
         self.state = FastPathState(self.tree)
+        reset_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Drop the lock and all waiters: in a forked child their threads do not exist."""
+        self.lock = threading.Lock()
+        self.tree.waiters = []
+        self.state.after_fork(FULL)
 
     def wait(self, path: Path, cost: float, timeout: float | None) -> bool:
         """

@@ -7,6 +7,7 @@ Which server an exchange goes to is decided in :mod:`bucketflow.redis_client.top
 from __future__ import annotations
 
 import asyncio
+import encodings.idna  # noqa: F401 - the first connection imports it: a child forked meanwhile would wait for ever
 import inspect
 import sys
 from collections.abc import Coroutine, Sequence

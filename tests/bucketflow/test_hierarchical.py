@@ -262,3 +262,13 @@ def test_cancelling_a_waiter_gives_the_next_its_retry_time_and_wakes_it():
     assert (small.granted, tree.waiters) == (True, [])
     tree.cancel(small, 1_000_000)  # granted, but its caller does not act on it
     assert tree.try_consume((root, leaf), 1_000_000, 0).tokens == (1, 5)
+
+
+def test_a_child_that_is_not_referenced_is_freed():
+    root = HierarchicalTokenBucket(10, 10)
+    kept = [HierarchicalTokenBucket(1, 1, root, name=str(number)) for number in range(3)]
+    for number in range(1000):
+        assert HierarchicalTokenBucket(1, 1, root, name=f"tenant {number}").try_consume(0).allowed
+    assert root.children == kept
+    del kept[1]
+    assert [child.name for child in root.children] == ["0", "2"]
