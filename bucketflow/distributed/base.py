@@ -115,7 +115,8 @@ class RedisBucket(ABC):
             raise ConfigError("key", key, "a key that no bucket above it has")
         deficit = 0.0 if initial_tokens is None else take(self.limit, FULL, 0, capacity - initial_tokens)
         self._levels = (*ancestors, RedisBucketRef(stored, self.limit, deficit))
-        self._path = RedisPath(self._levels) if lease is None else LeasedPath(self._levels, lease, clock)
+        self._leased_path = None if lease is None else LeasedPath(self._levels, lease, clock)
+        self._path = self._leased_path or RedisPath(self._levels)
         smallest: Any = parent._smallest if parent else self  # noqa: SLF001
         self._smallest: Any = smallest if smallest.capacity <= capacity else self
         self._max_cost: float = self._smallest.capacity
@@ -123,7 +124,7 @@ class RedisBucket(ABC):
 
     @abstractmethod
     def _connect(self, timeout: float, clock: Clock) -> None:
-        """Set the runner, the queue of waiting callers, and the monitor if the path leases tokens."""
+        """Set the runner, the queue of waiting callers, and the monitor of leased paths."""
 
     @property
     def parent(self) -> Any:  # noqa: ANN401 - of the same class

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bucketflow.algorithm.gcra import Decision
 from bucketflow.distributed.base import RedisBucket, shared_runner
-from bucketflow.distributed.lease_monitor import AsyncLeaseMonitor, ThreadLeaseMonitor
-from bucketflow.distributed.leased_path import LeasedPath
+from bucketflow.distributed.lease_monitor import AsyncLeaseMonitor, ThreadLeaseMonitor, monitor_of
 from bucketflow.distributed.polling_queue import AsyncPollingQueue, ThreadPollingQueue
 from bucketflow.hierarchy_config import parse_hierarchy
 from bucketflow.redis_client.batching import PathReply
@@ -41,8 +40,8 @@ class RedisTokenBucket(RedisBucket):
 
     Args:
         redis_client: ``redis.Redis``, also from a Sentinel, or ``redis.RedisCluster``.
-        key: Names the bucket within its tree, see :func:`bucketflow.distributed.base.stored_key`. All objects with one
-            key should have the same limit.
+        key: Names the bucket within its tree, see :func:`bucketflow.distributed.base.stored_key`. Objects with one
+            key may differ in their limit, as during a deploy: together they take no more than the largest allows.
         capacity: Maximum number of tokens: the burst.
         fill_rate: Tokens per second.
         initial_tokens: Tokens, 0 to *capacity*, that the bucket starts with if Redis does not have it at this object's
@@ -61,12 +60,12 @@ class RedisTokenBucket(RedisBucket):
 
     _runner: ScriptRunner
     _polling_queue: ThreadPollingQueue
-    _monitor: ThreadLeaseMonitor | None
+    _monitor: ThreadLeaseMonitor
 
     def _connect(self, timeout: float, clock: Clock) -> None:
         self._runner = shared_runner(ScriptRunner, self._client, timeout)
         self._polling_queue = ThreadPollingQueue(clock)
-        self._monitor = ThreadLeaseMonitor(self._path, self._runner) if isinstance(self._path, LeasedPath) else None
+        self._monitor = monitor_of(ThreadLeaseMonitor, self._runner)
 
     @property
     def tokens(self) -> float:
@@ -142,16 +141,16 @@ class RedisTokenBucket(RedisBucket):
 
         The next call opens new ones. If Redis does not reply, leased tokens decay and so return to the bucket.
         """
-        if self._monitor is not None:
-            self._monitor.close()
+        if self._leased_path is not None:
+            self._monitor.close(self._leased_path)
         self._runner.close()
 
     def _request(self, cost: float) -> PathReply:
         reply = self._path.answer_locally(cost)
         if reply is None:
             reply = self._runner.batcher(self._slot).submit(self._path, cost)
-        if self._monitor is not None:
-            self._monitor.wake()
+        if self._leased_path is not None:
+            self._monitor.watch(self._leased_path)
         return reply
 
     def _peek(self, cost: float) -> Decision:
@@ -168,12 +167,12 @@ class AsyncRedisTokenBucket(RedisBucket):
 
     _runner: AsyncScriptRunner
     _polling_queue: AsyncPollingQueue
-    _monitor: AsyncLeaseMonitor | None
+    _monitor: AsyncLeaseMonitor
 
     def _connect(self, timeout: float, clock: Clock) -> None:
         self._runner = shared_runner(AsyncScriptRunner, self._client, timeout)
         self._polling_queue = AsyncPollingQueue(clock)
-        self._monitor = AsyncLeaseMonitor(self._path, self._runner) if isinstance(self._path, LeasedPath) else None
+        self._monitor = monitor_of(AsyncLeaseMonitor, self._runner)
 
     async def get_tokens(self) -> float:
         """See :attr:`RedisTokenBucket.tokens`."""
@@ -212,16 +211,16 @@ class AsyncRedisTokenBucket(RedisBucket):
 
     async def close(self) -> None:
         """See :meth:`RedisTokenBucket.close`; closes the connections of this event loop."""
-        if self._monitor is not None:
-            await self._monitor.close()
+        if self._leased_path is not None:
+            await self._monitor.close(self._leased_path)
         await self._runner.close()
 
     async def _request(self, cost: float) -> PathReply:
         reply = self._path.answer_locally(cost)
         if reply is None:
             reply = await self._runner.batcher(self._slot).submit(self._path, cost)
-        if self._monitor is not None:
-            self._monitor.wake()
+        if self._leased_path is not None:
+            self._monitor.watch(self._leased_path)
         return reply
 
     async def _decide(self, cost: float) -> Decision:

@@ -1,32 +1,67 @@
-"""Return of idle leases: a monitor runs only while its path holds leased tokens."""
+"""Return of idle leases. One monitor watches all leased paths of a client, as long as they hold tokens."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, MutableMapping
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 from bucketflow.distributed.leased_path import LeasedPath
+from bucketflow.errors import StoreUnavailable
 from bucketflow.fork import reset_after_fork
 from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
+from bucketflow.redis_client.topology import ScriptCall
 
-__all__ = ["AsyncLeaseMonitor", "ThreadLeaseMonitor"]
+__all__ = ["AsyncLeaseMonitor", "ThreadLeaseMonitor", "monitor_of"]
 
 #: Seconds between two checks. Leases that were not used between them are returned.
 CHECK_INTERVAL = 1.0
 
 
+class _Watched:
+    """The paths that hold tokens, each with the tokens that it held at the last check."""
+
+    def __init__(self) -> None:
+        self._left: dict[LeasedPath, float] = {}
+
+    def __contains__(self, path: LeasedPath) -> bool:
+        return path in self._left
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def add(self, path: LeasedPath) -> None:
+        self._left[path] = path.left
+
+    def discard(self, path: LeasedPath) -> None:
+        self._left.pop(path, None)
+
+    def idle(self) -> list[LeasedPath]:
+        """Return the paths that were not used since the last check. Forget those without tokens."""
+        idle = []
+        for path, before in list(self._left.items()):
+            left = path.left
+            if left == before:
+                idle.append(path)
+            self._left[path] = left
+            if left <= 0:
+                self.discard(path)
+                if path.left > 0:  # a lease arrived just now, while the path seemed to be watched
+                    self.add(path)
+        return idle
+
+
 class ThreadLeaseMonitor:
     """
-    Monitors a path from a daemon thread, which also returns the leases of a bucket that was never closed.
+    Watches paths from one daemon thread, which also returns the leases of a bucket that was never closed.
 
     Args:
-        path: The path that leases tokens.
-        runner: Runs the call that returns them. If Redis does not reply, the leases decay instead.
+        runner: Runs the calls that return leases, one at a time. If Redis does not reply, the leases decay instead.
     """
 
-    def __init__(self, path: LeasedPath, runner: ScriptRunner) -> None:
-        self._path = path
+    def __init__(self, runner: ScriptRunner) -> None:
         self._runner = runner
         self.after_fork()
         reset_after_fork(self)
@@ -34,87 +69,136 @@ class ThreadLeaseMonitor:
     def after_fork(self) -> None:
         """Reset the monitor: in a forked child its thread does not exist."""
         self._lock = threading.Lock()
-        self._closed = threading.Event()
+        self._watched = _Watched()
+        self._nothing_watched = threading.Event()
         self._runs = False
 
-    def wake(self) -> None:
-        """Start the thread, unless it runs or the path holds no tokens."""
-        if self._runs or self._path.left <= 0:
+    def watch(self, path: LeasedPath) -> None:
+        """Watch *path*, unless it is watched or holds no tokens."""
+        if path in self._watched or path.left <= 0:
             return
         with self._lock:
-            if not self._runs:
-                self._runs = True
-                self._closed.clear()
-                try:
-                    threading.Thread(target=self._run, name="bucketflow-lease", daemon=True).start()
-                except RuntimeError:  # no thread available, or the interpreter is shutting down: the lease decays
-                    self._runs = False
+            self._watched.add(path)
+            self._nothing_watched.clear()
+            if self._runs:
+                return
+            self._runs = True
+            try:
+                threading.Thread(target=self._run, name="bucketflow-leases", daemon=True).start()
+            except RuntimeError:  # no thread available, or the interpreter is shutting down: the lease decays
+                self._runs = False
+                self._watched.discard(path)
 
-    def close(self) -> None:
-        """Stop the thread, and return the leased tokens."""
-        self._closed.set()
-        self._return_tokens()
+    def close(self, path: LeasedPath) -> None:
+        """Return the leased tokens of *path*."""
+        with self._lock:
+            self._watched.discard(path)
+            if not self._watched:
+                self._nothing_watched.set()
+        self._return_tokens(path)
 
     def _run(self) -> None:
-        try:
-            left = self._path.left
-            while left > 0 and not self._closed.wait(CHECK_INTERVAL):
-                if self._path.left == left:
-                    self._return_tokens()
-                left = self._path.left
-        finally:
-            self._runs = False
-        if not self._closed.is_set():
-            self.wake()  # a lease may have arrived after the last check, while wake() still saw this thread
+        while True:
+            self._nothing_watched.wait(CHECK_INTERVAL)
+            with self._lock:
+                idle = self._watched.idle()
+            for path in idle:
+                if not self._return_tokens(path):
+                    break  # the others decay, or are returned after a later check
+            with self._lock:
+                if not self._watched:
+                    self._runs = False
+                    return
 
-    def _return_tokens(self) -> None:
-        call = self._path.settle()
-        if call is not None:
-            self._runner.run_all([call])
+    def _return_tokens(self, path: LeasedPath) -> bool:
+        call = path.settle()
+        return call is None or _has_arrived(self._runner.run_all([call]))
 
 
 class AsyncLeaseMonitor:
     """
-    Monitors a path with a timer in each event loop that leases tokens.
+    Watches paths with a timer in each event loop that leases tokens.
 
     Args:
-        path: The path that leases tokens.
         runner: See :class:`ThreadLeaseMonitor`.
     """
 
-    def __init__(self, path: LeasedPath, runner: AsyncScriptRunner) -> None:
-        self._path = path
+    def __init__(self, runner: AsyncScriptRunner) -> None:
         self._runner = runner
+        self._watched: WeakKeyDictionary[asyncio.AbstractEventLoop, _Watched] = WeakKeyDictionary()
         self._timers: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.TimerHandle] = WeakKeyDictionary()
         self._tasks: set[asyncio.Future[None]] = set()
 
-    def wake(self) -> None:
-        """Start this loop's timer, unless it runs or the path holds no tokens."""
+    def watch(self, path: LeasedPath) -> None:
+        """Watch *path* in this loop, unless it is watched or holds no tokens."""
         loop = asyncio.get_running_loop()
-        if loop not in self._timers and self._path.left > 0:
-            # A closed loop's timer refers to the loop, so the weak key alone would never be collected.
-            for closed in [known for known in self._timers if known.is_closed()]:
-                self._timers.pop(closed, None)
-            self._timers[loop] = loop.call_later(CHECK_INTERVAL, self._check, loop, self._path.left)
+        watched = self._watched.get(loop)
+        if path.left <= 0 or (watched is not None and path in watched):
+            return
+        if watched is None:
+            _drop_closed_loops(self._watched)
+            watched = self._watched[loop] = _Watched()
+        watched.add(path)
+        self._start_timer(loop)
 
-    async def close(self) -> None:
-        """Stop this loop's timer, and return the leased tokens."""
-        timer = self._timers.pop(asyncio.get_running_loop(), None)
-        if timer is not None:
-            timer.cancel()
-        await self._return_tokens()
+    async def close(self, path: LeasedPath) -> None:
+        """Return the leased tokens of *path*."""
+        watched = self._watched.get(asyncio.get_running_loop())
+        if watched is not None:
+            watched.discard(path)
+        await self._return_tokens(path)
 
-    def _check(self, loop: asyncio.AbstractEventLoop, before: float) -> None:
+    def _start_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        if loop not in self._timers:
+            _drop_closed_loops(self._timers)
+            self._timers[loop] = loop.call_later(CHECK_INTERVAL, self._check, loop)
+
+    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timers.pop(loop, None)
-        left = self._path.left
-        if left == before:
-            task = asyncio.ensure_future(self._return_tokens())
+        watched = self._watched[loop]
+        idle = watched.idle()
+        if idle:
+            task = asyncio.ensure_future(self._return_all(idle))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        elif left > 0:
-            self._timers[loop] = loop.call_later(CHECK_INTERVAL, self._check, loop, left)
+        if watched:
+            self._start_timer(loop)
 
-    async def _return_tokens(self) -> None:
-        call = self._path.settle()
-        if call is not None:
-            await self._runner.run_all([call])
+    async def _return_all(self, paths: list[LeasedPath]) -> None:
+        for path in paths:
+            if not await self._return_tokens(path):
+                return
+
+    async def _return_tokens(self, path: LeasedPath) -> bool:
+        call: ScriptCall | None = path.settle()
+        return call is None or _has_arrived(await self._runner.run_all([call]))
+
+
+def _has_arrived(replies: list[object]) -> bool:
+    return not isinstance(replies[0], StoreUnavailable)
+
+
+V = TypeVar("V")
+
+
+def _drop_closed_loops(by_loop: MutableMapping[asyncio.AbstractEventLoop, V]) -> None:
+    # What is kept for a closed loop refers to the loop, so the weak key alone would never be collected.
+    for closed in [loop for loop in by_loop if loop.is_closed()]:
+        by_loop.pop(closed, None)
+
+
+RunnerT = TypeVar("RunnerT", ScriptRunner, AsyncScriptRunner)
+MonitorT = TypeVar("MonitorT", ThreadLeaseMonitor, AsyncLeaseMonitor)
+
+#: The monitor of each runner. The buckets own both, so the last bucket leaves no connection behind.
+_monitors: WeakKeyDictionary[Any, ref[Any]] = WeakKeyDictionary()
+
+
+def monitor_of(kind: Callable[[RunnerT], MonitorT], runner: RunnerT) -> MonitorT:
+    """Return the monitor, of class *kind*, of all paths of *runner*."""
+    reference = _monitors.get(runner)
+    monitor: MonitorT | None = None if reference is None else reference()
+    if monitor is None:
+        monitor = kind(runner)
+        _monitors[runner] = ref(monitor)
+    return monitor

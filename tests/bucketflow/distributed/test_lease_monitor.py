@@ -51,6 +51,36 @@ def test_the_monitor_thread_ends_with_the_lease(redis_client):
     assert RedisTokenBucket(redis_client, "forgotten", 100, SLOW).tokens == about(99)
 
 
+@pytest.mark.usefixtures("short_interval")
+def test_one_thread_and_one_connection_return_the_leases_of_all_buckets_of_a_client(redis_client):
+    others, connections = set(threading.enumerate()), len(redis_client.client_list())
+    holders = [RedisTokenBucket(redis_client, f"tenant {n}", 10, SLOW, lease=5, timeout=30) for n in range(200)]
+    most = 0
+    for holder in holders:
+        assert holder.consume()
+        most = max(most, len(redis_client.client_list()) - connections)
+        assert len(set(threading.enumerate()) - others) <= 1
+    until(lambda: all(holder._path.left == 0 for holder in holders))
+    assert most <= 2
+    until(lambda: set(threading.enumerate()) <= others)
+    assert [RedisTokenBucket(redis_client, f"tenant {n}", 10, SLOW).tokens for n in range(200)] == [about(9)] * 200
+
+
+@pytest.mark.usefixtures("short_interval")
+async def test_coroutines_return_the_leases_of_all_buckets_over_few_connections(async_client, redis_client):
+    connections = len(redis_client.client_list())
+    holders = [AsyncRedisTokenBucket(async_client, f"tenant {n}", 10, SLOW, lease=5, timeout=30) for n in range(200)]
+    for holder in holders:
+        assert await holder.consume()
+    for _ in range(500):
+        await asyncio.sleep(0.01)
+        assert len(redis_client.client_list()) - connections <= 2
+        if not any(holder._path.left for holder in holders):
+            break
+    assert [RedisTokenBucket(redis_client, f"tenant {n}", 10, SLOW).tokens for n in range(200)] == [about(9)] * 200
+    await holders[0].close()
+
+
 def test_a_lease_works_without_a_monitor_thread(redis_client, monkeypatch):
     bucket = RedisTokenBucket(redis_client, "shop", 100, SLOW, lease=60, timeout=30)
 
