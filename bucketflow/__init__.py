@@ -7,7 +7,14 @@ The Redis buckets are in ``bucketflow.distributed``, which requires the ``redis`
 from bucketflow.algorithm.gcra import Decision
 from bucketflow.async_token_bucket import AsyncTokenBucket, async_rate_limit
 from bucketflow.decorators import rate_limit
-from bucketflow.errors import BucketflowError, ConfigError, CostExceedsCapacity, RateLimitExceeded, StoreUnavailable
+from bucketflow.errors import (
+    BucketflowError,
+    ConfigError,
+    CostExceedsCapacity,
+    RateLimitExceeded,
+    StoreFull,
+    StoreUnavailable,
+)
 from bucketflow.hierarchical import HierarchicalTokenBucket, create_bucket_hierarchy
 from bucketflow.limit import Limit
 from bucketflow.token_bucket import TokenBucket
@@ -21,6 +28,7 @@ __all__ = [
     "HierarchicalTokenBucket",
     "Limit",
     "RateLimitExceeded",
+    "StoreFull",
     "StoreUnavailable",
     "TokenBucket",
     "async_rate_limit",

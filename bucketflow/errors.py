@@ -74,6 +74,13 @@ class StoreUnavailable(BucketflowError):
         return f"{self.store} is unavailable: {self.reason}"
 
 
+class StoreFull(StoreUnavailable):
+    """The store of the buckets has no memory left for what a call has to write. Nothing was written."""
+
+    def __str__(self) -> str:
+        return f"{self.store} is out of memory: {self.reason}"
+
+
 class ConfigError(BucketflowError, ValueError):
     """
     An invalid argument, option or entry.

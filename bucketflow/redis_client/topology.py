@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, Protocol
 
 import redis
 from redis.crc import key_slot
-from redis.exceptions import MovedError, NoScriptError, RedisError
+from redis.exceptions import MovedError, NoScriptError, OutOfMemoryError, RedisError
 
-from bucketflow.errors import StoreUnavailable
+from bucketflow.errors import StoreFull, StoreUnavailable
 from bucketflow.redis_client.connection import Node
 from bucketflow.redis_client.encoding import pack
 from bucketflow.redis_client.private_clients import Address, Driver, is_cluster, node_at, node_of, nodes_of_cluster
@@ -114,7 +114,8 @@ def _evaluate(node: Node, calls: Sequence[ScriptCall]) -> CallPlan:
 
 def unavailable(node: Node, error: Exception) -> StoreUnavailable:
     """Return the error for callers of *node*, with *error* as its cause."""
-    unavailable = StoreUnavailable(node.label, str(error) or type(error).__name__)
+    kind = StoreFull if isinstance(error, OutOfMemoryError) else StoreUnavailable
+    unavailable = kind(node.label, str(error) or type(error).__name__)
     unavailable.__cause__ = error
     return unavailable
 

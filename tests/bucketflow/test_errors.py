@@ -7,12 +7,20 @@ import pickle
 
 import pytest
 
-from bucketflow import BucketflowError, ConfigError, CostExceedsCapacity, RateLimitExceeded, StoreUnavailable
+from bucketflow import (
+    BucketflowError,
+    ConfigError,
+    CostExceedsCapacity,
+    RateLimitExceeded,
+    StoreFull,
+    StoreUnavailable,
+)
 
 ERRORS = [
     (RateLimitExceeded("mail", 2, 0.25), "mail: 2 token(s) refused, retry after 0.250000 s"),
     (CostExceedsCapacity("mail", 9, 5), "mail: 9 token(s) can never be granted, its capacity is 5"),
     (StoreUnavailable("redis://h", "timed out"), "redis://h is unavailable: timed out"),
+    (StoreFull("redis://h", "OOM"), "redis://h is out of memory: OOM"),
     (ConfigError("fill_rate", "x", "a number"), "fill_rate is 'x', expected a number"),
 ]
 

@@ -22,6 +22,7 @@ NAMES = [
     "HierarchicalTokenBucket",
     "Limit",
     "RateLimitExceeded",
+    "StoreFull",
     "StoreUnavailable",
     "TokenBucket",
     "async_rate_limit",
