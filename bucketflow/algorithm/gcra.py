@@ -20,7 +20,18 @@ from bucketflow.errors import CostExceedsCapacity
 from bucketflow.limit import SECOND, Limit
 from bucketflow.validation import check_initial_tokens
 
-__all__ = ["FULL", "Decision", "burst_tolerance", "consume", "consume_path", "refund", "take", "tokens_at", "wait_for"]
+__all__ = [
+    "FULL",
+    "Decision",
+    "at_rate",
+    "burst_tolerance",
+    "consume",
+    "consume_path",
+    "refund",
+    "take",
+    "tokens_at",
+    "wait_for",
+]
 
 #: The state of an unused bucket.
 FULL = 0.0
@@ -87,6 +98,24 @@ def tokens_at(limit: Limit, full_at: float, now: int) -> float:
     """Return the tokens in the bucket, from 0 to its capacity."""
     deficit = full_at - now if full_at > now else 0.0
     return max(0.0, limit.capacity - deficit * limit.fill_rate / SECOND)
+
+
+def at_rate(full_at: float, stored_rate: float, fill_rate: float, now: int) -> float:
+    """
+    Return the state of a bucket at another fill rate: it lacks as many tokens as before.
+
+    So callers with different limits of one bucket together take no more than the largest capacity and the largest fill
+    rate allow: what one of them took the others lack, and the bucket earns no more than the largest fill rate.
+
+    Args:
+        full_at: State of the bucket in µs, at *stored_rate*.
+        stored_rate: Tokens per second. Above 0.
+        fill_rate: Likewise, of the caller's limit.
+        now: µs, see :func:`wait_for`.
+    """
+    if stored_rate == fill_rate or full_at <= now:
+        return full_at
+    return now + (full_at - now) * stored_rate / fill_rate
 
 
 def consume_path(

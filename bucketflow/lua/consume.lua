@@ -3,8 +3,9 @@
 -- ARGV     limits (packed doubles, of each level: µs to fill, fill rate, deficit in µs if its key is missing), costs (packed doubles; a negative cost only peeks)
 -- returns  for each cost {wait in µs, binding level from 0 or -1, then deficit in µs at each level} (one string of packed doubles)
 -- errors   none after the first write
--- mirrors  bucketflow/algorithm/gcra.py: consume_path; bucketflow/algorithm/token_lease.py: settle, available_to_lease, lease
--- stores   packed doubles: µs at which the bucket is full; while tokens are leased also floor in µs, tokens outstanding
+-- mirrors  bucketflow/algorithm/gcra.py: consume_path, at_rate; bucketflow/algorithm/token_lease.py: settle, available_to_lease, lease
+-- stores   packed doubles: µs at which the bucket is full, fill rate; while tokens are leased also floor in µs, tokens
+--          outstanding
 -- lease    settles the caller's earlier leases, then decides the costs, then leases more tokens to the caller
 --   ARGV     also most tokens to lease, settled leases (packed doubles, of each: tokens, and of each level: µs at which it begins to decay, tokens unspent)
 --   returns  before the rest {tokens leased, µs now, then µs at which they begin to decay at each level}
@@ -25,11 +26,16 @@ for level = 1, depth do
   local value, initial = stored[level], limits[3 * level]
   states[level] = FULL
   if value then
-    states[level] = parse('<d', value)
-    if #value > 8 then
-      floors, outstanding = floors or {}, outstanding or {}
-      floors[level], outstanding[level] = parse('<dd', value, 9)
+    local full_at, fill_rate = parse('<dd', value)
+    if fill_rate ~= limits[3 * level - 1] and full_at > now then -- written under another limit
+      full_at = now + (full_at - now) * fill_rate / limits[3 * level - 1]
     end
+    if #value > 16 then
+      floors, outstanding = floors or {}, outstanding or {}
+      floors[level], outstanding[level] = parse('<dd', value, 17)
+      full_at = full_at < floors[level] and floors[level] or full_at
+    end
+    states[level] = full_at
   elseif initial > 0 then
     states[level], changed = now + initial, true
   end
@@ -109,7 +115,7 @@ if changed then
   for level = 1, depth do
     local full_at = states[level]
     if full_at > now then
-      local value = pack('<d', full_at)
+      local value = pack('<dd', full_at, limits[3 * level - 1])
       if outstanding and (outstanding[level] or 0) > 0 then
         value = value .. pack('<dd', floors[level], outstanding[level])
       end

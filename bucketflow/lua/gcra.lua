@@ -1,9 +1,9 @@
 -- gcra: the arithmetic of a token bucket (generic cell rate algorithm) and its form in Redis. Prelude of refund.lua and
 -- of all scripts of bucketflow_celery. EPOCH, EXPIRY_STEP, FULL, HALF_TICK and SECOND come from algorithm/mirror.py.
--- A bucket is a string of one little-endian double, full_at in µs. A missing key is a full bucket.
+-- A bucket is a string of little-endian doubles, full_at in µs first. A missing key is a full bucket.
 -- A key expires at the first multiple of EXPIRY_STEP after its bucket is full. Every write of a bucket sets the expiry,
 -- except where the previous value expires at the same instant: consume.lua then keeps it.
--- mirrors  bucketflow/algorithm/gcra.py: wait_for, take, refund, tokens_at
+-- mirrors  bucketflow/algorithm/gcra.py: wait_for, take, refund, tokens_at, at_rate
 
 local function now()
   local time = redis.call('TIME')
@@ -35,6 +35,13 @@ end
 local function tokens_at(limit, full_at, now)
   local deficit = full_at > now and full_at - now or 0
   return math.max(0, limit.capacity - deficit * limit.fill_rate / SECOND)
+end
+
+local function at_rate(full_at, stored_rate, fill_rate, now)
+  if stored_rate == fill_rate or full_at <= now then
+    return full_at
+  end
+  return now + (full_at - now) * stored_rate / fill_rate
 end
 
 -- Redis truncates the numbers of a reply to integers, so a fraction travels as a string. A double needs 17 digits.

@@ -151,10 +151,49 @@ def test_a_path_decides_and_stores_the_same_for_several_costs_at_once_as_one_by_
             assert [bits(number) for number in tokens] == [bits(number) for number in left]
         assert answers == []
         stored = redis_client.mget(keys)
-        for full_at, value in zip(states, stored, strict=True):
-            assert full_at <= now if value is None else bits(full_at) == value
+        for limit, full_at, value in zip(path, states, stored, strict=True):
+            assert full_at <= now if value is None else packed([full_at, limit.fill_rate]) == value
         # Redis stores no key for a full bucket, where Python keeps a past instant. They differ if the clock steps back.
         states = tuple(gcra.FULL if value is None else full_at for full_at, value in zip(states, stored, strict=True))
+
+
+@settings_here
+@given(
+    st.lists(limits, min_size=2, max_size=3),
+    st.lists(st.tuples(moves, st.integers(0, 2), st.sampled_from(["consume", "refund"]), shares), max_size=30),
+)
+def test_callers_with_different_limits_of_one_bucket_get_the_same_bits(redis_client, mixed, steps):
+    redis_client.flushall()
+    consume, refund = (at_stopped_clock(load_script("bucketflow", name, *preludes, constants=CONSTANTS))
+                       for name, *preludes in (("consume",), ("refund", (GCRA,))))  # fmt: skip
+    full_at, stored_rate, now = gcra.FULL, 1.0, 10 * YEAR
+    for move, caller, operation, share in steps:
+        now = max(0, now + move)
+        redis_client.set("clock", now)
+        limit = mixed[caller % len(mixed)]
+        cost = share * limit.capacity
+        full_at, stored_rate = gcra.at_rate(full_at, stored_rate, limit.fill_rate, now), limit.fill_rate
+        if operation == "consume":
+            level = packed([limit.span, limit.fill_rate, 0.0])
+            wait, *_ = unpacked(redis_client.eval(consume.text, 1, "level", level, packed([cost])))
+            decision, after = gcra.consume(limit, full_at, now, cost)
+            assert wait / 1_000_000 == decision.retry_after
+            if wait or not cost:  # nothing is stored
+                full_at, stored_rate = before(redis_client)
+                continue
+        else:
+            redis_client.eval(refund.text, 1, "level", exact(cost), exact(limit.capacity), exact(limit.fill_rate))
+            after = gcra.refund(limit, full_at, now, cost)
+        full_at = after
+        value = redis_client.get("level")
+        assert full_at <= now if value is None else packed([full_at, stored_rate]) == value
+        full_at, stored_rate = before(redis_client)
+
+
+def before(client):
+    """Return what the server has stored: the state and its fill rate."""
+    value = client.get("level")
+    return (gcra.FULL, 1.0) if value is None else struct.unpack("<dd", value)
 
 
 @pytest.mark.parametrize("number", [0.1, 1 / 3, 1e-300, 1e300, 2**53 - 1, 5e-324, 123456789.123456789])

@@ -292,8 +292,9 @@ def test_the_script_gives_the_same_bits_and_stores_them(redis_client, path, call
         if reply[0] > 0:
             held.append((reply[0], reply[2 : 2 + len(path)]))
         twin.drop_full_buckets(now)
-        for full_at, out, stored in zip(twin.states, twin.outs, redis_client.mget(keys), strict=True):
+        for limit, full_at, out, stored in zip(path, twin.states, twin.outs, redis_client.mget(keys), strict=True):
             if stored is None:
                 assert full_at <= now
             else:
-                assert stored == packed([full_at] if out.tokens <= 0 else [full_at, out.floor, out.tokens])
+                leased = [] if out.tokens <= 0 else [out.floor, out.tokens]
+                assert stored == packed([full_at, limit.fill_rate, *leased])

@@ -14,9 +14,12 @@ import redis
 import redis.asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis_shells import TIMEOUT, StoppedRunner
 
-from bucketflow import ConfigError, CostExceedsCapacity
+from bucketflow import ConfigError, CostExceedsCapacity, Limit
 from bucketflow.distributed import RedisTokenBucket, create_redis_bucket_hierarchy
+from bucketflow.limit import SECOND
+from bucketflow.testing import FakeClock, worst_excess
 
 SLOW = 0.001  # tokens per second: no refill during a test
 METHODS = ("consume", "try_consume", "refund", "wait_time")
@@ -277,3 +280,39 @@ def test_a_refund_wakes_a_waiting_call(redis_client):
     bucket.refund(1)
     waiter.join(5)
     assert not waiter.is_alive()
+
+
+# Objects that differ in their limit, as in a rolling deploy
+
+mixed_limits = st.lists(
+    st.builds(Limit, st.sampled_from([1, 3, 10, 30]), st.sampled_from([0.1, 1, 10, 200])), min_size=2, max_size=3
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    mixed_limits,
+    st.sampled_from([None, 4]),
+    st.lists(
+        st.tuples(st.sampled_from([0, 0.001, 0.05, 1 / 3, 5]), st.integers(0, 2), st.integers(1, 12)), max_size=30
+    ),
+)
+def test_objects_that_differ_in_the_limit_of_a_key_take_no_more_than_the_largest_allows(
+    redis_client, limits, lease, steps
+):
+    redis_client.flushall()
+    clock, runner, buckets, starts = FakeClock(), StoppedRunner(redis_client, TIMEOUT), [], []
+    redis_client.set("clock", 0)
+    for limit in limits:
+        bucket = RedisTokenBucket(redis_client, "mixed", limit.capacity, limit.fill_rate, lease=lease, clock=clock)
+        bucket._runner = bucket._monitor._runner = runner
+        buckets.append(bucket)
+    for seconds, caller, calls in steps:
+        clock.advance(seconds)
+        now = clock.now() / SECOND
+        redis_client.set("clock", clock.now())
+        taken = sum(buckets[caller % len(buckets)].consume() for _ in range(calls))
+        starts += [(now, 1)] * taken
+    largest = Limit(max(limit.capacity for limit in limits), max(limit.fill_rate for limit in limits))
+    if starts:
+        assert worst_excess(starts, largest) < 1e-6 * (1 + largest.fill_rate)

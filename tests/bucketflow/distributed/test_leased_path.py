@@ -62,7 +62,7 @@ def test_close_returns_the_unspent_tokens(redis_client, spent):
     assert all(holder.consume() for _ in range(spent))
     holder.close()
     assert other.tokens == about(100 - spent)
-    assert redis_client.strlen("bucketflow:{shop}") == 8  # without the two numbers of outstanding leases
+    assert redis_client.strlen("bucketflow:{shop}") == 16  # without the two numbers of outstanding leases
 
 
 @pytest.mark.parametrize(("order", "left"), [((1, 0), 96), ((0, 1), 96 - 20)])
