@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bucketflow.clock import SYSTEM_CLOCK, Clock
+from bucketflow.limit import SECOND
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.scheduling.admit import (
     EMPTY,
@@ -40,6 +41,7 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._states: dict[str, LevelState] = {}
         self._fleet_limits = FleetLimits("", None, frozenset())
+        self._tables: dict[str, int] = {}
         self.backlogs = MemoryBacklogs(clock, self._lock, self._states, lambda: self._fleet_limits.version)
 
     def admit(
@@ -72,6 +74,18 @@ class MemoryStore:
     def set_limits(self, raw: Mapping[str, Any] | None) -> None:
         """See :class:`bucketflow_celery.store.interfaces.Store`."""
         self._replace_limits(raw, self._fleet_limits.paused)
+
+    def announce_table(self, digest: str, seconds: float) -> MemoryStoreCall[list[str]]:
+        """See :class:`bucketflow_celery.store.interfaces.Store`."""
+
+        def announce() -> list[str]:
+            with self._lock:
+                now = self._clock.now()
+                fresh = {other: at for other, at in self._tables.items() if at > now - seconds * SECOND}
+                self._tables = {**fresh, digest: now}
+                return sorted(fresh.keys() - {digest})
+
+        return MemoryStoreCall(announce)
 
     def pause(self, name: str, *, paused: bool) -> None:
         """See :class:`bucketflow_celery.store.interfaces.Store`."""

@@ -40,11 +40,13 @@ class TaskActions:
 
     def hold(self, task: PendingTask, queue: HoldQueue) -> None:
         """Let *task* wait in *queue*; it fails at once if that would take too long."""
-        wait = queue.wait_ahead(self._worker.monotonic())
         waited = self.begin_waiting(task)
-        if queue.level is not None and (failure := exceeds_max_wait(task.policy, queue.level, waited + wait)):
-            self.fail(task, failure.error)
-            return
+        if queue.level is not None and task.policy.max_wait is not None:
+            wait = queue.wait_ahead(self._worker.monotonic())
+            failure = exceeds_max_wait(task.policy, queue.level, waited + wait)
+            if failure is not None:
+                self.fail(task, failure.error)
+                return
         queue.add(task)
         if not task.is_held:
             self._stats.held += 1
@@ -63,12 +65,24 @@ class TaskActions:
         return True
 
     def requeue(self, task: PendingTask) -> bool:
-        """Leave *task* to the broker, for any worker; ``False`` if it must stay here."""
+        """Leave *task* to the broker, for any worker, with its reservations; ``False`` if it must stay here."""
+        if task.can_go_elsewhere:
+            return self.defer(task, max(0.0, task.retry_at - self._worker.monotonic()))
         if not self._worker.requeue(task):
             return False
         self._stats.requeued += 1
         self.leave(task)
         return True
+
+    def pass_on(self, task: PendingTask) -> bool:
+        """Let any worker that has a slot start *task*, which is due; ``False`` if it must stay here."""
+        if task.due_since is None:
+            task.due_since = self._worker.time() - task.slot_wait(self._worker.monotonic())
+        return self.defer(task, 0.0)
+
+    def queueing_delay(self, task: PendingTask) -> float:
+        """Return the estimated seconds until a copy of *task* would be delivered."""
+        return self._worker.queueing_delay(task.queue)
 
     def has_ended(self, task: PendingTask) -> bool:
         """Return whether *task* was revoked or has expired; it has left the worker then."""

@@ -23,6 +23,7 @@ from bucketflow_celery.admission.actions import TaskActions
 from bucketflow_celery.admission.decisions import DecidedTask, DecisionHandler
 from bucketflow_celery.admission.hold_queues import HoldQueue, HoldQueues
 from bucketflow_celery.admission.interfaces import NoParking, Parking, WaitLimits, Worker
+from bucketflow_celery.admission.overdue import MAX_SLOT_WAIT, OverdueTasks
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.admission.prechecks import Prechecks
 from bucketflow_celery.scheduling.admit import AdmissionRequest
@@ -38,10 +39,6 @@ Batch: TypeAlias = "list[tuple[PendingTask, HoldQueue | None]]"
 
 #: Most tasks asked for in one call.
 MAX_BATCH = 64
-#: Seconds that a task that may be parked waits for a slot of this worker: then another worker may have one.
-MAX_SLOT_WAIT = 0.1
-#: Seconds between two checks for tasks that have been held too long.
-SWEEP_INTERVAL = 1.0
 
 
 class _Asked(NamedTuple):
@@ -69,7 +66,6 @@ class AdmissionController:
     def __init__(self, worker: Worker, context: WorkerContext, runner: CallRunner, wait_limits: WaitLimits) -> None:
         settings, self._store, self._limits, self._stats = context
         self._worker = worker
-        self._max_hold = wait_limits.max_hold
         self._on_store_error = settings.on_store_error
         self._client: StoreClient[_Asked] = StoreClient(logger, runner, context, self.run, worker.monotonic)
         self._breaker = self._client.breaker
@@ -83,12 +79,12 @@ class AdmissionController:
         self._round_lock = threading.Lock()
         self._again = False
         self._closed = False
-        self._next_sweep = 0.0
         self.actions = TaskActions(worker, self._stats)
         self.prechecks = Prechecks(
             self._hold_queues, self.actions, self._breaker, self._on_store_error, worker.monotonic
         )
-        self._decisions = DecisionHandler(self._hold_queues, self.actions, self.prechecks, wait_limits.max_countdown)
+        self._decisions = DecisionHandler(self._hold_queues, self.actions, self.prechecks, wait_limits)
+        self._overdue = OverdueTasks(self._inbox, self._hold_queues, self.actions, worker, wait_limits)
 
     def open(self, parking: Parking) -> None:
         """Park tasks in *parking*, and let it dispatch."""
@@ -136,7 +132,6 @@ class AdmissionController:
             self._parking_first = not self._parking_first
         if self._parking_first:
             self._parking.work(self._free)
-        self._sweep()
         self._check_version()
         self._park_without_asking()
         while self._client.context is None and (free := self._free()) > 0:
@@ -145,6 +140,8 @@ class AdmissionController:
                 break
             self._ask(batch)
         self._parking.work(self._free)
+        if self._inbox or len(self._hold_queues):
+            self._overdue.work(self._worker.monotonic())
         if self._client.context is None:  # else tasks that arrive meanwhile may join these queues
             self._hold_queues.prune()
         self._stats.waiting = len(self._hold_queues) + len(self._inbox)
@@ -161,11 +158,15 @@ class AdmissionController:
             retry_at = max(self._hold_queues.next_retry_at(), self._breaker.open_until)
             if self._inbox or retry_at <= now:
                 self._run_when_free()
-            if len(self._hold_queues):
-                wake_at = min(retry_at if retry_at > now else self._next_sweep, self._next_sweep)
+            if retry_at > now:
+                wake_at = retry_at
             parkable = self.prechecks.first_parkable(self._inbox)
             if parkable is not None:
                 wake_at = min(wake_at, max(parkable.received_at + MAX_SLOT_WAIT, self._breaker.open_until))
+            if self._inbox or len(self._hold_queues):
+                wake_at = min(wake_at, self._overdue.next_sweep)
+                if self._worker.free() <= 0:
+                    wake_at = min(wake_at, self._overdue.next_pass_on_at(now))
         parking_at = self._parking.next_work_at()
         if parking_at is not None and parking_at <= now:
             self._run_when_free()
@@ -290,11 +291,3 @@ class AdmissionController:
         newcomers = [self._inbox.popleft() for _ in range(len(self._inbox))]
         tasks = [*(task for task, _ in batch), *self._hold_queues.clear(), *newcomers]
         return deque(sorted(tasks, key=attrgetter("received_at")))
-
-    def _sweep(self) -> None:
-        """Requeue the tasks that have been held too long."""
-        now = self._worker.monotonic()
-        if now >= self._next_sweep:
-            self._next_sweep = now + SWEEP_INTERVAL
-            overdue = [task for task in self._hold_queues if now - task.received_at > self._max_hold]
-            self._hold_queues.remove({task for task in overdue if self.actions.requeue(task)})

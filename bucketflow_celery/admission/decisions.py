@@ -8,6 +8,7 @@ from typing import NamedTuple
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission.actions import TaskActions
 from bucketflow_celery.admission.hold_queues import HoldQueue, HoldQueues
+from bucketflow_celery.admission.interfaces import WaitLimits
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.admission.prechecks import Prechecks
 from bucketflow_celery.admission.refusal import Defer, Fail, Hold, Park, Refusal, on_refusal
@@ -15,6 +16,12 @@ from bucketflow_celery.config.levels import Level
 from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest
 
 __all__ = ["DecidedTask", "DecisionHandler"]
+
+#: Seconds after its expiry at which a task that could not start in time returns: then no worker's clock is before it.
+EXPIRY_MARGIN = 1.0
+
+#: A copy of a task is expected after up to this many times the estimated queueing delay.
+QUEUEING_MARGIN = 1.5
 
 
 class DecidedTask(NamedTuple):
@@ -42,16 +49,16 @@ class DecisionHandler:
         hold_queues: Of the worker.
         actions: Acts on each task.
         prechecks: Parks tasks, and remembers which levels are exhausted.
-        max_countdown: Longest countdown in seconds.
+        wait_limits: The longest waits outside of the queue.
     """
 
     def __init__(
-        self, hold_queues: HoldQueues, actions: TaskActions, prechecks: Prechecks, max_countdown: float
+        self, hold_queues: HoldQueues, actions: TaskActions, prechecks: Prechecks, wait_limits: WaitLimits
     ) -> None:
         self._hold_queues = hold_queues
         self._actions = actions
         self._prechecks = prechecks
-        self._max_countdown = max_countdown
+        self._wait_limits = wait_limits
 
     def apply(self, decided: deque[DecidedTask]) -> None:
         """Apply all of *decided*, in order. Those that are still in it when this raises were not reached."""
@@ -100,14 +107,23 @@ class DecisionHandler:
 
     def _is_held(self, task: PendingTask, refusal: Refusal) -> bool:
         """Act on *refusal* unless the task is to be held; return whether it is."""
-        outcome = on_refusal(task.policy, refusal, self._max_countdown)
+        task.due_since = None  # it waits for tokens again
+        max_countdown = self._wait_limits.max_countdown
+        if task.expires_at is not None:
+            max_countdown = min(max_countdown, task.time_left(refusal.waited) + EXPIRY_MARGIN)
+        outcome = on_refusal(task.policy, refusal, max_countdown)
         match outcome:
             case Hold():
                 return True
             case Park():
                 self._prechecks.park(task)
             case Defer(countdown):
-                return not self._actions.defer(task, countdown)
+                return self._would_return_late(task, refusal.wait) or not self._actions.defer(task, countdown)
             case Fail(error):
                 self._actions.fail(task, error)
         return False
+
+    def _would_return_late(self, task: PendingTask, wait: float) -> bool:
+        """Return whether a copy of *task* would wait in its queue beyond its turn, which is in *wait* seconds."""
+        longest = self._wait_limits.max_hold / 2
+        return wait <= min(QUEUEING_MARGIN * self._actions.queueing_delay(task), longest)

@@ -10,7 +10,7 @@ from math import inf
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level
-from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest
+from bucketflow_celery.scheduling.admit import NO_DEADLINE, AdmissionDecision, AdmissionRequest
 
 __all__ = ["HoldQueue", "HoldQueues"]
 
@@ -118,9 +118,9 @@ class HoldQueues:
         """Return the queues whose head is to be asked for at *now*."""
         return [queue for queue in self._queues.values() if queue.retry_at <= now]
 
-    def next_retry_at(self) -> float:
-        """Return when to ask for the next head; infinity if no task is held."""
-        return min((queue.retry_at for queue in self._queues.values()), default=inf)
+    def next_retry_at(self, after: float = -inf) -> float:
+        """Return when to ask for the next head that is due later than *after*; infinity if there is none."""
+        return min((queue.retry_at for queue in self._queues.values() if queue.retry_at > after), default=inf)
 
     def request(self, task: PendingTask, waited: float) -> AdmissionRequest:
         """
@@ -137,9 +137,10 @@ class HoldQueues:
         reservations = tuple(
             [self._take(level.key) if level.blocks_queue else task.reservations.get(level.key, 0) for level in path]
         )
-        if policy.max_wait is None:
+        if policy.max_wait is None and task.expires_at is None:
             return AdmissionRequest(path, cost, reservations)
-        return AdmissionRequest(path, cost, reservations, max(0, round((policy.max_wait - waited) * SECOND)))
+        patience = min(task.time_left(waited), inf if policy.max_wait is None else policy.max_wait - waited)
+        return AdmissionRequest(path, cost, reservations, max(0, round(min(patience * SECOND, NO_DEADLINE))))
 
     def keep(self, task: PendingTask, decision: AdmissionDecision) -> None:
         """Keep the reservations of a task that was refused: its own with *task*, the others with their queues."""
@@ -162,7 +163,7 @@ class HoldQueues:
 
     def remove(self, gone: set[PendingTask]) -> None:
         """Remove the tasks in *gone*."""
-        for queue in self._queues.values():
+        for queue in self._queues.values() if gone else ():
             if any(task in gone for task in queue.tasks):
                 queue.tasks = deque(task for task in queue.tasks if task not in gone)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import NamedTuple, Protocol
 
 from bucketflow.errors import BucketflowError
@@ -19,10 +20,12 @@ class WaitLimits(NamedTuple):
     Attributes:
         max_hold: A message held longer is requeued.
         max_countdown: No countdown is longer.
+        max_unacknowledged: A message that this worker has had for longer is requeued, wherever it waits.
     """
 
     max_hold: float
     max_countdown: float
+    max_unacknowledged: float = inf
 
 
 class Worker(Protocol):
@@ -45,9 +48,16 @@ class Worker(Protocol):
 
     def defer(self, task: PendingTask, countdown: float) -> bool:
         """
-        Publish *task* again, due in *countdown* seconds, with its ticket; then acknowledge this delivery.
+        Publish *task* again, due in *countdown* seconds (0: at once), with its ticket; then acknowledge this delivery.
 
         Returns ``False``, and acknowledges nothing, if the broker did not accept it.
+        """
+
+    def queueing_delay(self, queue: str) -> float:
+        """
+        Return the estimated seconds until a message at the end of *queue* is delivered to a worker.
+
+        0 if this worker cannot hold many messages and receive others at the same time.
         """
 
     def requeue(self, task: PendingTask) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from bucketflow_celery.config.levels import ThrottlePolicy
@@ -25,6 +26,10 @@ class PendingTask:
         policy: What limits it.
         redelivered: Whether it was delivered before; ``None``: the broker does not say.
         can_park: Whether its message can wait outside of its queue.
+        has_returned: Whether it came with a ticket: until its ETA it stood in this worker already.
+        due_since: Since when it is due and waits for a slot, in seconds since the Unix epoch; ``None``: it has waited
+            for one in this worker only.
+        expires_at: When it expires, in seconds since the Unix epoch; ``None``: never.
         retry_at: When to ask for it again, in seconds of the monotonic clock.
         is_held: Whether it stands in a hold queue.
     """
@@ -37,5 +42,23 @@ class PendingTask:
     policy: ThrottlePolicy = ThrottlePolicy(())  # noqa: RUF009 - frozen
     redelivered: bool | None = None
     can_park: bool = False
+    has_returned: bool = False
+    due_since: float | None = None
+    expires_at: float | None = None
     retry_at: float = 0.0
     is_held: bool = False
+
+    @property
+    def can_go_elsewhere(self) -> bool:
+        """Whether another worker may start it in its turn: it has reservations, and may leave this worker."""
+        return bool(self.reservations) and self.policy.on_limit == "retry"
+
+    def slot_wait(self, now: float) -> float:
+        """Return the seconds for which it has waited for a slot of this worker at *now*, on the monotonic clock."""
+        return now - max(self.received_at, self.retry_at)
+
+    def time_left(self, waited: float) -> float:
+        """Return the seconds until it expires, once it has waited *waited* seconds; infinity: it does not expire."""
+        if self.expires_at is None or self.waiting_since is None:
+            return inf
+        return self.expires_at - self.waiting_since - waited

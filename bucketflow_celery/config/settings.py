@@ -99,7 +99,7 @@ class Settings:
         max_wait: Maximum total wait in seconds before a task fails with ``ThrottleTimeout``; ``None`` for unlimited.
         max_hold: Maximum seconds for which a worker holds a message before it returns to the broker. Capped at a
             quarter of the broker's visibility timeout.
-        max_countdown: Longest countdown in seconds. Capped at half of the visibility timeout. A task that may start
+        max_countdown: Longest countdown in seconds. Capped at a fifth of the visibility timeout. A task that may start
             later is delivered early, and republished with the reservation that it has.
         tenant: Rule for the tenant of a task whose decorator has none.
         namespace: Prefix of every key, and their hash tag.

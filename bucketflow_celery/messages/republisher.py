@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from kombu import Producer
+from kombu.exceptions import ChannelError
 from kombu.transport.native_delayed_delivery import (
     CELERY_DELAYED_DELIVERY_EXCHANGE,
     MAX_LEVEL,
@@ -57,7 +58,7 @@ class Republisher:
         self._producer: Any = None
         self._bound: set[str] = set()
 
-    def publish(self, message: Any, queue: str, countdown: float, ticket: dict[str, Any]) -> None:
+    def publish(self, message: Any, queue: str, countdown: float, ticket: dict[str, Any], lead: float = 0.0) -> None:
         """
         Publish a copy of *message*, due in *countdown* seconds.
 
@@ -66,6 +67,7 @@ class Republisher:
             queue: The queue it was delivered from. The copy goes to no other, whatever the bindings of its exchange.
             countdown: Seconds until the ETA. Native delayed delivery raises it to 1 and counts whole seconds.
             ticket: The value of the header that holds the ticket.
+            lead: Seconds before the ETA at which native delayed delivery puts the copy at the end of its queue.
 
         Raises:
             Exception: Any error of the transport. The copy may have been stored nevertheless.
@@ -75,7 +77,7 @@ class Republisher:
         route = {"exchange": "", "routing_key": queue}
         if self.delayed:
             countdown = max(_MIN_NATIVE_DELAY, countdown)
-            route = self._delayed_route(queue, countdown)
+            route = self._delayed_route(queue, max(_MIN_NATIVE_DELAY, countdown - lead))
         headers = {name: value for name, value in message.headers.items() if not name.startswith(BROKER_HEADERS)}
         compression = headers.pop("compression", None)
         properties = {
@@ -92,6 +94,17 @@ class Republisher:
             **route,
             **properties,
         )
+
+    def messages_in(self, queue: str) -> int:
+        """Return the number of messages that wait in *queue*; 0 if the broker does not say."""
+        try:
+            return int(self._open().channel.queue_declare(queue, passive=True).message_count)
+        except ChannelError:  # on Redis, an empty queue does not exist
+            if self._connection.transport.driver_type == "amqp":
+                self.close()  # the broker has closed the channel
+        except Exception:  # noqa: BLE001 - whatever the transport raises, it is only an estimate
+            self.close()
+        return 0
 
     def close(self) -> None:
         """Close the connection. The next :meth:`publish` opens a new one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 from bucketflow.limit import SECOND
@@ -50,6 +50,8 @@ class QueueBacklog:
         oldest: Seconds since the oldest of them was parked.
         drain: Estimated seconds until the last of them may start: the longest of the tenants'.
         tenants: The backlog of each tenant, by the tenant's name.
+        unclaimed: Number of tasks by task type, of the types that no live worker can run. They wait until a worker has
+            their type, or :meth:`~bucketflow_celery.Throttle.purge` deletes them.
     """
 
     queue: str
@@ -57,6 +59,7 @@ class QueueBacklog:
     oldest: float
     drain: float
     tenants: Mapping[str, TenantBacklog]
+    unclaimed: Mapping[str, int] = field(default_factory=dict)
 
 
 def backlog_report(
@@ -93,6 +96,7 @@ def backlog_report(
         _oldest(view.lanes, view.now),
         max((tenant.drain for tenant in tenants.values()), default=0.0),
         tenants,
+        {task: count for task, count in sorted(_by_task(view.lanes).items()) if task in view.unclaimed},
     )
 
 

@@ -12,9 +12,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import Any, TypeAlias
 
-from bucketflow.errors import StoreUnavailable
+from bucketflow.errors import StoreFull, StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission.controller import AdmissionController
 from bucketflow_celery.admission.pending_task import PendingTask
@@ -25,6 +26,7 @@ from bucketflow_celery.parking.receiver import RETRY_PAUSE, DispatchReceiver
 from bucketflow_celery.parking.worker_lease import WorkerLease
 from bucketflow_celery.scheduling.model import DispatchReply, DispatchRequest, Settlement
 from bucketflow_celery.store.calls import CallRunner, StoreClient, WorkerContext
+from bucketflow_celery.store.circuit_breaker import CircuitBreaker
 from bucketflow_celery.store.interfaces import LeaseLost, StaleLimits
 
 __all__ = ["ParkingController"]
@@ -69,13 +71,15 @@ class ParkingController:
         # The context of each call is the function that acts on its reply.
         self._client: StoreClient[_OnReply] = StoreClient(logger, runner, context, admission.run, worker.monotonic)
         self._breaker = self._client.breaker
+        self._full_breaker = CircuitBreaker()  # open while the store has no memory for more parked tasks
         self._schedule = PollSchedule()
         self._settlements: deque[tuple[str, Settlement]] = deque()
         self._acks = AckTracker()
         self._parked_tenants = ParkedTenants()
         self._outbox = Outbox(worker, admission, self._parked_tenants, self._acks, context.stats)
         self._receiver = DispatchReceiver(worker, lease, context.stats)
-        self._parked_last = False
+        self._parked_last = self._is_parking = False
+        self._reported: set[tuple[str, str]] = set()  # queue and task type that no live worker can run
         self._closed = False
         self.is_open = True
         self.reserved_slots = 0
@@ -96,7 +100,8 @@ class ParkingController:
         """See :class:`~bucketflow_celery.admission.interfaces.Parking`."""
         if self._client.context is not None or self._closed:
             return None
-        return max(self._breaker.open_until, self._schedule.next_poll_at())
+        park_at = self._full_breaker.open_until or inf
+        return max(self._breaker.open_until, min(park_at, self._schedule.next_poll_at()))
 
     def close(self) -> list[PendingTask]:
         """Stop, and return the tasks that are not known to be stored: the caller leaves them to the broker."""
@@ -118,7 +123,7 @@ class ParkingController:
 
     def on_reply(self) -> None:
         """See :class:`~bucketflow_celery.admission.interfaces.Parking`."""
-        taken = self._client.take("parked tasks wait")
+        taken = self._client.take("parked tasks wait", tolerates_full=self._is_parking)
         if taken is not None:
             on_reply, reply = taken
             on_reply(reply)
@@ -153,20 +158,30 @@ class ParkingController:
 
     def _park(self, free: int) -> bool:
         """Park the next messages of the outbox."""
+        if self._full_breaker.open_until > self._worker.monotonic():
+            return False
         taken = self._outbox.take(MAX_BATCH, MAX_BATCH_BYTES)
         if taken is None:
+            self._full_breaker.record_success()
             return False
         queue, batch = taken
-        self._parked_last = True
+        self._parked_last = self._is_parking = True
         call = self._backlogs.park(queue, [message for _, message in batch], self._backlog_limit, busy=free <= 0)
         self._send(call, partial(self._on_parked, queue, batch))
         return True
 
     def _on_parked(self, queue: str, batch: ParkBatch, reply: Any) -> None:
+        self._is_parking = False
+        now = self._worker.monotonic()
         if isinstance(reply, StoreUnavailable):
             self._outbox.on_failure(queue, batch)
-        elif self._outbox.on_reply(queue, batch, reply):
-            self._schedule.poll_now(queue, self._worker.monotonic())
+            if isinstance(reply, StoreFull) and self._full_breaker.record_failure(now):
+                logger.error("no task is parked until the store has memory: %s", reply)
+            return
+        if self._full_breaker.record_success():
+            logger.warning("store has memory again")
+        if self._outbox.on_reply(queue, batch, reply):
+            self._schedule.poll_now(queue, now)
 
     def _poll(self, free: int) -> bool:
         """Request tasks for the free slots."""
@@ -178,7 +193,9 @@ class ParkingController:
         self.reserved_slots = max(0, min(free, MAX_BATCH))
         candidates = tuple(self._limits.tenant_spec(queue.name, tenant) for tenant in queue.tenants)
         path = self._limits.queue_path(queue.name)
-        request = DispatchRequest(self._lease.worker, self.reserved_slots, path, candidates)
+        own = tuple(task for task in queue.tasks if self._limits.can_run(task))
+        others = tuple(task for task in queue.tasks if task not in own)
+        request = DispatchRequest(self._lease.worker, self.reserved_slots, path, candidates, own, others)
         queue.sent(now)
         call = self._backlogs.dispatch(queue.name, request, self._limits.version)
         self._send(call, partial(self._on_polled, queue, request))
@@ -199,8 +216,15 @@ class ParkingController:
         else:
             self._on_dispatched(queue, request, reply, now)
 
+    def _report_unclaimed(self, queue: str, tasks: tuple[str, ...]) -> None:
+        for task in tasks:
+            if (queue, task) not in self._reported:
+                self._reported.add((queue, task))
+                logger.warning("queue %s: parked tasks wait that no live worker can run: %s", queue, task)
+
     def _on_dispatched(self, queue: QueuePolls, request: DispatchRequest, reply: DispatchReply, now: float) -> None:
-        queue.tenants = reply.next
+        queue.tenants, queue.tasks = reply.next, reply.tasks
+        self._report_unclaimed(queue.name, reply.unclaimed)
         if reply.wait is not None:
             queue.schedule(now + reply.wait / SECOND, is_expected=reply.wait > 0)
         elif sum(one.admitted for one in reply.dispatched) >= request.free:

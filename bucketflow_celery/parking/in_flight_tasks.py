@@ -7,8 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bucketflow_celery.config.levels import Level
-from bucketflow_celery.scheduling.model import DispatchedTask, Lane, Settlement
+from bucketflow_celery.scheduling.model import DispatchedTask, Lane, Refund, Settlement
 
 __all__ = ["InFlightTasks"]
 
@@ -26,7 +25,7 @@ class _Task:
 class _Unreported:
     ended: list[bytes] = field(default_factory=list)
     returned: list[tuple[bytes, Lane, bool]] = field(default_factory=list)
-    refunds: list[tuple[tuple[Level, ...], float]] = field(default_factory=list)
+    refunds: list[Refund] = field(default_factory=list)
 
 
 class InFlightTasks:
@@ -72,10 +71,10 @@ class InFlightTasks:
         with self._lock:
             self._unreported_of(task).returned.append((uid, task.lane, False))
 
-    def refund(self, uid: bytes, path: tuple[Level, ...], cost: float) -> None:
-        """Refund *cost* tokens to each level of *path*: the task *uid* has not started."""
+    def refund(self, uid: bytes, refund: Refund) -> None:
+        """Refund the tokens and the turn of the task *uid*, which has not started."""
         with self._lock:
-            self._unreported_of(self._tasks[uid]).refunds.append((path, cost))
+            self._unreported_of(self._tasks[uid]).refunds.append(refund)
 
     def settlements(self) -> list[tuple[str, Settlement]]:
         """Return what is to be reported, by queue; call :meth:`confirm` with each."""

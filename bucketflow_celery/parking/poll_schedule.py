@@ -27,6 +27,7 @@ class QueuePolls:
         polled_at: When the last poll was sent.
         is_expected: Whether the store expects the next poll at that time, and notifies no other worker.
         tenants: The tenants that may be served next, as the store last named them.
+        tasks: All parked task types, likewise.
     """
 
     name: str
@@ -34,6 +35,7 @@ class QueuePolls:
     polled_at: float = -inf
     is_expected: bool = False
     tenants: tuple[TenantSummary, ...] = ()
+    tasks: tuple[str, ...] = ()
 
     def due_at(self, interval: float) -> float:
         """Return when to poll at the latest, if polls are at most *interval* seconds apart."""

@@ -68,7 +68,7 @@ class DispatchReceiver:
                 poll_at = self._worker.monotonic() + RETRY_PAUSE  # at once the same task would be dispatched again
                 self._in_flight_tasks.return_unstarted(one.owned.item.uid)
             if outcome != "done" and one.admitted:
-                self._in_flight_tasks.refund(one.owned.item.uid, request.path_of(one.owned.lane), one.owned.item.cost)
+                self._in_flight_tasks.refund(one.owned.item.uid, request.refund_of(one.owned))
         return poll_at
 
     def _is_still_leased(self, request: DispatchRequest, age: float) -> bool:

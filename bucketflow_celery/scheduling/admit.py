@@ -10,7 +10,7 @@ acquire tokens. A fleet that was away for an hour cannot turn its old reservatio
 
 A redelivered task carries its reservations in its ticket: see ``ticket.py``. A reservation is valid until
 ``RESERVATION_GRACE`` after its start time. A level whose bucket has been full for ``RESERVATION_TTL`` drops its
-reservations, because no task came to use them.
+reservations, because no task came to use them. A task that finds the bucket full for ``LATE`` reserves that instant.
 
 ``store/lua/admit.lua`` and ``cancel_reservation.lua`` mirror this file.
 """
@@ -21,12 +21,13 @@ import math
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 
-from bucketflow.algorithm.gcra import FULL, take, wait_for
+from bucketflow.algorithm.gcra import FULL, refund, take, wait_for
 from bucketflow.limit import SECOND, Limit
 from bucketflow_celery.config.levels import Level
 
 __all__ = [
     "EMPTY",
+    "LATE",
     "NO_DEADLINE",
     "RESERVATION_GRACE",
     "RESERVATION_TTL",
@@ -48,6 +49,10 @@ WAIVER = 1
 #: µs for which a bucket may be full while reservations are open. After that no task is expected, and they are dropped.
 RESERVATION_TTL = 2 * SECOND
 
+#: µs for which a bucket may be full until the tasks with reservations are late. A task that is refused then reserves
+#: the instant at which these reservations will be dropped, instead of a time behind them.
+LATE = SECOND // 4
+
 #: Longest wait, in µs, of a task without a deadline: the largest integer up to which a double is exact.
 NO_DEADLINE = 1 << 53
 
@@ -62,28 +67,56 @@ class LevelState:
         reserved_until: The latest reservation: a start time in µs; 0 if there is none.
         capacity: Capacity of the limit under which both were computed.
         fill_rate: Fill rate of that limit.
+        debt_at: When the tokens are earned that were taken under all limits of late, in µs; 0 if *full_at* is later.
+        debt_rate: The largest fill rate of these limits; 0 if there is no debt.
+
+    Workers may differ in the limit of a level while a new configuration is deployed. Under the smallest limit the
+    bucket is empty at worst, so *full_at* leaves out what a larger limit allowed beyond that capacity. The debt does
+    not, so all workers together start no more than the largest limit allows.
     """
 
     full_at: float
     reserved_until: float
     capacity: float = 0.0
     fill_rate: float = 0.0
+    debt_at: float = 0.0
+    debt_rate: float = 0.0
 
     def rebased_on(self, limit: Limit, now: int) -> LevelState:
         """
         Return the state under *limit*, which may differ from the limit under which it was computed.
 
-        The tokens that were taken stay taken, but a bucket is never below empty. The tokens ahead of the latest
-        reservation stay the same number. Both durations are scaled to the new fill rate.
+        The tokens that were taken stay taken, but a bucket is never below empty: what is more becomes debt. The tokens
+        ahead of the latest reservation stay the same number. Both durations are scaled to the new fill rate.
         """
         if self.capacity == limit.capacity and self.fill_rate == limit.fill_rate:
             return self
-        full_at, reserved_until, scale = self.full_at, self.reserved_until, self.fill_rate / limit.fill_rate
-        if full_at > now:
-            full_at = now + min((full_at - now) * scale, limit.span)
+        full_at, reserved_until, debt_at, debt_rate = self.full_at, self.reserved_until, 0.0, 0.0
+        owed = max((full_at - now) * self.fill_rate, (self.debt_at - now) * self.debt_rate)
+        if owed > 0:
+            full_at = now + min(owed / limit.fill_rate, limit.span)
+            if owed / limit.fill_rate > limit.span:
+                debt_rate = max(self.fill_rate, self.debt_rate, limit.fill_rate)
+                debt_at = now + owed / debt_rate
         if reserved_until > now:
-            reserved_until = now + (reserved_until - now) * scale
-        return LevelState(full_at, reserved_until, limit.capacity, limit.fill_rate)
+            reserved_until = now + (reserved_until - now) * (self.fill_rate / limit.fill_rate)
+        return LevelState(full_at, reserved_until, limit.capacity, limit.fill_rate, debt_at, debt_rate)
+
+    def taken(self, limit: Limit, now: int, cost: float) -> LevelState:
+        """Return the state with *cost* tokens less, under *limit*."""
+        full_at, debt_at, debt_rate = take(limit, self.full_at, now, cost), 0.0, 0.0
+        if self.debt_at > now:
+            debt_at, debt_rate = self.debt_at + cost * SECOND / self.debt_rate, self.debt_rate
+        return LevelState(full_at, self.reserved_until, limit.capacity, limit.fill_rate, debt_at, debt_rate)
+
+    def refunded(self, now: int, cost: float) -> LevelState:
+        """Return the state with *cost* tokens more, at most up to the capacity."""
+        full_at, debt_at = self.full_at, self.debt_at
+        if full_at > now:
+            full_at = refund(Limit(self.capacity, self.fill_rate), full_at, now, cost)
+        if debt_at > now:
+            debt_at = max(float(now), debt_at - cost * SECOND / self.debt_rate)
+        return replace(self, full_at=full_at, debt_at=debt_at)
 
 
 #: The state of an unused level: a full bucket without reservations.
@@ -183,19 +216,22 @@ def _admit_one(request: AdmissionRequest, states: MutableMapping[str, LevelState
         if is_expired and state.full_at + RESERVATION_TTL <= now:
             state, next_start = replace(state, reserved_until=0.0), 0.0
             states[level.key] = state
+        elif next_start > now and state.full_at + LATE <= now:
+            next_start = min(next_start, state.full_at + RESERVATION_TTL)
         current.append(state)
         until_start = (reservations[index] or next_start) - now
         waits.append(max(wait_for(level.limit, state.full_at, now, request.cost), math.ceil(until_start)))
     wait = max(waits)
     if wait <= 0:
         for level, state in zip(request.path, current, strict=True):
-            states[level.key] = replace(state, full_at=take(level.limit, state.full_at, now, request.cost))
+            states[level.key] = state.taken(level.limit, now, request.cost)
         return AdmissionDecision(admitted=True, binding=None, wait=0, reservations=tuple(reservations))
     binding = waits.index(wait)
     if wait <= request.max_wait_us:
         start = now + wait
         if _reserve(request.path, binding, waits, reservations, start):
-            states[request.path[binding].key] = replace(current[binding], reserved_until=float(start))
+            reserved_until = max(current[binding].reserved_until, float(start))
+            states[request.path[binding].key] = replace(current[binding], reserved_until=reserved_until)
     return AdmissionDecision(admitted=False, binding=binding, wait=wait, reservations=tuple(reservations))
 
 

@@ -5,8 +5,9 @@ Every tenant has a tag, the virtual time at which its next task may start. The t
 its tag grows by ``cost / weight``. The virtual time of the queue is the tag of the tenant that was served last. A new
 tenant starts there: it is served soon, and earns no credit for the time before.
 
-Three things differ from the source. A tenant that its own limit refuses is delayed, and the others use its share. The
-task types of a tenant are served round-robin. Within a type the order is first come, first served, by rank.
+Four things differ from the source. A tenant that its own limit refuses is delayed, and the others use its share. The
+task types of a tenant are served round-robin. Within a type the order is first come, first served, by rank. And each
+task type has an order of tenants of its own, see ``ready_tenants.py``.
 
 ``store/lua/backlog.lua``, ``park.lua`` and ``purge.lua`` mirror this file. See ``dispatch.py`` for how tasks leave.
 
@@ -16,14 +17,14 @@ Source: Goyal, Vin and Cheng, "Start-time Fair Queueing", SIGCOMM 1996.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field
 
-from bucketflow.algorithm.gcra import refund
-from bucketflow.limit import SECOND, Limit
+from bucketflow.limit import SECOND
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.scheduling.admit import EMPTY, LevelState
 from bucketflow_celery.scheduling.model import FULL, KNOWN, Lane, LeasedTask, ParkedMessage, ParkedTask, TenantSummary
+from bucketflow_celery.scheduling.ready_tenants import ReadyTenants
 
 __all__ = [
     "DEDUP_TTL",
@@ -33,7 +34,6 @@ __all__ = [
     "Backlog",
     "Tenant",
     "TypeLanes",
-    "by_score",
     "refund_path",
 ]
 
@@ -94,8 +94,9 @@ class Backlog:
         queue: As given.
         messages: Messages of parked and leased tasks, by uid.
         tenants: Tenants with parked tasks.
-        ready: Tags of the tenants whose next task may start, as far as their own limits go.
-        delayed: The µs at which each delayed tenant becomes ready.
+        ready: The tenants whose next task may start, as far as their own limits go.
+        delayed: The µs at which each delayed tenant becomes ready, with all its task types.
+        types: The task types that were parked since the backlog was empty; of each a worker that can run it, or ``""``.
         idle: Tags of tenants without tasks, until the virtual time passes them.
         polls: The µs at which each worker is expected to poll.
         dedup: The µs at which each uid was parked, until the broker has acknowledged the message.
@@ -109,7 +110,8 @@ class Backlog:
         self.queue = queue
         self.messages: dict[bytes, bytes] = {}
         self.tenants: dict[str, Tenant] = {}
-        self.ready: dict[str, float] = {}
+        self.ready = ReadyTenants()
+        self.types: dict[str, str] = {}
         self.delayed: dict[str, float] = {}
         self.idle: dict[str, float] = {}
         self.polls: dict[str, float] = {}
@@ -185,7 +187,6 @@ class Backlog:
         if tenant is None:
             tag = max(self.virtual, self.idle.pop(lane.tenant, 0.0))
             tenant = self.tenants[lane.tenant] = Tenant(tag)
-            self.ready[lane.tenant] = tag
         kind = tenant.types.get(lane.task)
         is_head = front or kind is None or lane.rank < min(kind.lanes)
         if is_head and lane.tenant in self.delayed:  # the delay was computed for other heads
@@ -193,6 +194,8 @@ class Backlog:
         if kind is None:
             tenant.turn += 1
             kind = tenant.types[lane.task] = TypeLanes(tenant.turn)
+            self.types.setdefault(lane.task, "")
+            self.ready.add(lane.task, lane.tenant, tenant.tag)
         items = kind.lanes.setdefault(lane.rank, deque())
         if front:
             items.appendleft(item)
@@ -212,9 +215,9 @@ class Backlog:
             del lanes[lane.rank]
         if not lanes:
             del tenant.types[lane.task]
+            self.ready.remove(lane.task, lane.tenant)
         if not tenant.types:
             del self.tenants[lane.tenant]
-            self.ready.pop(lane.tenant, None)
             self.delayed.pop(lane.tenant, None)
             self.idle[lane.tenant] = tenant.tag
         return item
@@ -224,7 +227,36 @@ class Backlog:
         del self.delayed[name]
         tenant = self.tenants[name]
         tenant.tag = max(self.virtual, tenant.tag)
-        self.ready[name] = tenant.tag
+        for task in tenant.types:
+            self.ready.add(task, name, tenant.tag)
+
+    def delay(self, name: str, tasks: Iterable[str], until: float) -> None:
+        """Delay the types *tasks* of a tenant until *until*, in µs. Its other types stay ready for other workers."""
+        for task in tasks:
+            self.ready.remove(task, name)
+        self.delayed[name] = min(until, self.delayed.get(name, until))
+
+    def set_tag(self, name: str, tag: float) -> None:
+        """Set the tag of the tenant *name*."""
+        tenant = self.tenants[name]
+        tenant.tag = tag
+        for task in tenant.types:
+            if self.ready.has(task, name):
+                self.ready.add(task, name, tag)
+
+    def refund_turn(self, name: str, share: float) -> None:
+        """Move the tag of a tenant back by *share*, for a task that has not started; it earns no credit by that."""
+        if name in self.tenants:
+            self.set_tag(name, self._tag_without(self.tenants[name].tag, share))
+        elif name in self.idle:
+            self.idle[name] = self._tag_without(self.idle[name], share)
+
+    def _tag_without(self, tag: float, share: float) -> float:
+        return max(tag - share, min(tag, self.virtual))
+
+    def unclaimed(self, is_live: Callable[[str], bool]) -> list[str]:
+        """Return the parked task types that no worker can run for which *is_live* holds, sorted."""
+        return sorted(task for task, worker in self.types.items() if task in self.ready.by_task and not is_live(worker))
 
     def reset_if_empty(self) -> None:
         """Reset the virtual time, tags and polls of a backlog without tasks."""
@@ -232,6 +264,7 @@ class Backlog:
             self.virtual, self.notified_at, self.version = 0.0, 0, ""
             self.idle.clear()
             self.polls.clear()
+            self.types.clear()
 
     def should_notify(self, ready_at: float, now: int) -> bool:
         """
@@ -259,12 +292,6 @@ def refund_path(path: Sequence[Level], cost: float, states: MutableMapping[str, 
     """Refund *cost* tokens to every level of *path*, for a task that was dispatched and has not started."""
     for level in path:
         state = states.get(level.key, EMPTY)
-        if state.full_at > now:
+        if max(state.full_at, state.debt_at) > now:
             # Under the stored limit, not that of *path*: the limit may have changed since the tokens were taken.
-            limit = Limit(state.capacity, state.fill_rate)
-            states[level.key] = replace(state, full_at=refund(limit, state.full_at, now, cost))
-
-
-def by_score(scores: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Return names and scores in the order of a Redis sorted set: by score, then by the bytes of the name."""
-    return sorted(scores.items(), key=lambda item: (item[1], item[0].encode()))
+            states[level.key] = state.refunded(now, cost)

@@ -13,14 +13,13 @@ The reply tells the worker when to poll again. Several workers are spread over t
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping
-from dataclasses import replace
+from collections.abc import Callable, MutableMapping
 
-from bucketflow.algorithm.gcra import take, wait_for
+from bucketflow.algorithm.gcra import wait_for
 from bucketflow.limit import SECOND
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.scheduling.admit import LevelState, current_state
-from bucketflow_celery.scheduling.backlog import POLL_GRACE, Backlog, Tenant, by_score
+from bucketflow_celery.scheduling.backlog import POLL_GRACE, Backlog, Tenant
 from bucketflow_celery.scheduling.model import (
     DispatchedTask,
     DispatchReply,
@@ -32,6 +31,7 @@ from bucketflow_celery.scheduling.model import (
     TenantSpec,
     TenantSummary,
 )
+from bucketflow_celery.scheduling.ready_tenants import by_score
 
 __all__ = ["MAX_TENANTS", "PAUSED_DELAY", "SPARE_TENANTS", "WORKERS_PER_POLL", "dispatch"]
 
@@ -41,6 +41,8 @@ PAUSED_DELAY = 60 * SECOND
 WORKERS_PER_POLL = 2
 #: Most tenants that one dispatch makes ready, and most that it examines.
 MAX_TENANTS = 128
+#: More µs than any delay.
+NO_DELAY = 1 << 53
 #: Tenants that a reply names beyond the number of free slots, and delayed tenants that it names.
 SPARE_TENANTS = 4
 
@@ -53,6 +55,7 @@ def dispatch(  # noqa: PLR0913 - the keys of the script
     now: int,
     *,
     version: str = "",
+    is_live: Callable[[str], bool] = bool,
 ) -> tuple[DispatchReply, bool]:
     """
     Dispatch the tasks that are next, as many as the worker has free slots, and take their tokens.
@@ -64,6 +67,7 @@ def dispatch(  # noqa: PLR0913 - the keys of the script
         states: State of each level by key.
         now: µs of the store's clock.
         version: Version of the limits. A new one invalidates all delays, so all delayed tenants become ready.
+        is_live: Whether a worker has a lease.
 
     Returns:
         The reply; and whether to notify the workers.
@@ -73,6 +77,9 @@ def dispatch(  # noqa: PLR0913 - the keys of the script
         backlog.delayed = dict.fromkeys(backlog.delayed, 0.0)
         backlog.version = version
     _wake_due(backlog, now)
+    _claim(backlog, request, is_live)
+    tasks = tuple(sorted(backlog.types))
+    unclaimed = tuple(task for task in backlog.unclaimed(is_live) if task in request.other_tasks)
     current = _DispatchPass(backlog, request, states, now)
     current.serve()
     for one in current.dispatched:
@@ -82,8 +89,15 @@ def dispatch(  # noqa: PLR0913 - the keys of the script
             del backlog.idle[tenant]
     backlog.reset_if_empty()
     wait, notify = _schedule_poll(backlog, request, current, now)
-    tenants = _next_tenants(backlog, request.free + current.skipped)
-    return DispatchReply(tuple(current.dispatched), wait, tenants), notify
+    tenants = _next_tenants(backlog, request)
+    return DispatchReply(tuple(current.dispatched), wait, tenants, tasks, unclaimed), notify
+
+
+def _claim(backlog: Backlog, request: DispatchRequest, is_live: Callable[[str], bool]) -> None:
+    """Record that the worker can run the parked task types for which no live worker is recorded."""
+    for task in request.tasks:
+        if task in backlog.types and not is_live(backlog.types[task]):
+            backlog.types[task] = request.worker
 
 
 def _wake_due(backlog: Backlog, now: int) -> None:
@@ -101,7 +115,7 @@ def _schedule_poll(
             del backlog.polls[worker]
     ready_at: float | None = current.ready_at
     if ready_at is None:
-        ready_at = min((*backlog.delayed.values(), *current.retry_at), default=None)
+        ready_at = min(backlog.delayed.values(), default=None)
     if current.admitted >= request.free:
         return None, ready_at is not None and backlog.should_notify(ready_at, now)
     if current.incomplete:
@@ -134,8 +148,9 @@ def _poll_time(backlog: Backlog, ready_at: float, interval: float, now: int) -> 
     return ready_at + ahead * interval
 
 
-def _next_tenants(backlog: Backlog, count: int) -> tuple[TenantSummary, ...]:
-    names = [name for name, _ in by_score(backlog.ready)[: count + SPARE_TENANTS]]
+def _next_tenants(backlog: Backlog, request: DispatchRequest) -> tuple[TenantSummary, ...]:
+    tasks = [task for task in backlog.types if task not in request.other_tasks]
+    names = backlog.ready.first(tasks, request.free + SPARE_TENANTS)
     names += [name for name, _ in by_score(backlog.delayed)[:SPARE_TENANTS]]
     return tuple(backlog.summary(name) for name in names)
 
@@ -147,10 +162,8 @@ class _DispatchPass:
     Attributes:
         dispatched: Tasks that were dispatched, in order.
         admitted: How many of them took their tokens.
-        skipped: Ready tenants that were skipped, because only other workers can run their next tasks.
-        incomplete: Whether the pass stopped at a tenant or lane that the request does not name.
+        incomplete: Whether the pass stopped at a task type, tenant or lane that the request does not name.
         ready_at: When the next task may start, in µs, if a level of the whole queue refused or slots ran out.
-        retry_at: When the delayed types of skipped tenants may start, in µs.
         interval: µs in which the refusing level of the whole queue earns the cost of the next task.
     """
 
@@ -159,27 +172,29 @@ class _DispatchPass:
     ) -> None:
         self._backlog = backlog
         self._free = request.free
+        self._tasks = request.tasks
+        self._is_complete = backlog.types.keys() <= {*request.tasks, *request.other_tasks}
         self._common = request.common
         self._candidates = {candidate.tenant: candidate for candidate in request.candidates}
         self._states = states
         self._now = now
         self.dispatched: list[DispatchedTask] = []
         self.admitted = 0
-        self.skipped = 0
         self.incomplete = False
         self.ready_at: int | None = None
-        self.retry_at: list[int] = []
         self.interval = 0.0
 
     def serve(self) -> None:
         """Serve tenants until the slots are used, a level of the whole queue refuses, or the request is incomplete."""
         examined = 0
+        if not self._is_complete:
+            self._stop_incomplete()
+            return
         while self.admitted < self._free and examined < MAX_TENANTS:
             examined += 1
-            heads = by_score(self._backlog.ready)
-            if len(heads) <= self.skipped:
+            name = next(iter(self._backlog.ready.first(self._tasks, 1)), None)
+            if name is None:
                 break
-            name = heads[self.skipped][0]
             candidate = self._candidates.get(name)
             if candidate is None:
                 self._stop_incomplete()
@@ -187,36 +202,28 @@ class _DispatchPass:
             delay = self._serve_tenant(name, self._backlog.tenants[name], candidate)
             if self.ready_at is not None:
                 break
-            if delay is None:
-                self.skipped += 1
-            elif delay > 0:
-                del self._backlog.ready[name]
-                self._backlog.delayed[name] = self._now + delay
-        has_more = self.admitted >= self._free or (examined >= MAX_TENANTS and self.skipped < MAX_TENANTS)
-        if self.ready_at is None and self._backlog.ready and has_more:
+            if delay > 0:
+                self._backlog.delay(name, self._tasks, self._now + delay)
+        has_more = self.admitted >= self._free or examined >= MAX_TENANTS
+        if self.ready_at is None and has_more and self._backlog.ready.first(self._tasks, 1):
             self.ready_at = self._now + self._longest_wait(self._common, 1.0)
 
-    def _serve_tenant(self, name: str, tenant: Tenant, candidate: TenantSpec) -> int | None:
-        """Serve one task. Return 0, the µs to delay the tenant, or ``None`` if its other types need other workers."""
+    def _serve_tenant(self, name: str, tenant: Tenant, candidate: TenantSpec) -> int:
+        """Serve one task. Return 0, or the µs for which to delay the types that this worker can run."""
         types = {kind.task: kind for kind in candidate.types}
-        delay: int | None = None
-        is_for_others = False
+        delay = NO_DELAY
         for task in tenant.service_order():
+            if task not in self._tasks or not self._backlog.ready.has(task, name):
+                continue
             kind = types.get(task)
             rank = min(tenant.types[task].lanes)
             if kind is None or rank not in kind.ranks:
                 self._stop_incomplete()
                 return 0
-            if not kind.known:
-                is_for_others = True
-                continue
             wait = PAUSED_DELAY if kind.paused else self._serve_type(name, tenant, candidate, kind, rank)
             if wait == 0 or self.ready_at is not None:
                 return 0
-            delay = wait if delay is None else min(delay, wait)
-        if is_for_others and delay is not None:  # it stays ready: a worker that runs the other types need not wait
-            self.retry_at.append(self._now + delay)
-            return None
+            delay = min(delay, wait)
         return delay
 
     def _serve_type(self, name: str, tenant: Tenant, candidate: TenantSpec, kind: TaskSpec, rank: int) -> int:
@@ -245,11 +252,9 @@ class _DispatchPass:
         """Take the tokens of every level of *path*, and move the tenant behind the others by cost / weight."""
         for level in path:
             state = current_state(level, self._states, self._now)
-            full_at = take(level.limit, state.full_at, self._now, item.cost)
-            self._states[level.key] = replace(state, full_at=full_at)
+            self._states[level.key] = state.taken(level.limit, self._now, item.cost)
         self._backlog.virtual = tenant.tag
-        tenant.tag += item.cost / weight
-        self._backlog.ready[lane.tenant] = tenant.tag
+        self._backlog.set_tag(lane.tenant, tenant.tag + item.cost / weight)
         tenant.turn += 1
         tenant.types[lane.task].turn = tenant.turn
         self.admitted += 1

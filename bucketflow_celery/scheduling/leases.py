@@ -99,8 +99,9 @@ def settle(
             backlog.return_to_front(replace(one, item=item))
             returned += 1
     notify = returned > 0 and backlog.should_notify(now, now)
-    for path, cost in settlement.refunds:
-        refund_path(path, cost, states, now)
+    for refund in settlement.refunds:
+        refund_path(refund.path, refund.cost, states, now)
+        backlog.refund_turn(refund.tenant, refund.share)
     if settlement.reclaims and not owned:
         del leases.workers[worker], leases.owned[worker]
     return returned, notify

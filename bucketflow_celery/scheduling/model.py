@@ -67,20 +67,18 @@ class LeasedTask:
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
     """
-    What a worker knows about one task type of a tenant.
+    What a worker knows about one task type of a tenant that it can run.
 
     Attributes:
         task: Name of the task type.
         ranks: Ranks of its lanes, as far as the worker knows them.
         level: Level of its limit, if any.
-        known: Whether this worker can run it.
         paused: Whether the task type or its tenant is paused.
     """
 
     task: str
     ranks: tuple[int, ...]
     level: Level | None = None
-    known: bool = True
     paused: bool = False
 
 
@@ -91,7 +89,7 @@ class TenantSpec:
 
     Attributes:
         tenant: Its name; ``""`` for the tasks without a tenant.
-        types: Its task types, as far as the worker knows them.
+        types: Its task types that the worker can run, as far as it knows them.
         weight: Its share relative to other tenants. Above 0.
         level: Level of its limit, if any.
     """
@@ -124,6 +122,23 @@ class ParkedMessage:
     redelivered: bool = False
 
 
+class Refund(NamedTuple):
+    """
+    What a task is refunded that was dispatched and has not started.
+
+    Attributes:
+        path: The levels that it paid.
+        cost: Tokens that it took from each of them.
+        tenant: Its tenant.
+        share: By how much its dispatch moved the tag of its tenant.
+    """
+
+    path: tuple[Level, ...]
+    cost: float
+    tenant: str
+    share: float
+
+
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """
@@ -135,7 +150,7 @@ class Settlement:
         confirmed: Uids of messages that were acknowledged at the broker, so that it delivers none of them again.
         returned: Tasks that return to the front of their lane, first task first: uid, lane, and whether the task may
             have started.
-        refunds: Tokens to refund for tasks that have not started: path and cost.
+        refunds: Of the tasks that have not started.
         reclaims: Whether the tasks are reclaimed from *worker* because its lease has expired.
     """
 
@@ -143,7 +158,7 @@ class Settlement:
     ended: tuple[bytes, ...] = ()
     confirmed: tuple[bytes, ...] = ()
     returned: tuple[tuple[bytes, Lane, bool], ...] = ()
-    refunds: tuple[tuple[tuple[Level, ...], float], ...] = ()
+    refunds: tuple[Refund, ...] = ()
     reclaims: bool = False
 
 
@@ -164,18 +179,28 @@ class DispatchRequest:
         free: Number of its free slots.
         common: Levels that all tasks of the queue pass, root first; length 0 to 2.
         candidates: Tenants that the worker knows. If another one is next, the dispatch stops, and the reply names it.
+        tasks: Parked task types that the worker can run, as far as it knows them.
+        other_tasks: Parked task types that it cannot run, likewise. If there is one in neither, the dispatch stops.
     """
 
     worker: str
     free: int
     common: tuple[Level, ...] = ()
     candidates: tuple[TenantSpec, ...] = ()
+    tasks: tuple[str, ...] = ()
+    other_tasks: tuple[str, ...] = ()
 
     def path_of(self, lane: Lane) -> tuple[Level, ...]:
         """Return the levels that the tasks of *lane* pass, root first."""
         candidate = next(one for one in self.candidates if one.tenant == lane.tenant)
         own = (candidate.level, next(kind.level for kind in candidate.types if kind.task == lane.task))
         return (*self.common, *(level for level in own if level is not None))
+
+    def refund_of(self, leased: LeasedTask) -> Refund:
+        """Return what *leased* is refunded, which was admitted by this request."""
+        tenant, cost = leased.lane.tenant, leased.item.cost
+        weight = next(one.weight for one in self.candidates if one.tenant == tenant)
+        return Refund(self.path_of(leased.lane), cost, tenant, cost / weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +229,12 @@ class DispatchReply:
         dispatched: The tasks, in the order in which they are to start.
         wait: µs until the next poll; ``None`` if the worker is to wait for a notification or a free slot.
         next: Tenants that may be next.
+        tasks: All parked task types, sorted.
+        unclaimed: Those of ``DispatchRequest.other_tasks`` that no live worker can run either, sorted.
     """
 
     dispatched: tuple[DispatchedTask, ...]
     wait: int | None
     next: tuple[TenantSummary, ...]
+    tasks: tuple[str, ...] = ()
+    unclaimed: tuple[str, ...] = ()

@@ -25,25 +25,28 @@ class Ticket:
     Attributes:
         reservations: Start time at each level, in µs of the store's clock, by key of the level.
         waiting_since: Since when the task waits, in seconds since the Unix epoch; ``None``: it does not wait yet.
+        due_since: Since when it is due and waits for a slot of any worker, likewise; ``None``: it does not.
     """
 
     reservations: Mapping[str, int] = field(default_factory=dict)
     waiting_since: float | None = None
+    due_since: float | None = None
 
     @classmethod
     def read(cls, header: object) -> Ticket:
         """Read *header*. A malformed header is no ticket: its task is treated as a fresh one."""
         if not isinstance(header, Mapping):
             return NO_TICKET
-        dues, since = header.get("dues"), header.get("since")
+        dues, since, due_since = header.get("dues"), header.get("since"), header.get("due_since")
         if not isinstance(dues, Mapping) or not _is_instant(since):
             return NO_TICKET
         valid = {str(key): due for key, due in dues.items() if isinstance(due, int) and _is_instant(due)}
-        return cls(valid, since)
+        return cls(valid, since, due_since if _is_instant(due_since) else None)
 
     def write(self) -> dict[str, Any]:
         """Return the header, which JSON can carry."""
-        return {"dues": dict(self.reservations), "since": self.waiting_since}
+        header: dict[str, Any] = {"dues": dict(self.reservations), "since": self.waiting_since}
+        return header if self.due_since is None else {**header, "due_since": self.due_since}
 
     def at(self, path: tuple[Level, ...]) -> tuple[int, ...]:
         """Return the reservation at each level of *path*, 0 for none; same length and order."""

@@ -116,6 +116,10 @@ class ActiveLimits:
             table.pause(queue, tenant, task.name) if table.paused else None,
         )
 
+    def can_run(self, task: str) -> bool:
+        """Return whether this worker has the task type *task*."""
+        return task in self._tasks()
+
     def queue_path(self, queue: str) -> tuple[Level, ...]:
         """Return the levels that all tasks of *queue* pass, root first."""
         return tuple(level for level in self.table.path(queue, None, "") if level.blocks_queue)
@@ -124,9 +128,11 @@ class ActiveLimits:
         """Return the limits, weight and pauses of a tenant of *queue* that has parked tasks."""
         tenant, table, tasks, types, own = summary.tenant or None, self.table, self._tasks(), [], None
         for name, ranks in summary.types:
+            if name not in tasks:
+                continue
             path = table.path(queue, tenant, name, rules_of(tasks.get(name)).limit)
             levels = {level.name: level for level in path}
             own = levels.get("tenant")
             is_paused = table.pause(queue, tenant, name) is not None
-            types.append(TaskSpec(name, ranks, levels.get("task"), name in tasks, is_paused))
+            types.append(TaskSpec(name, ranks, levels.get("task"), is_paused))
         return TenantSpec(summary.tenant, tuple(types), table.weight(summary.tenant), own)

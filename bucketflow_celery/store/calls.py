@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from bucketflow.errors import StoreUnavailable
+from bucketflow.errors import StoreFull, StoreUnavailable
 from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.stats import Stats
 from bucketflow_celery.store.active_limits import ActiveLimits
@@ -114,7 +114,7 @@ class StoreClient(Generic[T]):
 
         self._runner.run(call, on_reply, inline=inline)
 
-    def take(self, effect: str) -> tuple[T, Any] | None:
+    def take(self, effect: str, *, tolerates_full: bool = False) -> tuple[T, Any] | None:
         """
         Return the context and the reply of the call in flight, if there is a reply; another call may be sent then.
 
@@ -123,6 +123,7 @@ class StoreClient(Generic[T]):
 
         Args:
             effect: What an outage means, for the log.
+            tolerates_full: Whether a store without memory is no outage, because the caller's other calls need none.
 
         Returns:
             The reply is ``StoreUnavailable`` if the call, or the refresh, failed.
@@ -131,7 +132,9 @@ class StoreClient(Generic[T]):
             return None
         context, reply = self.context, self._refreshed(self._replies[0])
         self.drop()
-        if isinstance(reply, StoreUnavailable):
+        if isinstance(reply, StoreFull) and tolerates_full:
+            self._stats.store_errors += 1
+        elif isinstance(reply, StoreUnavailable):
             self._stats.store_errors += 1
             if self.breaker.record_failure(self._monotonic()):
                 self._logger.error("store unavailable, %s until it answers: %s", effect, reply)

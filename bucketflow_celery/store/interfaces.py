@@ -97,11 +97,13 @@ class BacklogView(NamedTuple):
         now: The store's time in µs.
         costs: Total cost of the tasks of each tenant, in tokens.
         lanes: Every lane.
+        unclaimed: The parked task types that no live worker can run.
     """
 
     now: int
     costs: Mapping[str, float]
     lanes: Sequence[LaneView]
+    unclaimed: frozenset[str] = frozenset()
 
 
 class Listener(Protocol):
@@ -212,6 +214,9 @@ class Store(Protocol):
 
     def set_limits(self, raw: Mapping[str, Any] | None) -> None:
         """Set the table for the whole fleet; ``None`` leaves each worker its configured one."""
+
+    def announce_table(self, digest: str, seconds: float) -> StoreCall[list[str]]:
+        """Announce for *seconds* the *digest* of a configured table; reply with those of other workers, sorted."""
 
     def pause(self, name: str, *, paused: bool) -> None:
         """Pause or resume *name* in the whole fleet; see :func:`bucketflow_celery.config.table.pause_name`."""

@@ -104,7 +104,9 @@ class MemoryBacklogs:
                     return LeaseLost()
                 backlog, owned = self._of(queue), self._leases.owned[request.worker]
                 now = self._clock.now()
-                reply, should_notify = dispatch(backlog, request, owned, self._states, now, version=version)
+                reply, should_notify = dispatch(
+                    backlog, request, owned, self._states, now, version=version, is_live=self._is_live
+                )
                 self._notify(queue, should_notify=should_notify)
                 return reply
 
@@ -156,7 +158,7 @@ class MemoryBacklogs:
             backlog = self._of(queue)
             costs = {name: tenant.cost for name, tenant in backlog.tenants.items()}
             lanes = [LaneView(lane, len(tasks), tasks[0].since) for lane, tasks in backlog.lanes()]
-            return BacklogView(self._clock.now(), costs, lanes)
+            return BacklogView(self._clock.now(), costs, lanes, frozenset(backlog.unclaimed(self._is_live)))
 
     @contextmanager
     def listen(self) -> Iterator[Listener]:
@@ -171,6 +173,9 @@ class MemoryBacklogs:
     def notify_all(self) -> None:
         """Notify every worker that the limits have changed."""
         self._notify(ALL_QUEUES, should_notify=True)
+
+    def _is_live(self, worker: str) -> bool:
+        return self._leases.workers.get(worker, RECLAIMED) > self._clock.now()
 
     def _of(self, queue: str) -> Backlog:
         return self._backlogs.setdefault(queue, Backlog(queue))

@@ -133,12 +133,14 @@ class RedisBacklogs:
             found = [level for level in given if level is not None]
             return [str(len(found)), *(word for level in found for word in self._level(keys, level))]
 
-        args = [version, queue, self.channel, request.worker, str(request.free), *levels(*request.common)]
+        args = [version, queue, self.channel, request.worker, str(request.free)]
+        args += (str(len(request.tasks)), *request.tasks, str(len(request.other_tasks)), *request.other_tasks)
+        args += levels(*request.common)
         for candidate in request.candidates:
             args += (candidate.tenant, exact(candidate.weight))
             args += (*levels(candidate.level), str(len(candidate.types)))
             for kind in candidate.types:
-                args += (kind.task, str(int(kind.known)), str(int(kind.paused)), *levels(kind.level))
+                args += (kind.task, str(int(kind.paused)), *levels(kind.level))
                 args.append(str(len(kind.ranks)))
                 for rank in kind.ranks:
                     lane = Lane(candidate.tenant, kind.task, rank)
@@ -162,8 +164,9 @@ class RedisBacklogs:
         args.append(str(len(settlement.returned)))
         for uid, lane, may_have_started in reversed(settlement.returned):  # each is put in front of the one before
             args += (uid, keys.index(lane_key(self._prefix, queue, lane)), str(int(may_have_started)))
-        for path, cost in settlement.refunds:
-            args += (exact(cost), str(len(path)), *(keys.index(self._key(level.key)) for level in path))
+        for path, cost, tenant, share in settlement.refunds:
+            args += (exact(cost), tenant, exact(share), str(len(path)))
+            args += (keys.index(self._key(level.key)) for level in path)
         return self._call("settle", keys, args, lambda reply: int(reply[1]))
 
     def renew(self, worker: str, seconds: float) -> RedisStoreCall[tuple[bool, list[str]]]:
@@ -209,7 +212,7 @@ class RedisBacklogs:
 
     def view(self, queue: str) -> BacklogView:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
-        now, tenants = self._call("backlog_view", self._keys(queue), [], lambda reply: reply).run()
+        now, tenants, unclaimed = self._call("backlog_view", self._keys(queue), [], lambda reply: reply).run()
         costs = {_text(name): float(cost) for name, cost, _ in tenants}
         lanes = [
             (Lane(_text(name), _text(task), rank), count) for name, _, lanes in tenants for task, rank, count in lanes
@@ -219,7 +222,7 @@ class RedisBacklogs:
             keys = [lane_key(self._prefix, queue, lane) for lane, _ in lanes[at : at + _PAGE_SIZE]]
             since += self._runner.run(level_script("lane_heads"), keys, [])
         found = [LaneView(lane, count, at or now) for (lane, count), at in zip(lanes, since, strict=True)]
-        return BacklogView(now, costs, found)
+        return BacklogView(now, costs, found, frozenset(map(_text, unclaimed)))
 
     def listen(self) -> AbstractContextManager[Listener]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
@@ -247,7 +250,8 @@ class RedisBacklogs:
 def _shared_keys(prefix: str, queue: str, worker: str) -> tuple[bytes, ...]:
     """Return the first keys of every operation on a backlog, as ``lua/backlog.lua`` lists them."""
     names = [f"park:{quoted(queue)}:{part}" for part in _PARTS]
-    names = ["limits:version", *names, _tasks_of(worker), "park:workers", "park:queues"]
+    types = f"park:{quoted(queue)}:types"
+    names = ["limits:version", *names, _tasks_of(worker), "park:workers", "park:queues", types]
     return tuple((prefix + name).encode() for name in names)
 
 
@@ -272,7 +276,7 @@ class _Listener:
 
 
 def _dispatch_reply(queue: str, reply: Any) -> DispatchReply:
-    _, wait, dispatched, following = reply
+    _, wait, dispatched, following, types, unclaimed = reply
     tasks = []
     for uid, admitted, tenant, task, rank, redelivered, since, cost, deadline, message in dispatched:
         item = ParkedTask(uid, since, float(cost), deadline, redelivered == 1)
@@ -287,7 +291,9 @@ def _dispatch_reply(queue: str, reply: Any) -> DispatchReply:
         )
         for name, types in zip(*[iter(following)] * 2, strict=True)
     )
-    return DispatchReply(tuple(tasks), None if wait < 0 else wait, known)
+    return DispatchReply(
+        tuple(tasks), None if wait < 0 else wait, known, tuple(map(_text, types)), tuple(map(_text, unclaimed))
+    )
 
 
 def _text(raw: bytes) -> str:

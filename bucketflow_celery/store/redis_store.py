@@ -7,6 +7,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bucketflow.limit import SECOND
 from bucketflow.redis_client.encoding import exact
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow_celery.config.levels import Level
@@ -85,7 +86,7 @@ class RedisStore:
             return 0, []
         reply = self.runner.run(level_script("peek"), [self._key(level.key) for level in path], [])
         numbers = [float(number) for number in reply[1:]]
-        return int(reply[0]), [LevelState(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)]
+        return int(reply[0]), [LevelState(*numbers[at : at + 6]) for at in range(0, len(numbers), 6)]
 
     def limits(self) -> FleetLimits:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""
@@ -97,6 +98,12 @@ class RedisStore:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""
         text = "" if raw is None else json.dumps(raw, sort_keys=True)
         self.runner.run(level_script("set_limits"), self._table_keys, [self.backlogs.channel, text])
+
+    def announce_table(self, digest: str, seconds: float) -> RedisStoreCall[list[str]]:
+        """See :class:`~bucketflow_celery.store.interfaces.Store`."""
+        keys, args = [self._key("limits:tables")], [digest, str(round(seconds * SECOND))]
+        script = level_script("announce_table")
+        return RedisStoreCall(self.runner, script, keys, args, lambda reply: [other.decode() for other in reply])
 
     def pause(self, name: str, *, paused: bool) -> None:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""

@@ -21,6 +21,7 @@ BACKLOG = (*LEVEL, (_PACKAGE, "backlog"))
 CONSTANTS = mirror.CONSTANTS | frozenset(
     {
         "DEDUP_TTL": backlog.DEDUP_TTL,
+        "LATE": admit.LATE,
         "MAX_EXPIRED": leases.MAX_EXPIRED,
         "MAX_TENANTS": dispatch.MAX_TENANTS,
         "NOTIFY_INTERVAL": backlog.NOTIFY_INTERVAL,

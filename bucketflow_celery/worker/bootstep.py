@@ -17,10 +17,12 @@ from bucketflow_celery.worker.celery_worker import CeleryWorker
 from bucketflow_celery.worker.event_loop import LoopWaker, timer_of
 from bucketflow_celery.worker.parking_service import ParkingService
 from bucketflow_celery.worker.parking_worker import CeleryParkingWorker
+from bucketflow_celery.worker.pool_flush import PoolFlush
 from bucketflow_celery.worker.prefetch_window import PrefetchWindow
 from bucketflow_celery.worker.redis_event_loop import runner_for
-from bucketflow_celery.worker.revocation import RevocationHandler
+from bucketflow_celery.worker.revocation import RevocationHandler, RevocationWatch
 from bucketflow_celery.worker.slots import slots_of
+from bucketflow_celery.worker.table_check import TableCheck
 
 __all__ = ["ThrottleStep"]
 
@@ -41,10 +43,13 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         super().__init__(consumer, **options)
         self._throttle = consumer.app.bucketflow
         self._waker = LoopWaker(timer_of(consumer))
-        self._slots = slots_of(consumer.controller, self._waker.call_soon)
+        self._slots = slots_of(consumer.controller, self._waker.call_soon, self._waker.timer.call_after)
+        self._pool_flush = PoolFlush(consumer.pool)
         self._worker: CeleryWorker | None = None
         self._admission: AdmissionController | None = None
         self._parking: ParkingService | None = None
+        self._revocations: RevocationWatch | None = None
+        self._table_check: TableCheck | None = None
         consumer.on_task_request = self._on_request
         signals.worker_shutting_down.connect(self._on_shutting_down)
         RevocationHandler(self._throttle).connect()
@@ -52,6 +57,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, consumer: Any) -> None:
         """Start admission, on a new connection to the broker."""
         self._slots.forget()
+        self._pool_flush.connect()
         self._refresh_limits()
         throttle = self._throttle
         context = WorkerContext(throttle.settings, throttle.store, throttle.active_limits, throttle.counters)
@@ -60,6 +66,12 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         quorum, _ = detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)
         ports = (self._slots, PrefetchWindow(consumer), Republisher(consumer.app, delayed=quorum), self._waker)
         limits = _wait_limits(consumer, throttle.settings.max_hold, throttle.settings.max_countdown)
+        if self._table_check is None:
+            settings, call_after = throttle.settings, self._waker.timer.call_after
+            self._table_check = TableCheck(throttle.store, settings.limits, settings.namespace, call_after)
+        self._table_check.start(self._runner(consumer))
+        self._revocations = RevocationWatch(consumer, self._waker.timer.call_after)
+        self._revocations.start()
         if self._parking is None:
             self._worker = CeleryWorker(consumer, *ports)
             self._admission = AdmissionController(self._worker, context, self._runner(consumer), limits)
@@ -76,6 +88,9 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """
         admission, self._admission = self._admission, None
         worker, self._worker = self._worker, None
+        for part in (self._revocations, self._table_check):
+            if part is not None:
+                part.close()
         if admission is None or worker is None:
             return
         waiting = admission.close()
@@ -130,4 +145,5 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
 def _wait_limits(consumer: Any, max_hold: float, max_countdown: float) -> WaitLimits:
     # The broker delivers a message again that is not acknowledged within its visibility timeout.
     visibility = getattr(consumer.connection.default_channel, "visibility_timeout", None) or float("inf")
-    return WaitLimits(min(max_hold, visibility / 4), min(max_countdown, visibility / 2))
+    # Of the quarter that a message may wait here, its ETA takes four fifths, and the rest is for a slot.
+    return WaitLimits(min(max_hold, visibility / 4), min(max_countdown, visibility / 5), visibility / 4)

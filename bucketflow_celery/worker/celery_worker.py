@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,10 +17,11 @@ from bucketflow_celery.config.levels import Level, ThrottlePolicy
 from bucketflow_celery.messages import codec
 from bucketflow_celery.messages.origin import most_likely, queues_of
 from bucketflow_celery.messages.republisher import Republisher
-from bucketflow_celery.scheduling.ticket import HEADER, Ticket
+from bucketflow_celery.scheduling.ticket import HEADER, NO_TICKET, Ticket
 from bucketflow_celery.signals import task_throttled
 from bucketflow_celery.worker.event_loop import LoopWaker
 from bucketflow_celery.worker.prefetch_window import PrefetchWindow
+from bucketflow_celery.worker.queueing_delay import QueueingDelay
 from bucketflow_celery.worker.refusal_log import RefusalLog
 from bucketflow_celery.worker.slots import Slots
 
@@ -55,6 +57,9 @@ class CeleryWorker:
         self.release = window.narrow
         self.free = slots.free
         self.when_free = slots.when_free
+        self._received: Counter[str] = Counter()  # by queue
+        self._queueing_delay = QueueingDelay(republisher.messages_in, self._received.__getitem__, time.monotonic)
+        self._can_hold_many = window.can_hold_many
         self.call_soon = waker.call_soon
         self.monotonic = time.monotonic
         self.time = time.time
@@ -73,6 +78,8 @@ class CeleryWorker:
         # A parked message comes back to its queue, so the queue must be certain, and be this worker's.
         is_certain = queues == [queue] and queue in consumed
         ticket = Ticket.read(request.request_dict.get(HEADER))
+        self._received[queue] += 1
+        expires = request.expires
         return PendingTask(
             request,
             queue,
@@ -80,7 +87,10 @@ class CeleryWorker:
             ticket.waiting_since,
             dict(ticket.reservations),
             redelivered=delivery_info.get("redelivered"),
+            has_returned=ticket is not NO_TICKET,
+            due_since=ticket.due_since,
             can_park=is_certain and codec.is_complete(message) and not self._is_broadcast(queue),
+            expires_at=None if expires is None else expires.timestamp(),
         )
 
     def resolve(self, task: PendingTask) -> ThrottlePolicy:
@@ -97,6 +107,8 @@ class CeleryWorker:
 
     def is_revoked_or_expired(self, task: PendingTask) -> bool:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
+        if task.reservations:  # RevocationHandler cancels what the header says
+            task.request.request_dict[HEADER] = Ticket(task.reservations, task.waiting_since).write()
         try:
             return bool(task.request.revoked())
         except Exception:
@@ -110,15 +122,22 @@ class CeleryWorker:
         message = task.request.message
         if "task" not in message.headers or self._is_broadcast(task.queue):
             return False  # protocol 1 has the ETA in its body; no queue would keep a copy of a broadcast
-        ticket = Ticket(task.reservations, task.waiting_since).write()
+        ticket = Ticket(task.reservations, task.waiting_since, task.due_since).write()
+        started = self.monotonic()
         try:
-            self._republisher.publish(message, task.queue, countdown, ticket)
+            lead = self._queueing_delay.of(task.queue) if self._republisher.delayed else 0.0
+            self._republisher.publish(message, task.queue, countdown, ticket, lead)
+            self._queueing_delay.record_copy(self.monotonic() - started)
         except Exception as error:  # noqa: BLE001 - whatever the transport raises, the task is safe in this worker
             logger.warning("broker did not accept deferred task, it stays held: id=%s error=%r", task.request.id, error)
             self._republisher.close()
             return False
         self.acknowledge(task.request)
         return True
+
+    def queueing_delay(self, queue: str) -> float:
+        """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
+        return self._queueing_delay.of(queue) if self._can_hold_many else 0.0
 
     def requeue(self, task: PendingTask) -> bool:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
@@ -174,11 +193,16 @@ class CeleryWorker:
         Leave *tasks* to the broker at once, so that other workers need not wait for this one to end.
 
         Args:
-            tasks: The tasks that were waiting.
+            tasks: The tasks that were waiting. Those with reservations are deferred.
             connected: Whether the broker is connected; if not, it delivers unacknowledged messages again by itself.
         """
         self._cancel_timer()
+        can_defer, now = connected, self.monotonic()
         for task in tasks:
+            if can_defer and task.can_go_elsewhere:  # requeued, it would lose its reservations
+                can_defer = self.defer(task, max(0.0, task.retry_at - now))
+                if can_defer:
+                    continue
             if connected:
                 self._reject(task.request)
             else:

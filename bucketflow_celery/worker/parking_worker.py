@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from math import inf
 from typing import Any
 
@@ -183,6 +183,8 @@ def _returning(request_class: Any) -> Any:
     """Return *request_class* for tasks that no broker delivers again when Celery cancels them."""
 
     class ParkedRequest(request_class):  # type: ignore[misc]
+        is_parked = True
+
         def on_failure(self, *args: Any, **options: Any) -> Any:
             result = super().on_failure(*args, **options)
             if self._already_cancelled and not self.acknowledged:
@@ -194,11 +196,11 @@ def _returning(request_class: Any) -> Any:
 
 def _max_wait_us(task: PendingTask) -> int:
     """Return the µs until the task expires or exceeds its ``max_wait``; 0: never."""
-    now = datetime.now(timezone.utc)
+    now = time.time()
     ends = []
-    if task.request.expires is not None:
-        ends.append((task.request.expires - now).total_seconds())
+    if task.expires_at is not None:
+        ends.append(task.expires_at - now)
     if task.policy.max_wait is not None:
-        since = task.waiting_since if task.waiting_since is not None else now.timestamp()
-        ends.append(task.policy.max_wait - (now.timestamp() - since))
+        since = task.waiting_since if task.waiting_since is not None else now
+        ends.append(task.policy.max_wait - (now - since))
     return max(1, round(min(ends) * SECOND)) if ends else 0

@@ -29,6 +29,9 @@ class PrefetchWindow:
 
     Args:
         consumer: Celery's ``Consumer``, connected.
+
+    Attributes:
+        can_hold_many: Whether held messages leave room for others: the window can be widened, or is unlimited.
     """
 
     def __init__(self, consumer: Any) -> None:
@@ -36,6 +39,7 @@ class PrefetchWindow:
         # Without global QoS (RabbitMQ's quorum queues) every queue has a window of its own, which cannot be changed.
         amqp = consumer.connection.transport.driver_type == "amqp"
         self._is_shared = bool(consumer.initial_prefetch_count) and (not amqp or _is_global(consumer))
+        self.can_hold_many = self._is_shared or not consumer.initial_prefetch_count
         self._lock = threading.Lock()
         # Held task -> by how much it widened the window, and whether it counts towards pausing its queue.
         self._widened: dict[PendingTask, tuple[int, bool]] = {}

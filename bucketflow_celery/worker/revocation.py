@@ -1,12 +1,15 @@
-"""Cancellation of the reservations of revoked tasks."""
+"""Revoked tasks end at once, and their reservations are cancelled."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 from celery import signals
+from celery.worker import state
+from celery.worker.request import Request
 
 from bucketflow.errors import BucketflowError, StoreUnavailable
 from bucketflow_celery.messages.origin import queue_of
@@ -14,9 +17,61 @@ from bucketflow_celery.scheduling.admit import AdmissionRequest
 from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 from bucketflow_celery.store.circuit_breaker import CircuitBreaker
 
-__all__ = ["RevocationHandler"]
+__all__ = ["RevocationHandler", "RevocationWatch"]
 
 logger = logging.getLogger("bucketflow_celery.worker")
+
+
+#: Seconds between two checks for new revocations.
+CHECK_INTERVAL = 1.0
+
+
+class RevocationWatch:
+    """
+    Ends the revoked tasks that a worker keeps until their ETA. Celery itself would not look before.
+
+    Args:
+        consumer: Celery's ``Consumer``, connected.
+        call_after: Runs a callback in the worker's loop after a number of seconds.
+    """
+
+    def __init__(self, consumer: Any, call_after: Callable[[float, Callable[[], None]], Any]) -> None:
+        self._consumer = consumer
+        self._call_after = call_after
+        self._seen = _revocations()
+        self._closed = False
+
+    def start(self) -> None:
+        """Check from now on."""
+        self._call_after(CHECK_INTERVAL, self._check)
+
+    def close(self) -> None:
+        """Check no more."""
+        self._closed = True
+
+    def _check(self) -> None:
+        if self._closed:
+            return
+        found = _revocations()
+        if found != self._seen:
+            self._seen = found
+            self._end_revoked()
+        self.start()
+
+    def _end_revoked(self) -> None:
+        for event in self._consumer.timer.queue:
+            request = event.entry.args[0] if event.entry.args else None
+            if not isinstance(request, Request) or HEADER not in request.request_dict or not request.revoked():
+                continue
+            event.entry.cancel()
+            self._consumer.qos.decrement_eventually()
+
+
+def _revocations() -> tuple[int, float, int]:
+    """Return what differs after each revocation: how many are known, the time of the latest, and the stamps."""
+    known = state.revoked
+    latest = next(reversed(known._data.values()), (0.0,))[0]  # noqa: SLF001 - no public view tells its time
+    return len(known), latest, len(state.revoked_stamps)
 
 
 class RevocationHandler:

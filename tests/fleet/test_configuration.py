@@ -62,6 +62,24 @@ def test_a_limit_of_an_unknown_task_is_a_warning(fleet):
     assert "workloads.wrok" in fleet.worker().log
 
 
+def test_workers_with_different_configured_limits_say_so_once(fleet):
+    fleet.configure(limits={"tenants": {"*": "1/s"}})
+    first = fleet.worker()
+    fleet.configure(limits={"tenants": {"*": "2/s"}})
+    other = fleet.worker()
+    said = "workers of namespace bucketflow are configured with different limits"
+
+    other.wait_log(said)
+    first.wait_log(said, timeout=15)
+    assert [worker.log.count(said) for worker in (first, other)] == [1, 1]
+
+
+def test_workers_with_the_same_configured_limits_say_nothing(fleet):
+    fleet.configure(limits={"tenants": {"*": "1/s"}})
+    for worker in fleet.start(2):
+        assert "different limits" not in worker.log
+
+
 def test_django_settings_with_the_celery_namespace(fleet):
     fleet.module(
         "settings",
@@ -170,9 +188,9 @@ def test_namespaces_share_nothing_and_keys_expire(fleet):
 
     assert other.tokens == 5
     with fleet.server.client(db=1) as client:
-        keys = client.keys()
-        assert keys == [b"{one}:q:celery"]
-        assert 0 < client.pttl(keys[0]) <= 4 * 60_000 + 10_000
+        assert sorted(client.keys()) == [b"{one}:limits:tables", b"{one}:q:celery"]
+        assert 0 < client.pttl("{one}:limits:tables") <= 30_000
+        assert 0 < client.pttl("{one}:q:celery") <= 4 * 60_000 + 10_000
 
 
 def test_the_limits_may_be_stored_on_a_redis_cluster(fleet, tmp_path):
@@ -206,3 +224,17 @@ def test_the_limits_may_be_stored_on_a_redis_cluster(fleet, tmp_path):
         assert fleet.records.count("refusals") > 0
         with fleet.server.client(db=1) as client:
             assert client.keys() == []
+
+
+@pytest.mark.parametrize(
+    ("on_limit", "level"), [("park", "queues"), ("park", "tenants"), ("retry", "queues"), ("hold", "tenants")]
+)
+def test_workers_with_different_limits_start_no_more_than_the_larger_allows(fleet, on_limit, level):
+    for limit in ("8/s", "10/s"):
+        fleet.configure(limits={level: {"*": limit}}, bucketflow_on_limit=on_limit, bucketflow_tenant="tenant")
+        fleet.worker()
+    fleet.send("work", "acme", times=50)
+
+    starts = fleet.records.wait("starts", 50)
+
+    assert excess(starts, 10, 10) <= JITTER

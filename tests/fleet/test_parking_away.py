@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 from processes import HOST, free_port, wait_until
-from records import JITTER, excess
+from records import JITTER, excess, utilisation
 from servers import RabbitServer, RedisServer, hang, kill
 
 RATE, CAPACITY = 10, 2
@@ -125,6 +125,51 @@ def test_a_store_without_free_memory_dispatches_parked_tasks(parking, kept_redis
         store.config_set("maxmemory", 1)
 
         ran(parking, sent)
+
+
+@pytest.mark.timing
+def test_a_store_without_free_memory_dispatches_at_the_limit_and_can_be_steered(parking, kept_redis):
+    throttle = parking.throttle()
+    throttle.pause(queue="celery")
+    workers = parking.start(2, "prefork")
+    sent = parking.send("work", times=40)
+    parking.wait_parked(40)
+    with kept_redis.client() as store:
+        store.config_set("maxmemory", 1)
+
+        throttle.set_limits(LIMIT)
+        throttle.pause(tenant="acme")
+        throttle.resume(queue="celery")
+        waiting = parking.send("work", "waiting", times=20)
+        starts = parking.records.starts(40, args=[])
+        assert utilisation(starts, CAPACITY, RATE) >= 0.9
+        throttle.pause(queue="celery")
+        assert throttle.paused() == ["queue:celery", "tenant:acme"]
+        throttle.set_limits(None)
+        throttle.resume(queue="celery")
+        for worker in workers:
+            assert worker.log.count("no task is parked until the store has memory") <= 1
+            assert worker.log.count("on_store_error=") == 0
+        store.config_set("maxmemory", 0)
+
+        ran(parking, sent + waiting)
+
+
+def test_lost_connections_to_the_broker_strand_no_parked_task(fleet, fresh_redis):
+    limits = {"queues": {"*": {"rate": "300/s", "capacity": 2}}}
+    fleet.configure(bucketflow_on_limit="park", broker_url=fresh_redis.url, limits=limits)
+    fleet.throttle().pause(queue="celery")
+    fleet.worker("prefork", concurrency=4)
+    sent = fleet.send("work", "short", 0.01, times=600)
+    fleet.wait_parked(600)
+    fleet.throttle().resume(queue="celery")
+
+    with fresh_redis.client() as broker:
+        for _ in range(10):
+            time.sleep(0.3)
+            broker.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+    ran(fleet, sent)
 
 
 @pytest.mark.parametrize("vendor", ["redis", "rabbitmq"])

@@ -171,3 +171,63 @@ def test_a_refusal_reports_the_binding_level_and_the_wait(fleet, limits, level, 
     assert -0.05 <= start["at"] - (refusal["at"] + refusal["wait"]) <= 0.5
     assert (event["uuid"], event["level"], event["key"]) == (start["id"], level, key)
     assert event["wait"] == pytest.approx(refusal["wait"])
+
+
+# Retry: what stands in a deep queue, in a busy worker, or has been revoked
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_deep_backlog_that_stands_before_the_workers_runs_at_its_limit_and_in_order(fleet, pool):
+    fleet.configure(limits={"tenants": {"*": {"rate": "20/s", "capacity": 10}}}, bucketflow_tenant="tenant")
+    order = {result.id: number for number, result in enumerate(fleet.send("work", "acme", times=4000))}
+    fleet.start(2, pool)
+    first = fleet.records.wait("starts", 1)[0]["at"]
+
+    time.sleep(first + 15 - time.time())
+
+    starts = fleet.records.of("starts")
+    assert excess(starts, 10, 20) <= JITTER
+    assert utilisation(starts, 10, 20) >= 0.98
+    places = [order[start["id"]] for start in sorted(starts, key=lambda start: start["at"])]
+    assert max(abs(place - number) for number, place in enumerate(places)) <= 0.05 * len(order)
+    assert max(fleet.records.deliveries().values()) <= 2
+
+
+@pytest.mark.parametrize("visibility_timeout", [3600, 20])
+def test_a_due_task_of_a_busy_worker_starts_in_another_one_and_no_task_runs_twice(fleet, visibility_timeout):
+    fleet.configure(
+        limits={"tenants": {"acme": {"rate": "2/s", "capacity": 2}}},
+        bucketflow_tenant="tenant",
+        broker_transport_options={"visibility_timeout": visibility_timeout, "unacked_restore_interval": 1},
+    )
+    fleet.worker(concurrency=1)
+    sent = {result.id for result in fleet.send("work", "acme", times=24)}
+    fleet.records.wait("starts", 2)
+    fleet.send("work", "long", 30)
+    fleet.records.starts(1, args=["long", 30])
+    fleet.worker(concurrency=1)
+
+    starts = fleet.records.starts(24, timeout=25, args=["acme"])
+
+    assert {start["id"] for start in starts} == sent
+    assert len(starts) == 24
+    assert excess(starts, 2, 2) <= JITTER
+
+
+@pytest.mark.parametrize("wait", [1.0, 0.0], ids=["deferred", "just received"])
+def test_revoked_tasks_give_their_reservations_back(fleet, wait):
+    fleet.configure(limits={"tenants": {"*": {"rate": "1/s", "capacity": 1}}}, bucketflow_tenant="tenant")
+    fleet.worker()
+    waiting = fleet.send("work", "acme", times=21)
+    fleet.records.wait("starts", 1)
+    time.sleep(wait)
+
+    fleet.app.control.revoke([result.id for result in waiting])
+    time.sleep(1.2)  # a worker looks for new revocations once a second
+    (fresh,) = fleet.send("work", "acme")
+    sent_at = time.time()
+
+    wait_until(lambda: fresh.id in {start["id"] for start in fleet.records.of("starts")}, timeout=15)
+    (start,) = [start for start in fleet.records.of("starts") if start["id"] == fresh.id]
+    assert start["at"] - sent_at <= 3

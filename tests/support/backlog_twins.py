@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import combinations
 
-from redis_shape import shape_of
+from redis_shape import packed_level, shape_of
 
 from bucketflow.algorithm.mirror import GCRA
 from bucketflow.redis_client.runner import ScriptRunner
@@ -24,6 +23,7 @@ from bucketflow_celery.scheduling.model import (
     DispatchRequest,
     Lane,
     ParkedMessage,
+    Refund,
     Settlement,
     TaskSpec,
     TenantSpec,
@@ -44,7 +44,7 @@ PRELUDE = """
 local server, declared = redis, {}
 for _, key in ipairs(KEYS) do declared[key] = true end
 now = function() return tonumber(server.call('GET', 'clock')) end
-local redis = setmetatable({call = function(command, ...)
+local function call(command, ...)
   local words = {...}
   if command == 'PUBLISH' then
     return server.call('RPUSH', 'calls', words[2])
@@ -63,7 +63,8 @@ local redis = setmetatable({call = function(command, ...)
     return server.call('SET', words[1], words[2])
   end
   return server.call(command, ...)
-end}, {__index = server})
+end
+local redis = setmetatable({call = call, pcall = call}, {__index = server})
 """
 
 
@@ -89,22 +90,28 @@ class Worker:
     table: LimitTable = field(default_factory=LimitTable)
     version: int = 0
     known: dict = field(default_factory=dict)
+    tasks: dict = field(default_factory=dict)
     has: dict = field(default_factory=dict)
 
     def tenant_spec(self, queue, known):
         """Return the spec of a tenant, as ``bucketflow_celery.store.active_limits.ActiveLimits`` does."""
         tenant, types, own = known.tenant or None, [], None
         for task, ranks in known.types:
+            if task not in self.knows:
+                continue
             levels = {level.name: level for level in self.table.path(queue, tenant, task)}
             own = levels.get("tenant")
             paused = self.table.pause(queue, tenant, task) is not None
-            types.append(TaskSpec(task, ranks, levels.get("task"), task in self.knows, paused))
+            types.append(TaskSpec(task, ranks, levels.get("task"), paused))
         return TenantSpec(known.tenant, tuple(types), self.table.weight(known.tenant), own)
 
     def request(self, queue, free):
         common = tuple(level for level in self.table.path(queue, None, "") if level.name in ("all", "queue"))
         candidates = tuple(self.tenant_spec(queue, known) for known in self.known.get(queue, ()))
-        return DispatchRequest(self.name, free, common, candidates)
+        named = self.tasks.get(queue, ())
+        own = tuple(task for task in named if task in self.knows)
+        others = tuple(task for task in named if task not in self.knows)
+        return DispatchRequest(self.name, free, common, candidates, own, others)
 
 
 class Twins:
@@ -233,7 +240,7 @@ class Twins:
         if isinstance(reply, LeaseLost):
             self.counted["no lease"] += 1
             return reply
-        worker.known[queue] = reply.next
+        worker.known[queue], worker.tasks[queue] = reply.next, reply.tasks
         assert sum(dispatched.admitted for dispatched in reply.dispatched) <= free
         for dispatched in reply.dispatched:
             self._on_dispatched(worker, request, dispatched)
@@ -252,11 +259,11 @@ class Twins:
         assert dispatched.message == message_of(item.uid)
         self.where[item.uid] = (queue, lane, worker.name)
         path = request.path_of(lane)
-        worker.has[item.uid] = dispatched, path
+        weight = next(one.weight for one in request.candidates if one.tenant == lane.tenant)
+        worker.has[item.uid] = dispatched, path, item.cost / weight
         if dispatched.admitted:
             self.counted["admitted"] += 1
             self._on_charged(path, item.cost)
-            weight = next(one.weight for one in request.candidates if one.tenant == lane.tenant)
             self.shares.served(queue, lane.tenant, item.cost, weight)
         else:
             assert 0 < item.deadline <= self.now or any(item.cost > level.limit.capacity for level in path)
@@ -267,8 +274,8 @@ class Twins:
         ended = [uid for uid in ended if self.where[uid][0] == queue]
         returned = [(uid, started) for uid, started in returned if self.where[uid][0] == queue]
         refunds = [
-            (path, dispatched.owned.item.cost)
-            for dispatched, path in (worker.has[uid] for uid, started in returned if not started)
+            Refund(path, dispatched.owned.item.cost, dispatched.owned.lane.tenant, share)
+            for dispatched, path, share in (worker.has[uid] for uid, started in returned if not started)
             if dispatched.admitted
         ]
         sure = [self.dedup.popleft() for _ in range(min(confirm, len(self.dedup)))]
@@ -282,7 +289,7 @@ class Twins:
             tuple(refunds),
         )
         count = self.both(lambda store: store.backlogs.settle(queue, settlement).run())
-        for path, cost in refunds:
+        for path, cost, _, _ in refunds:
             for level in path:
                 if level.key in self.starts:
                     self.starts[level.key][1].append((self.now / SECOND, -cost))
@@ -385,7 +392,11 @@ class Twins:
     def _record(self):
         """Record which tenants are ready, and check their shares."""
         for queue, backlog in self.memory.backlogs._backlogs.items():
-            common = {name for name in backlog.ready if self.tasks[-1] not in backlog.tenants[name].types}
+            common = {
+                name
+                for name, tenant in backlog.tenants.items()
+                if self.tasks[-1] not in tenant.types and all(backlog.ready.has(task, name) for task in tenant.types)
+            }
             self.shares.record(queue, common)
             self.counted["share"] += self.shares.check(queue)
 
@@ -393,7 +404,7 @@ class Twins:
         """Check that both stores show the same views."""
         for queue in self.both(lambda store: store.backlogs.queues()):
             ours, theirs = (store.backlogs.view(queue) for store in (self.memory, self.redis))
-            assert (ours.now, ours.costs) == (theirs.now, theirs.costs)
+            assert (ours.now, ours.costs, ours.unclaimed) == (theirs.now, theirs.costs, theirs.unclaimed)
             assert sorted(ours.lanes, key=lambda view: view.lane) == sorted(theirs.lanes, key=lambda view: view.lane)
             assert sum(view.count for view in ours.lanes) == self.count(queue)
         for worker in self.workers.values():
@@ -419,9 +430,7 @@ class Twins:
         assert workers == self.memory.backlogs._leases.workers
         for key, state in self.memory._states.items():
             stored = self.client.get("{twin}:" + key)
-            assert stored == struct.pack(
-                "<dddd", state.full_at, state.reserved_until, state.capacity, state.fill_rate
-            ), key
+            assert stored == packed_level(state), key
         for key, (limit, starts) in self.starts.items():
             assert worst_excess(starts, limit) <= limit.fill_rate * 1e-6 + 1e-6, (key, limit)
 
@@ -482,7 +491,8 @@ def memory_shape(backlog, versions):
             })
             for name, tenant in backlog.tenants.items()
         },
-        "ready": backlog.ready,
+        "ready": backlog.ready.by_task,
+        "types": backlog.types,
         "delayed": backlog.delayed,
         "idle": backlog.idle,
         "polls": backlog.polls,

@@ -33,6 +33,12 @@ RECORDS = Script.of(
 )
 
 
+def packed_level(state):
+    """Return *state* of a level as Redis stores it."""
+    debt = struct.pack("<dd", state.debt_at, state.debt_rate) if state.debt_rate else b""
+    return struct.pack("<dddd", state.full_at, state.reserved_until, state.capacity, state.fill_rate) + debt
+
+
 def shape_of(store, queue, versions):
     """Return the state of *queue* in the Redis *store*. *versions* are pairs, of which the second is its own."""
     backlogs = store.backlogs
@@ -52,7 +58,8 @@ def shape_of(store, queue, versions):
             })
             for name, tag, turn, cost, types in client.eval(RECORDS.text, len(keys), *keys)
         },
-        "ready": _scores(client, ready),
+        "ready": _ready(client, ready),
+        "types": {task.decode(): worker.decode() for task, worker in client.hgetall(keys[12]).items()},
         "delayed": _scores(client, delayed),
         "idle": _scores(client, idle),
         "polls": _scores(client, polls),
@@ -65,6 +72,15 @@ def shape_of(store, queue, versions):
             [pair[1] for pair in versions].index(fields.get("version", "")),
         ),
     }  # fmt: skip
+
+
+def _ready(client, key):
+    found = {}
+    for member in client.zrange(key, 0, -1):
+        task, _, rest = member.partition(b"\0")
+        (tag,) = struct.unpack_from(">d", rest)
+        found.setdefault(task.decode(), {})[rest[8:].decode()] = tag
+    return found
 
 
 def _scores(client, key):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 
-from bucketflow.errors import StoreUnavailable
+from bucketflow.errors import StoreFull, StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import ThrottlePolicy, check_cost
@@ -52,6 +52,8 @@ class _Backlogs:
 
         def run(call):
             worker.count_call()
+            if name == "park" and worker.fleet._within(worker.fleet.store_full, worker.fleet.now):
+                raise StoreFull("memory", "full")
             return worker.fleet.call_store(call.run)
 
         return lambda *args, **kwargs: MemoryStoreCall(partial(run, call(*args, **kwargs)))

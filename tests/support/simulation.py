@@ -34,6 +34,7 @@ from bucketflow_celery.stats import Stats
 from bucketflow_celery.store.active_limits import ActiveLimits
 from bucketflow_celery.store.calls import BlockingRunner, WorkerContext
 from bucketflow_celery.testing import MemoryStore
+from bucketflow_celery.worker.queueing_delay import QueueingDelay
 
 START = 1000.0
 EPOCH = 1_700_000_000.0
@@ -47,6 +48,7 @@ class Job:
     Attributes:
         acks_late: Whether the task is acknowledged after it ran, if it was dispatched from the backlog.
         message: Identifies the message; ``None``: each job has a message of its own.
+        revoked_at, expires_at: When it is revoked, and when it expires.
         starts: When it started.
         path: The levels it passed when it started last.
         errors: The errors it failed with.
@@ -65,6 +67,7 @@ class Job:
     max_wait: float | None = None
     on_limit: str = "retry"
     revoked_at: float | None = None
+    expires_at: float | None = None
     acks_late: bool = False
     rank: int = 0
     message: str | None = None
@@ -89,6 +92,7 @@ class Delivery:
     One delivery of a job, by the broker or from the backlog.
 
     Attributes:
+        eta: Until when its worker keeps it before it is due, in seconds from the start.
         on_end: For a dispatched task: reports its outcome; ``None`` for a delivery by the broker.
         settled: Whether it was acknowledged or rejected.
     """
@@ -97,6 +101,7 @@ class Delivery:
     ticket: Ticket = NO_TICKET
     message: str = ""
     redelivered: bool = False
+    eta: float = 0.0
     on_end: Callable[[bool], None] | None = None
     settled: bool = False
 
@@ -110,9 +115,13 @@ class Fleet:
         workers: Number of workers.
         slots: Pool slots of each worker.
         prefetch: Most unacknowledged deliveries of each worker, beside those it holds in a widened window.
-        max_hold, max_countdown: Seconds; see :class:`bucketflow_celery.admission.interfaces.WaitLimits`.
+        max_hold, max_countdown, max_unacknowledged: Seconds; see
+            :class:`bucketflow_celery.admission.interfaces.WaitLimits`.
+        read_seconds: Seconds that a worker takes to receive one message. Above 0, a deferred task goes to the end of
+            its queue at once, and the worker that receives it keeps it until its ETA; *lateness* has no effect.
         lateness: Maps the number of a deferral, from 0, to the seconds by which the broker delivers it late.
         store_down, broker_down: Intervals, in seconds from the start, in which calls to the store, or publishing, fail.
+        store_full: Intervals in which the store has no memory for more parked tasks.
         lost_replies: Whether a failing call takes effect: only its reply is lost.
         latency: Seconds of one round trip to the store; 0: the reply is immediate.
         parks: Whether the workers park tasks.
@@ -131,8 +140,11 @@ class Fleet:
         on_store_error="hold",
         max_hold=600.0,
         max_countdown=900.0,
+        max_unacknowledged=math.inf,
+        read_seconds=0.0,
         lateness=lambda _number: 0.0,
         store_down=(),
+        store_full=(),
         broker_down=(),
         lost_replies=False,
         latency=0.0,
@@ -144,18 +156,18 @@ class Fleet:
     ):
         self.clock = FakeClock(START)
         self.store = MemoryStore(self.clock)
-        self.lateness, self.lost_replies = lateness, lost_replies
-        self.store_down, self.broker_down = store_down, broker_down
+        self.read_seconds, self.lateness, self.lost_replies = read_seconds, lateness, lost_replies
+        self.store_down, self.store_full, self.broker_down = store_down, store_full, broker_down
         self.latency, self.parks, self.tells_redelivery = latency, parks, tells_redelivery
         self.settings = Settings(
             limits=parsed(limits), on_store_error=on_store_error, backlog_limit=backlog_limit, lease=lease
         )
         self.jobs = []
         self.queues = {queue: deque() for queue in queues}
-        self.events = []
+        self.events, self.unacknowledged = [], []
         self.order = itertools.count()
         self.deferral_numbers, self.message_numbers, self.lost_call_numbers = (itertools.count() for _ in range(3))
-        self.options = {"max_hold": max_hold, "max_countdown": max_countdown}
+        self.wait_limits = WaitLimits(max_hold, max_countdown, max_unacknowledged)
         self.workers = [Worker(self, f"w{number}", slots, prefetch) for number in range(workers)]
 
     # Time
@@ -242,6 +254,10 @@ class Fleet:
             return False
         delivery = Delivery(job, Ticket.read(json.loads(json.dumps(ticket.write()))), self.new_message())
         number = next(self.deferral_numbers)
+        if self.read_seconds:
+            delivery.eta = self.now + countdown
+            self.publish(delivery)
+            return True
         self.after(countdown + self.lateness(number), lambda: self.deliver_deferred(delivery, number))
         return True
 
@@ -286,6 +302,10 @@ class Fleet:
             for level in job.path:
                 buckets.setdefault(level.key, (level, []))[1].append((at, job.cost))
         return buckets
+
+    def longest_unacknowledged(self):
+        """Return the longest time in seconds for which a message was delivered and not acknowledged."""
+        return max(self.unacknowledged)
 
     def lost(self):
         """Return the jobs that have neither started nor ended."""
@@ -348,6 +368,8 @@ class Worker:
         held: The held tasks, each with the level that holds it; ``None``: they wait for the store.
         widened: Held tasks that do not count in the prefetch window.
         full: Queues that are not consumed for the time being.
+        not_due: How many deferred tasks it keeps until their ETA.
+        reads_from: When it can receive the next message, in seconds.
     """
 
     def __init__(self, fleet, name, slots, prefetch):
@@ -365,16 +387,18 @@ class Worker:
         self.context = WorkerContext(self.fleet.settings, self.store, self.active_limits, self.stats)
         self.busy, self.unacked = 0, {}
         self.held, self.widened, self.full = {}, set(), set()
+        self.not_due, self.reads_from = 0, 0.0
+        self.received = Counter()
+        self.delay = QueueingDelay(
+            lambda queue: len(self.fleet.queues[queue]), self.received.__getitem__, self.monotonic
+        )
         self.waiting_for_slot = self.timer = self.admission = self.parking = None
 
     def open(self):
         """Connect to the broker."""
         with suppress(StoreUnavailable):
             self.active_limits.refresh()
-        options = self.fleet.options
-        self.admission = AdmissionController(
-            self, self.context, self.runner(), WaitLimits(options["max_hold"], options["max_countdown"])
-        )
+        self.admission = AdmissionController(self, self.context, self.runner(), self.fleet.wait_limits)
         if self.fleet.parks:
             if self.parking is None:
                 self.parking = Parking(self)
@@ -456,11 +480,29 @@ class Worker:
         return len(self.unacked)
 
     def can_receive(self, queue):
-        return self.is_up() and queue not in self.full and self.unacknowledged - len(self.widened) < self.prefetch
+        if self.fleet.now < self.reads_from - 1 / SECOND:
+            return False
+        in_window = self.unacknowledged - len(self.widened) - self.not_due
+        return self.is_up() and queue not in self.full and in_window < self.prefetch
 
     def deliver(self, delivery):
         delivery.job.deliveries += 1
-        self.unacked[delivery] = None
+        self.unacked[delivery] = self.fleet.now
+        if self.fleet.read_seconds:
+            self.reads_from = self.fleet.now + self.fleet.read_seconds
+            self.later(self.fleet.read_seconds, self.fleet.deliver)
+        if delivery.eta > self.fleet.now:
+            self.not_due += 1
+            self.later(delivery.eta - self.fleet.now, lambda: self.submit_due(delivery))
+        else:
+            self.submit(delivery)
+
+    def submit_due(self, delivery):
+        self.not_due -= 1
+        self.submit(delivery)
+
+    def submit(self, delivery):
+        self.received[delivery.job.queue] += 1
         ticket = delivery.ticket
         task = PendingTask(
             delivery,
@@ -469,7 +511,10 @@ class Worker:
             ticket.waiting_since,
             dict(ticket.reservations),
             redelivered=delivery.redelivered if delivery.redelivered or self.fleet.tells_redelivery else None,
+            has_returned=ticket is not NO_TICKET,
+            due_since=ticket.due_since,
             can_park=True,
+            expires_at=None if delivery.job.expires_at is None else EPOCH + START + delivery.job.expires_at,
         )
         self.admission.submit(task)
 
@@ -495,12 +540,12 @@ class Worker:
         if delivery.on_end is not None:
             delivery.on_end(False)  # noqa: FBT003 - it does not return to its lane
             return
-        del self.unacked[delivery]
+        self.fleet.unacknowledged.append(self.fleet.now - self.unacked.pop(delivery))
         if any(self.fleet.queues.values()):
             self.fleet.after(0, self.fleet.deliver)
 
     def is_revoked(self, job):
-        return job.revoked_at is not None and self.fleet.now >= job.revoked_at
+        return any(at is not None and self.fleet.now >= at for at in (job.revoked_at, job.expires_at))
 
     def later(self, seconds, callback, process=None):
         """Call *callback* in *seconds*; after a freeze, if the process is frozen; never, if it was killed."""
@@ -574,13 +619,16 @@ class Worker:
         return is_revoked
 
     def defer(self, task, countdown):
-        assert 0 < countdown <= self.fleet.options["max_countdown"] + 10
-        ticket = Ticket(dict(task.reservations), task.waiting_since)
+        assert 0 <= countdown <= self.fleet.wait_limits.max_countdown + 10
+        ticket = Ticket(dict(task.reservations), task.waiting_since, task.due_since)
         if not self.fleet.publish_deferred(task.request.job, countdown, ticket):
             return False
         task.request.job.deferrals += 1
         self.acknowledge(task.request)
         return True
+
+    def queueing_delay(self, queue):
+        return self.delay.of(queue) if self.fleet.read_seconds else 0.0
 
     def requeue(self, task):
         delivery = task.request

@@ -23,10 +23,10 @@ local function doubles(packed)
   return {parse('<' .. ('d'):rep(#packed / 8), packed)}
 end
 local limits, requests, time = doubles(ARGV[2]), doubles(ARGV[3]), now()
-local levels, full_at, reserved_until, rebased, changed, exhausted = {}, {}, {}, {}, {}, {}
+local levels, full_at, reserved_until, rebased, debts, changed, exhausted = {}, {}, {}, {}, {}, {}, {}
 for i = 1, #limits / 3 do
   levels[i] = {capacity = limits[3 * i - 2], fill_rate = limits[3 * i - 1], blocks_queue = limits[3 * i] == 1}
-  full_at[i], reserved_until[i], rebased[i] = rebased_on(levels[i], stored[i + 1], time)
+  full_at[i], reserved_until[i], rebased[i], debts[i] = rebased_on(levels[i], stored[i + 1], time)
 end
 
 -- Return whether a fresh task of tenant would overtake a parked one. Mirrors Backlog.blocks.
@@ -68,6 +68,8 @@ while at < #requests do
     local is_expired = next_start > time or (reserved > 0 and reserved + RESERVATION_TTL <= time)
     if is_expired and full + RESERVATION_TTL <= time then
       reserved_until[n], next_start, changed[n] = 0, 0, true
+    elseif next_start > time and full + LATE <= time then
+      next_start = math.min(next_start, full + RESERVATION_TTL)
     end
     local deficit = (full > time and full - time or 0) + increment
     local level_wait = ceil(deficit - span(level) - HALF_TICK)
@@ -86,7 +88,7 @@ while at < #requests do
     local reserves = wait <= max_wait
     if reserves and requests[binding + 1] == 0 then
       local n = requests[binding]
-      requests[binding + 1], reserved_until[n], changed[n] = start, start, true
+      requests[binding + 1], reserved_until[n], changed[n] = start, math.max(reserved_until[n], start), true
     end
     for i = first, reserves and not bound.blocks_queue and last or 0, 2 do
       if not levels[requests[i]].blocks_queue and waits[i] > 0 and requests[i + 1] == 0 then
@@ -96,7 +98,8 @@ while at < #requests do
     exhausted[requests[binding]] = bound.blocks_queue
   elseif is_evaluated then
     for i = first, last, 2 do
-      full_at[requests[i]], changed[requests[i]] = taken[i], true
+      local n = requests[i]
+      full_at[n], changed[n], debts[n] = taken[i], true, debts[n] and owe(debts[n], time, cost)
     end
   end
 
@@ -113,9 +116,8 @@ end
 
 for i, level in ipairs(levels) do
   if changed[i] then
-    local ttl = lifetime(full_at[i], reserved_until[i], time)
-    if ttl > 0 then
-      redis.call('SET', KEYS[i + 1], pack(level, full_at[i], reserved_until[i]), 'PX', ttl)
+    if lifetime(full_at[i], reserved_until[i], time, debts[i]) > 0 then
+      write_level(KEYS[i + 1], level, full_at[i], reserved_until[i], time, debts[i])
     else
       redis.call('DEL', KEYS[i + 1])
     end

@@ -1,10 +1,11 @@
 -- backlog: the state of one queue's backlog. Prelude of the scripts that use it, behind level.lua.
--- KEYS[1..12] are the same for all of these scripts, one hash tag:
+-- KEYS[1..13] are the same for all of these scripts, one hash tag:
 --   version   of the limits
 --   messages  hash: uid -> message
 --   tenants   hash: tenant -> {tag, turn, cost, types = {task -> {turn, lanes = {rank -> length}}}}, as MessagePack; turn
 --             numbers the tenant's services, and of a type it is the number of the latest one
---   ready     sorted set: tenant -> tag
+--   ready     sorted set, all scores 0: task, a zero byte, tag as a big-endian double, tenant. By lexicographic range it is
+--             an order of the tenants by tag for each task type, under one key
 --   delayed   sorted set: tenant -> µs at which it becomes ready again
 --   idle      sorted set: tenant without tasks -> tag, until the virtual time passes the tag
 --   polls     sorted set: worker -> µs at which it is expected to poll
@@ -13,11 +14,12 @@
 --   owned     hash of the calling worker: uid -> {queue, tenant, task, rank, item}, as MessagePack
 --   workers   sorted set: worker -> µs at which its lease expires; RECLAIMED while its tasks are being reclaimed
 --   queues    set: queues with parked tasks
+--   types     hash: task type that was parked since the backlog was empty -> a worker that can run it, or an empty string
 -- A lane is a list of items. An item is one byte (redelivered), the packed doubles since, cost and deadline, and the uid.
 -- mirrors  bucketflow_celery/scheduling/backlog.py: Backlog, Tenant, TypeLanes
 local VERSION, MESSAGES, TENANTS, READY, DELAYED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local IDLE, POLLS, DEDUP, META, OWNED, WORKERS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
-local QUEUES = KEYS[12]
+local QUEUES, TYPES = KEYS[12], KEYS[13]
 
 -- Return three functions over ARGV from start on: read a word, read a number, and tell whether there is more.
 local function reader(start)
@@ -94,11 +96,45 @@ local function virtual_time()
   return tonumber(redis.call('HGET', META, 'virtual') or 0)
 end
 
+local function ready_member(task, tag, name)
+  return task .. '\0' .. struct.pack('>d', tag) .. name
+end
+
+local function set_ready(task, name, tag)
+  redis.call('ZADD', READY, 0, ready_member(task, tag, name))
+end
+
+-- Return whether a task of this type was ready.
+local function clear_ready(task, name, tag)
+  return redis.call('ZREM', READY, ready_member(task, tag, name)) == 1
+end
+
+-- Return the first tenants with a ready task of this type: {tag, name} of each.
+local function first_ready(task, count)
+  local found, prefix = {}, task .. '\0'
+  for i, member in ipairs(redis.call('ZRANGEBYLEX', READY, '[' .. prefix, '(' .. task .. '\1', 'LIMIT', 0, count)) do
+    local tag, at = struct.unpack('>d', member, #prefix + 1)
+    found[i] = {tag = tag, name = member:sub(at)}
+  end
+  return found
+end
+
+local function set_tag(name, tenant, tag)
+  for task in pairs(tenant.types) do
+    if clear_ready(task, name, tenant.tag) then
+      set_ready(task, name, tag)
+    end
+  end
+  tenant.tag = tag
+  changed_tenants[name] = true
+end
+
 -- The tag moves up to the virtual time: a tenant earns no credit while it is delayed.
 local function wake(name, tenant, virtual)
-  tenant.tag = math.max(virtual, tenant.tag)
-  changed_tenants[name] = true
-  redis.call('ZADD', READY, tenant.tag, name)
+  set_tag(name, tenant, math.max(virtual, tenant.tag))
+  for task in pairs(tenant.types) do
+    set_ready(task, name, tenant.tag)
+  end
 end
 
 local function enter(key, lane, item, front)
@@ -108,7 +144,6 @@ local function enter(key, lane, item, front)
     redis.call('ZREM', IDLE, lane.tenant)
     tenant = {tag = tag, turn = 0, cost = 0, types = {}}
     records[lane.tenant] = tenant
-    redis.call('ZADD', READY, tag, lane.tenant)
   end
   changed_tenants[lane.tenant] = true
   local kind = tenant.types[lane.task]
@@ -120,6 +155,8 @@ local function enter(key, lane, item, front)
     tenant.turn = tenant.turn + 1
     kind = {turn = tenant.turn, lanes = {}}
     tenant.types[lane.task] = kind
+    redis.call('HSETNX', TYPES, lane.task, '')
+    set_ready(lane.task, lane.tenant, tenant.tag)
   end
   local length = redis.call(front and 'LPUSH' or 'RPUSH', key, pack_item(item))
   kind.lanes[lane.rank] = length
@@ -138,11 +175,11 @@ local function pop_head(name, tenant, task, rank, count)
   end
   if next(lanes) == nil then
     tenant.types[task] = nil
+    clear_ready(task, name, tenant.tag)
   end
   changed_tenants[name] = true
   if next(tenant.types) == nil then
     records[name] = false
-    redis.call('ZREM', READY, name)
     redis.call('ZREM', DELAYED, name)
     redis.call('ZADD', IDLE, tenant.tag, name)
   end
@@ -175,7 +212,7 @@ local function reset_if_empty(queue)
   if tonumber(redis.call('HGET', META, 'count') or 0) > 0 then
     return true
   end
-  redis.call('DEL', META, IDLE, POLLS)
+  redis.call('DEL', META, IDLE, POLLS, TYPES)
   redis.call('SREM', QUEUES, queue)
   return false
 end

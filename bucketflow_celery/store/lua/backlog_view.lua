@@ -1,9 +1,16 @@
 -- backlog_view: read the lanes and costs of every tenant with parked tasks in one queue.
 -- KEYS     see backlog.lua
 -- ARGV     none
--- returns  {now µs, {for each tenant: name, cost of its tasks ("%.17g"), {for each lane: task, rank, length}}}
+-- returns  {now µs, {for each tenant: name, cost of its tasks ("%.17g"), {for each lane: task, rank, length}}, {parked task
+--          types that no live worker can run}}
 -- errors   none: nothing is written
 -- mirrors  nothing: it only reads
+local time, unclaimed, claims = now(), {}, redis.call('HGETALL', TYPES)
+for at = 1, #claims, 2 do
+  if tonumber(redis.call('ZSCORE', WORKERS, claims[at + 1]) or RECLAIMED) <= time and first_ready(claims[at], 1)[1] then
+    unclaimed[#unclaimed + 1] = claims[at]
+  end
+end
 local tenants, entries = {}, redis.call('HGETALL', TENANTS)
 for at = 1, #entries, 2 do
   local tenant, lanes = cmsgpack.unpack(entries[at + 1]), {}
@@ -14,4 +21,4 @@ for at = 1, #entries, 2 do
   end
   tenants[#tenants + 1] = {entries[at], exact(tenant.cost), lanes}
 end
-return {now(), tenants}
+return {time, tenants, unclaimed}

@@ -11,10 +11,10 @@ for i = 1, #KEYS do
 end
 for i, key in ipairs(KEYS) do
   local limit, reservation = limit_of(ARGV[3 * i - 1], ARGV[3 * i]), tonumber(ARGV[3 * i + 1])
-  local full_at, reserved_until = rebased_on(limit, redis.call('GET', key), time)
+  local full_at, reserved_until, _, debt = rebased_on(limit, redis.call('GET', key), time)
   if reservation == latest and reservation > time and reserved_until > time then
     reserved_until = math.max(0, reserved_until - cost * SECOND / limit.fill_rate)
-    redis.call('SET', key, pack(limit, full_at, reserved_until), 'PX', math.max(1, lifetime(full_at, reserved_until, time)))
+    write_level(key, limit, full_at, reserved_until, time, debt)
     shortened = shortened + 1
   end
 end

@@ -1,12 +1,14 @@
 -- dispatch: dispatch the parked tasks that are next, as many as the worker has free slots, and take their tokens.
 -- KEYS     see backlog.lua, then levels and lanes
--- ARGV     version the caller knows, queue, channel, worker, free slots; then how many levels all tasks pass, and each;
---          then for each tenant: name, weight, 1 and its level or 0, how many types, and for each:
---          task, 1 if the worker can run it, 1 if paused, 1 and its level or 0, how many lanes, and for each: rank, index in
---          KEYS. A level is: index in KEYS, capacity, fill_rate
+-- ARGV     version the caller knows, queue, channel, worker, free slots; how many parked task types the worker can run, and
+--          each; how many it cannot run, and each; then how many levels all tasks pass, and each;
+--          then for each tenant: name, weight, 1 and its level or 0, how many types that the worker can run, and for each:
+--          task, 1 if paused, 1 and its level or 0, how many lanes, and for each: rank, index in KEYS. A level is: index in
+--          KEYS, capacity, fill_rate
 -- returns  {version} if it is another one; {version, -2} if the worker has no lease; else {version, µs to wait (-1 = until a
 --          notification), {for each task: uid, 1 admitted | 0, tenant, task, rank, 1 if redelivered, since µs, cost,
---          deadline µs, message}, {for each tenant that may be next: name, {for each type: task, {ranks}}}}
+--          deadline µs, message}, {for each tenant that may be next: name, {for each type: task, {ranks}}}, {all parked task
+--          types}, {those of the types that it cannot run that no live worker can run either}}
 -- errors   none after the first write
 -- mirrors  bucketflow_celery/scheduling/dispatch.py: dispatch
 local time = now()
@@ -24,6 +26,22 @@ redis.call('ZREM', POLLS, worker)
 
 local word, number, has_more = reader(6)
 
+local function read_words()
+  local words = {}
+  for i = 1, number() do
+    words[i] = word()
+  end
+  return words
+end
+local tasks, other_tasks = read_words(), read_words()
+local is_own, is_other, is_named = {}, {}, true
+for _, task in ipairs(tasks) do
+  is_own[task] = true
+end
+for _, task in ipairs(other_tasks) do
+  is_other[task] = true
+end
+
 local function read_levels()
   local levels = {}
   for i = 1, number() do
@@ -33,7 +51,7 @@ local function read_levels()
 end
 
 local function read_type()
-  local kind = {known = word() == '1', paused = word() == '1', own = read_levels(), lanes = {}}
+  local kind = {paused = word() == '1', own = read_levels(), lanes = {}}
   for _ = 1, number() do
     local rank = number()
     kind.lanes[rank] = KEYS[number()]
@@ -53,12 +71,12 @@ while has_more() do
   candidates[name] = candidate
 end
 
-local limits, full_at, reserved_until, changed = {}, {}, {}, {}
+local limits, full_at, reserved_until, changed, debts = {}, {}, {}, {}, {}
 local function wait_at(level, cost)
   local key = level.key
   if not limits[key] then
     limits[key] = level
-    full_at[key], reserved_until[key], changed[key] = rebased_on(level, redis.call('GET', KEYS[key]), time)
+    full_at[key], reserved_until[key], changed[key], debts[key] = rebased_on(level, redis.call('GET', KEYS[key]), time)
   end
   return wait_for(level, full_at[key], time, cost)
 end
@@ -80,6 +98,7 @@ end
 local function take_all(path, cost)
   for _, level in ipairs(path) do
     full_at[level.key] = take(level, full_at[level.key], time, cost)
+    debts[level.key] = debts[level.key] and owe(debts[level.key], time, cost)
     changed[level.key] = true
   end
 end
@@ -94,8 +113,50 @@ for _, name in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', time, 'LIMIT'
   wake(name, record_of(name), virtual)
 end
 
+-- Record that the worker can run the parked task types for which no live worker is recorded.
+local function is_live(name)
+  return tonumber(redis.call('ZSCORE', WORKERS, name) or RECLAIMED) > time
+end
+local types, unclaimed, parked_tasks, entries = {}, {}, {}, redis.call('HGETALL', TYPES)
+for at = 1, #entries, 2 do
+  local task, claimant = entries[at], entries[at + 1]
+  types[#types + 1] = task
+  is_named = is_named and (is_own[task] or is_other[task])
+  local is_claimed = is_live(claimant)
+  if not is_claimed and is_own[task] then
+    redis.call('HSET', TYPES, task, worker)
+  elseif not is_claimed and is_other[task] and first_ready(task, 1)[1] then
+    unclaimed[#unclaimed + 1] = task
+  end
+  if not is_other[task] then
+    parked_tasks[#parked_tasks + 1] = task
+  end
+end
+table.sort(types)
+table.sort(unclaimed)
+
+-- Return the names of the first tenants with a ready task of one of these types, lowest tag first.
+local function first_tenants(of, count)
+  local found, seen, names = {}, {}, {}
+  for _, task in ipairs(of) do
+    for _, one in ipairs(first_ready(task, count)) do
+      if not seen[one.name] then
+        seen[one.name] = true
+        found[#found + 1] = one
+      end
+    end
+  end
+  table.sort(found, function(one, other)
+    return one.tag < other.tag or (one.tag == other.tag and one.name < other.name)
+  end)
+  for i = 1, math.min(count, #found) do
+    names[i] = found[i].name
+  end
+  return names
+end
+
 local dispatched, uids, owned = {}, {}, {}
-local admitted, skipped, incomplete, ready_at, retry_at, interval = 0, 0, false, nil, nil, 0
+local admitted, incomplete, ready_at, interval = 0, false, nil, 0
 
 local function stop_incomplete()
   incomplete, ready_at = true, time
@@ -120,8 +181,7 @@ local function charge(name, tenant, candidate, task, kind, cost)
   take_all(candidate.own, cost)
   take_all(kind.own, cost)
   virtual = tenant.tag
-  tenant.tag = tenant.tag + cost / candidate.weight
-  redis.call('ZADD', READY, tenant.tag, name)
+  set_tag(name, tenant, tenant.tag + cost / candidate.weight)
   tenant.turn = tenant.turn + 1
   tenant.types[task].turn = tenant.turn
   admitted = admitted + 1
@@ -160,37 +220,43 @@ local function serve_type(name, tenant, candidate, task, kind, rank)
   return 0
 end
 
--- Serve one task. Return 0, or the µs to delay the tenant, or nil if its other types are for other workers.
+-- Serve one task. Return 0, or the µs for which to delay the types that this worker can run.
 local function serve_tenant(name, tenant, candidate)
-  local delay, is_for_others
+  local delay
   for _, task in ipairs(service_order(tenant)) do
-    local kind = candidate.types[task]
-    local rank = ranks_of(tenant.types[task])[1]
-    if not kind or not kind.lanes[rank] then
-      stop_incomplete()
-      return 0
-    end
-    if kind.known then
+    if is_own[task] and redis.call('ZSCORE', READY, ready_member(task, tenant.tag, name)) then
+      local kind = candidate.types[task]
+      local rank = ranks_of(tenant.types[task])[1]
+      if not kind or not kind.lanes[rank] then
+        stop_incomplete()
+        return 0
+      end
       local wait = kind.paused and PAUSED_DELAY or serve_type(name, tenant, candidate, task, kind, rank)
       if wait == 0 or ready_at then
         return 0
       end
       delay = math.min(delay or wait, wait)
-    else
-      is_for_others = true
     end
-  end
-  if is_for_others and delay then -- the tenant stays ready: a worker that runs the other types need not wait
-    retry_at = math.min(retry_at or time + delay, time + delay)
-    return nil
   end
   return delay
 end
 
+-- Delay the types that this worker can run. The others stay ready for other workers.
+local function delay_tenant(name, tenant, until_at)
+  for _, task in ipairs(tasks) do
+    clear_ready(task, name, tenant.tag)
+  end
+  local delayed_until = tonumber(redis.call('ZSCORE', DELAYED, name) or until_at)
+  redis.call('ZADD', DELAYED, math.min(until_at, delayed_until), name)
+end
+
 local examined = 0
-while admitted < free and examined < MAX_TENANTS do
+if not is_named then
+  stop_incomplete()
+end
+while is_named and admitted < free and examined < MAX_TENANTS do
   examined = examined + 1
-  local name = redis.call('ZRANGE', READY, skipped, skipped)[1]
+  local name = first_tenants(tasks, 1)[1]
   if not name then
     break
   end
@@ -199,25 +265,22 @@ while admitted < free and examined < MAX_TENANTS do
     stop_incomplete()
     break
   end
-  local delay = serve_tenant(name, record_of(name), candidate)
+  local tenant = record_of(name)
+  local delay = serve_tenant(name, tenant, candidate)
   if ready_at then
     break
   end
-  if not delay then
-    skipped = skipped + 1
-  elseif delay > 0 then
-    redis.call('ZREM', READY, name)
-    redis.call('ZADD', DELAYED, time + delay, name)
+  if delay > 0 then
+    delay_tenant(name, tenant, time + delay)
   end
 end
-local has_more_tenants = admitted >= free or (examined >= MAX_TENANTS and skipped < MAX_TENANTS)
-if not ready_at and has_more_tenants and redis.call('EXISTS', READY) == 1 then
+local has_more_tenants = admitted >= free or examined >= MAX_TENANTS
+if not ready_at and has_more_tenants and first_tenants(tasks, 1)[1] then
   ready_at = time + longest_wait(common, 1)
 end
 
 for key in pairs(changed) do
-  local ttl = math.max(1, lifetime(full_at[key], reserved_until[key], time))
-  redis.call('SET', KEYS[key], pack(limits[key], full_at[key], reserved_until[key]), 'PX', ttl)
+  write_level(KEYS[key], limits[key], full_at[key], reserved_until[key], time, debts[key])
 end
 if #dispatched > 0 then
   redis.call('HSET', OWNED, unpack(owned))
@@ -238,8 +301,7 @@ local function delayed_until(at)
   return found[1] and tonumber(found[2])
 end
 if not ready_at then
-  local first = delayed_until(0)
-  ready_at = first and retry_at and math.min(first, retry_at) or first or retry_at
+  ready_at = delayed_until(0)
 end
 local wait = -1
 if admitted >= free then
@@ -279,6 +341,6 @@ local function add_summaries(names)
     next_tenants[#next_tenants + 1] = types
   end
 end
-add_summaries(redis.call('ZRANGE', READY, 0, free + skipped + SPARE_TENANTS - 1))
+add_summaries(first_tenants(parked_tasks, free + SPARE_TENANTS))
 add_summaries(redis.call('ZRANGE', DELAYED, 0, SPARE_TENANTS - 1))
-return {version, wait, dispatched, next_tenants}
+return {version, wait, dispatched, next_tenants, types, unclaimed}

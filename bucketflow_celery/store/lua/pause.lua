@@ -4,6 +4,7 @@
 -- returns  1 if that is new | 0
 -- errors   none after the first write
 -- mirrors  nothing: it only stores a value
+redis.call('SREM', KEYS[3], '') -- the first write must not need memory: see dispatch.lua
 local changed = redis.call(ARGV[2] == '1' and 'SADD' or 'SREM', KEYS[3], ARGV[3])
 announce(KEYS, ARGV[1])
 return changed

@@ -10,7 +10,7 @@ local kind = tenant and tenant.types[task]
 if not kind or not kind.lanes[rank] then
   return 0
 end
-local deleted = redis.call('LPOP', KEYS[13], ARGV[5]) or {}
+local deleted = redis.call('LPOP', KEYS[14], ARGV[5]) or {}
 for _, packed in ipairs(deleted) do
   local item = item_of(packed)
   redis.call('HDEL', MESSAGES, item.uid)

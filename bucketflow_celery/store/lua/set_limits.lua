@@ -4,6 +4,7 @@
 -- returns  1
 -- errors   none after the first write
 -- mirrors  nothing: it only stores a value
+redis.call('DEL', KEYS[1]) -- the first write must not need memory: see dispatch.lua
 if ARGV[2] == '' then
   redis.call('DEL', KEYS[2])
 else

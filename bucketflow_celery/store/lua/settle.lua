@@ -3,7 +3,8 @@
 -- ARGV     queue, channel, worker that holds the tasks, 1 if they are reclaimed because its lease expired;
 --          how many have ended, and their uids; how many the broker has acknowledged, and their uids;
 --          how many return to the front of their lane, and for each: uid, index of its lane, 1 if it may have started;
---          then for each task whose tokens are refunded: cost, how many levels, and for each: index in KEYS
+--          then for each task that is refunded: cost, tenant, by how much its dispatch moved the tag of the tenant, how many
+--          levels, and for each: index in KEYS
 -- returns  {1, how many returned}; {0, 0} if the lease has not expired
 -- errors   none after the first write
 -- mirrors  bucketflow_celery/scheduling/leases.py: settle
@@ -45,22 +46,38 @@ for _ = 1, number() do
   end
 end
 if returned > 0 then
-  save()
   redis.call('SADD', QUEUES, queue)
   notify(time, time, channel, queue)
 end
+local function refund_turn(name, share) -- mirrors Backlog.refund_turn
+  local virtual, tenant = virtual_time(), record_of(name)
+  local tag = tenant and tenant.tag or tonumber(redis.call('ZSCORE', IDLE, name) or nil)
+  local refunded = tag and math.max(tag - share, math.min(tag, virtual))
+  if tenant then
+    set_tag(name, tenant, refunded)
+  elseif tag then
+    redis.call('ZADD', IDLE, refunded, name)
+  end
+end
 while has_more() do -- mirrors refund_path in backlog.py
-  local cost = number()
+  local cost, tenant, share = number(), word(), number()
+  refund_turn(tenant, share)
   for _ = 1, number() do
     local key = KEYS[number()]
-    local full_at, reserved_until, capacity, fill_rate = level_of(redis.call('GET', key))
-    if full_at > time then -- under the stored limit: the limit in force may have changed since the tokens were taken
+    local full_at, reserved_until, capacity, fill_rate, debt = level_of(redis.call('GET', key))
+    if full_at > time or debt then -- under the stored limit: another may be in force since the tokens were taken
       local limit = {capacity = capacity, fill_rate = fill_rate}
-      full_at = refund(limit, full_at, time, cost)
-      redis.call('SET', key, pack(limit, full_at, reserved_until), 'PX', math.max(1, lifetime(full_at, reserved_until, time)))
+      if full_at > time then
+        full_at = refund(limit, full_at, time, cost)
+      end
+      if debt and debt.at > time then
+        debt.at = math.max(time, debt.at - cost * SECOND / debt.rate)
+      end
+      write_level(key, limit, full_at, reserved_until, time, debt)
     end
   end
 end
+save()
 if reclaims and redis.call('EXISTS', OWNED) == 0 then
   redis.call('ZREM', WORKERS, worker)
 end

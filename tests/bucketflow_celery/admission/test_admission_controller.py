@@ -67,6 +67,68 @@ def test_late_tickets_cause_no_burst_and_one_request_per_token():
     assert fleet.calls() < 4 * len(jobs)
 
 
+# A deep queue
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("depth", "fill_rate"), [(1500, 5), (3000, 20), (3000, 100)])
+def test_a_deep_backlog_that_stands_before_the_workers_runs_at_its_limit_and_in_order(depth, fill_rate, workers):
+    jobs = [Job(tenant="a") for _ in range(depth)]
+    fleet = Fleet({"tenants": {"*": Limit(10, fill_rate)}}, workers=workers, read_seconds=0.004)
+    for job in jobs:
+        fleet.send(job)
+    seconds = 30
+    fleet.run(seconds)
+    assert_no_window_over(fleet)
+    started = [jobs.index(job) for _, job in fleet.starts()]
+    assert len(started) >= 0.98 * min(depth, 10 + seconds * fill_rate)
+    assert max(abs(place - number) for number, place in enumerate(started)) <= 0.01 * depth
+    assert max(job.deliveries for job in jobs) <= 2
+
+
+def test_a_deep_backlog_of_one_tenant_delays_no_other_tenant_by_more_than_it_takes_to_read_it():
+    jobs = [Job(tenant="a") for _ in range(2000)]
+    others = [Job(tenant=f"t{number}") for number in range(100)]
+    fleet = Fleet({"tenants": {"*": Limit(10, 5)}}, workers=2, read_seconds=0.004)
+    for job in [*jobs, *others]:
+        fleet.send(job)
+    fleet.run(30)
+    assert max(job.starts[0] for job in others) <= 2100 * 0.004
+
+
+# A due task and a busy worker
+
+
+@pytest.mark.parametrize("level", ["tenants", "tasks"])
+def test_a_due_task_without_a_slot_starts_in_another_worker(level):
+    fleet = Fleet({level: {"*": Limit(1, 1)}}, workers=2, slots=1)
+    limited = [fleet.send(Job(tenant="a", name="f")) for _ in range(20)]
+    fleet.send(Job(at=0.5, tenant="b", name="g", duration=60))
+    fleet.run(60)
+    assert_no_window_over(fleet)
+    assert max(job.starts[0] for job in limited) <= 19 + 1
+    assert max(job.deliveries for job in limited) <= 4
+
+
+def test_a_due_task_that_no_worker_has_a_slot_for_makes_few_trips():
+    fleet = Fleet({"tenants": {"*": Limit(1, 1)}}, workers=2, slots=1)
+    limited = [fleet.send(Job(tenant="a")) for _ in range(20)]
+    for _ in range(2):
+        fleet.send(Job(at=0.5, tenant="b", duration=600, name="g"))
+    fleet.run(700)
+    assert not fleet.lost()
+    assert max(job.deliveries for job in limited) <= 25
+
+
+def test_no_message_stays_unacknowledged_for_longer_than_a_worker_may_keep_it():
+    fleet = Fleet({"tenants": {"a": Limit(1, 0.1)}}, slots=1, prefetch=50, max_countdown=4, max_unacknowledged=5)
+    for number in range(20):
+        fleet.send(Job(tenant="ab"[number % 2], duration=7))
+    fleet.run_out()
+    assert not fleet.lost()
+    assert fleet.longest_unacknowledged() <= 5 + 1.1
+
+
 # Changes of limits
 
 
@@ -249,6 +311,18 @@ def test_a_wait_beyond_max_countdown_costs_one_deferral_per_countdown():
     assert_all_ran_once(fleet)
     for job in jobs:
         assert job.deferrals <= -(-job.starts[0] // 20)
+
+
+@pytest.mark.parametrize("level", ["queues", "tenants", "tasks"])
+@pytest.mark.parametrize("on_limit", ["retry", "hold"])
+def test_tasks_that_expire_before_they_could_start_delay_no_other_task(level, on_limit):
+    first, last = Job(tenant="a", on_limit=on_limit), Job(at=1.5, tenant="a", on_limit=on_limit)
+    expiring = [Job(at=1.0, tenant="a", on_limit=on_limit, expires_at=3.0) for _ in range(4)]
+    fleet = play({level: {"*": Limit(1, 0.2)}}, [first, *expiring, last], workers=2)
+    assert first.starts == [0.0]
+    assert last.starts == [pytest.approx(5.0, abs=0.01)]
+    assert [job.outcomes for job in expiring] == [job.gone for job in expiring] == [1] * 4
+    assert not fleet.lost()
 
 
 def test_revoked_tasks_never_start_and_delay_no_other_task():

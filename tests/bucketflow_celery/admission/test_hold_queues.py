@@ -121,6 +121,21 @@ def test_a_request_without_a_reply_keeps_its_reservations():
     assert [queues.request(head, 0.0).reservations[0] for _ in range(4)] == [10, 20, 30, 0]
 
 
-@pytest.mark.parametrize(("max_wait", "waited", "left"), [(None, 9, NO_DEADLINE), (3, 1, 2_000_000), (3, 9, 0)])
-def test_a_request_contains_the_remaining_max_wait(max_wait, waited, left):
-    assert HoldQueues().request(pending(max_wait=max_wait), waited).max_wait_us == left
+@pytest.mark.parametrize(
+    ("max_wait", "lifetime", "waited", "left"),
+    [
+        (None, None, 9, NO_DEADLINE),
+        (3, None, 1, 2_000_000),
+        (3, None, 9, 0),
+        (None, 3, 1, 2_000_000),
+        (None, 3, 9, 0),
+        (3, 5, 1, 2_000_000),
+        (5, 3, 1, 2_000_000),
+        (None, 1e12, 0, NO_DEADLINE),
+    ],
+)
+def test_a_request_contains_the_time_until_max_wait_or_expiry(max_wait, lifetime, waited, left):
+    task = pending(max_wait=max_wait)
+    task.waiting_since = 1000.0
+    task.expires_at = None if lifetime is None else 1000.0 + lifetime
+    assert HoldQueues().request(task, waited).max_wait_us == left

@@ -10,7 +10,7 @@ from bucketflow_celery.config.levels import Level
 from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.parking.in_flight_tasks import InFlightTasks
 from bucketflow_celery.parking.outbox import ACK_DELAY, MAX_UNREPORTED, MAX_UNREPORTED_SECONDS, AckTracker
-from bucketflow_celery.scheduling.model import DispatchedTask, Lane, LeasedTask, ParkedTask, Settlement
+from bucketflow_celery.scheduling.model import DispatchedTask, Lane, LeasedTask, ParkedTask, Refund, Settlement
 
 LANE = Lane("a", "f", 3)
 ENDED = False
@@ -58,9 +58,10 @@ def test_an_undelivered_report_is_repeated_in_order_without_its_refunds(in_fligh
         in_flight.add("w", dispatched(uid))
     in_flight.return_unstarted(b"1")
     in_flight.return_unstarted(b"2")
-    in_flight.refund(b"1", PATH, 2.0)
+    refund = Refund(PATH, 2.0, "a", 2.0)
+    in_flight.refund(b"1", refund)
     ((queue, first),) = in_flight.settlements()
-    assert first == Settlement("w", returned=((b"1", LANE, False), (b"2", LANE, False)), refunds=((PATH, 2.0),))
+    assert first == Settlement("w", returned=((b"1", LANE, False), (b"2", LANE, False)), refunds=(refund,))
     in_flight.return_unstarted(b"3")
     in_flight.confirm(queue, first, delivered=False)
     in_flight.return_unstarted(b"4")

@@ -70,6 +70,21 @@ def last_start(fleet, **fields):
 # Guarantees, one workload each
 
 
+@LATENCIES
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_store_without_memory_dispatches_at_the_limit_and_parks_the_others_when_it_has_some(workers, latency):
+    early, late = [parked() for _ in range(100)], [parked(at=3.0) for _ in range(40)]
+    limits = {"queues": {"q": Limit(1, 10)}}
+    fleet = play(limits, early + late, workers=workers, latency=latency, prefetch=200, store_full=[(2.0, 30.0)])
+    assert_all_ran_once(fleet)
+    assert_no_window_over(fleet)
+    assert_idle(fleet)
+    starts = [at for at, _ in fleet.starts()]
+    assert starts[99] <= 99 / 10 / 0.99 + 0.2
+    assert starts[-1] <= 30 + 40 / 10 / 0.99 + 10.5
+    assert fleet.calls() < 800  # it backs off
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 @pytest.mark.parametrize(
     ("capacity", "fill_rate", "latency"), [(1, 20, 0), (5, 20, 0), (5, 20, 0.002), (20, 200, 0), (20, 200, 0.002)]

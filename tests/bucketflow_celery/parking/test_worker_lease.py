@@ -51,7 +51,7 @@ def lease_of(store, clock):
 def dispatch(store, worker, *uids):
     """Park tasks and dispatch them to *worker*."""
     store.park("q", [ParkedMessage(uid, Lane("a", "f"), b"message") for uid in uids], 1000, busy=False).run()
-    request = DispatchRequest(worker, len(uids), (), (TenantSpec("a", (TaskSpec("f", (0,)),)),))
+    request = DispatchRequest(worker, len(uids), (), (TenantSpec("a", (TaskSpec("f", (0,)),)),), ("f",))
     reply = store.dispatch("q", request, "").run()
     assert [one.owned.item.uid for one in reply.dispatched] == list(uids)
 

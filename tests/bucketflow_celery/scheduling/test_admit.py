@@ -413,6 +413,44 @@ def test_under_new_limits_what_was_taken_stays_taken_up_to_an_empty_bucket(old, 
     assert admit([request(after)], states, NOW)[0].wait == pytest.approx(wait * SECOND, abs=1)
 
 
+mixed_limits = st.lists(
+    st.builds(Limit, st.sampled_from([1.0, 2.0, 20.0, 30.0]), st.sampled_from([0.5, 3.0, 20.0, 30.0])),
+    min_size=2,
+    max_size=4,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    mixed_limits,
+    st.lists(
+        st.tuples(st.sampled_from([0, 1000, SECOND // 20, SECOND // 3, 5 * SECOND]), st.integers(0, 3), shares),
+        max_size=200,
+    ),
+)
+def test_workers_that_differ_in_a_limit_start_no_more_than_the_largest_allows(limits, steps):
+    states, now, starts = {}, NOW, []
+    for move, worker, share in steps:
+        now += move
+        level = Level("queue", "q:q", limits[worker % len(limits)])
+        cost = cost_of([level], share)
+        while admit([request(level, cost=cost, max_wait_us=-1)], states, now)[0].admitted:
+            starts.append((now / SECOND, cost))
+        assert 0 <= tokens(level, states, now) <= level.limit.capacity
+    largest = Limit(max(limit.capacity for limit in limits), max(limit.fill_rate for limit in limits))
+    if starts:
+        assert worst_excess(starts, largest) < 1e-6 * (1 + largest.fill_rate)
+
+
+def test_a_worker_with_the_larger_limit_gets_no_tokens_back_because_another_asked_under_the_smaller_one():
+    states = {}
+    small, large = (Level("queue", "q:q", Limit(capacity, capacity)) for capacity in (20, 30))
+    assert all(decision.admitted for decision in admit([request(large)] * 30, states, NOW))
+    assert not admit([request(small)], states, NOW)[0].admitted
+    assert not admit([request(large)], states, NOW)[0].admitted
+    assert admit([request(large)], states, NOW + SECOND // 2)[0].admitted
+
+
 def test_under_new_limits_the_tasks_ahead_take_as_long_as_at_the_new_rate():
     states = {}
     slow, fast = Level("tenant", "t", Limit(1, 1)), Level("tenant", "t", Limit(1, 100))

@@ -41,7 +41,7 @@ class Simulation:
         self.queue_path = () if common is None else (Level("queue", "q:q", common),)
         self.tenants, self.tasks, self.weights = dict(tenants), dict(tasks), dict(weights)
         self.paused, self.unknown = set(paused), {worker: set(names) for worker, names in dict(unknown).items()}
-        self.numbers, self.known, self.version = Counter(), {}, ""
+        self.numbers, self.known, self.parked_types, self.version = Counter(), {}, {}, ""
         self.notified, self.wait, self.starts = 0, None, []
 
     def park(self, text, *, limit=1000, busy=False, max_wait_us=0):
@@ -61,7 +61,7 @@ class Simulation:
         return positions
 
     def request(self, worker="w", free=1):
-        unknown = self.unknown.get(worker, ())
+        unknown, named = self.unknown.get(worker, ()), self.parked_types.get(worker, ())
         return DispatchRequest(
             worker,
             free,
@@ -70,15 +70,18 @@ class Simulation:
                 TenantSpec(
                     known.tenant,
                     tuple(
-                        TaskSpec(task, ranks, self.level("task", known.tenant, task), task not in unknown,
+                        TaskSpec(task, ranks, self.level("task", known.tenant, task),
                                  task in self.paused or known.tenant in self.paused)
                         for task, ranks in known.types
+                        if task not in unknown
                     ),
                     self.weights.get(known.tenant, 1.0),
                     self.level("tenant", known.tenant),
                 )
                 for known in self.known.get(worker, ())
             ),
+            tuple(task for task in named if task not in unknown),
+            tuple(task for task in named if task in unknown),
         )  # fmt: skip
 
     def level(self, name, tenant, task=""):
@@ -91,7 +94,8 @@ class Simulation:
             self.backlog, self.request(worker, free), self.owned, self.states, self.now, version=self.version
         )
         self.notified += notify
-        self.known[worker], self.wait = reply.next, reply.wait
+        self.known[worker], self.parked_types[worker], self.wait = reply.next, reply.tasks, reply.wait
+        self.unclaimed = reply.unclaimed
         self.starts += [(self.now / SECOND, one) for one in reply.dispatched if one.admitted]
         return reply.dispatched
 
@@ -525,8 +529,8 @@ def test_a_worker_that_does_not_know_all_types_delays_no_tenant_for_others():
     assert sim.poll("old", free=5) == "a2"
 
 
-@pytest.mark.parametrize("count", [SPARE_TENANTS + 1, SPARE_TENANTS + 2, 30, MAX_TENANTS - 2])
-def test_a_worker_skips_tenants_of_which_it_knows_no_type(count):
+@pytest.mark.parametrize("count", [SPARE_TENANTS + 1, SPARE_TENANTS + 2, 30, MAX_TENANTS - 2, 5 * MAX_TENANTS])
+def test_tasks_that_a_worker_can_run_flow_whatever_else_is_parked(count):
     sim = Simulation(unknown={"old": {"new"}})
     sim.park(" ".join(f"a{'x' * number}/new" for number in range(count)))
     sim.park("z/f z/f")
@@ -535,12 +539,34 @@ def test_a_worker_skips_tenants_of_which_it_knows_no_type(count):
     assert sim.wait is None
 
 
-def test_a_worker_that_skips_too_many_tenants_waits_instead_of_polling_for_ever():
+def test_a_worker_that_can_run_no_parked_task_waits_instead_of_polling_for_ever():
     sim = Simulation(unknown={"old": {"new"}})
     sim.park(" ".join(f"a{'x' * number}/new" for number in range(MAX_TENANTS + 20)))
     assert sim.poll("old", free=1) == ""
     assert sim.wait is None
     assert len(sim.poll("w", free=500).split()) == MAX_TENANTS + 20
+
+
+def test_task_types_that_no_live_worker_can_run_are_named():
+    sim = Simulation(unknown={"old": {"new", "newer"}})
+    sim.park("a/new a/new a/f b/newer b/newer c/f c/f")
+    sim.poll("old")
+    assert sim.unclaimed == ("new", "newer")
+    assert sim.poll_once("w2") == ()
+    assert sim.unclaimed == (), "it has yet to say what it can run"
+    sim.poll("w")
+    sim.poll("old")
+    assert sim.unclaimed == ()
+    assert sim.backlog.unclaimed(lambda worker: worker == "old") == ["new", "newer"], "after the other worker has gone"
+
+
+def test_a_task_that_was_dispatched_and_has_not_started_costs_its_tenant_no_turn():
+    sim = Simulation()
+    sim.park("a a a a b b")
+    for number in (1, 2, 3):
+        assert sim.poll() == f"a{number}"
+        sim.backlog.refund_turn("a", 1.0)
+    assert sim.poll(free=3) == "a4 b1 b2"
 
 
 def test_a_reply_names_the_tenants_that_may_be_next():
@@ -673,7 +699,8 @@ def test_an_empty_backlog_keeps_no_state():
     assert (sim.poll(), sim.wait, sim.notified) == ("", None, 0)
     sim.park("a")
     sim.poll()
-    assert sim.backlog.polls == sim.backlog.delayed == sim.backlog.ready == sim.backlog.idle == {}
+    assert sim.backlog.polls == sim.backlog.delayed == sim.backlog.idle == sim.backlog.types == {}
+    assert not sim.backlog.ready
     assert (sim.backlog.virtual, sim.backlog.count) == (0, 0)
 
 

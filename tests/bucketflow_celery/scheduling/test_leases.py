@@ -9,7 +9,15 @@ from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.scheduling.backlog import Backlog
 from bucketflow_celery.scheduling.dispatch import dispatch
 from bucketflow_celery.scheduling.leases import MAX_EXPIRED, RECLAIMED, Leases, settle
-from bucketflow_celery.scheduling.model import DispatchRequest, Lane, ParkedMessage, Settlement, TaskSpec, TenantSpec
+from bucketflow_celery.scheduling.model import (
+    DispatchRequest,
+    Lane,
+    ParkedMessage,
+    Refund,
+    Settlement,
+    TaskSpec,
+    TenantSpec,
+)
 
 SECOND = 1_000_000
 NOW = 1_000 * SECOND
@@ -49,7 +57,7 @@ def leased():
     leases.renew("w", SECOND, NOW)
     messages = [ParkedMessage(bytes([number]), LANE, b"message") for number in range(4)]
     backlog.park(messages, 10, NOW, busy=False)
-    request = DispatchRequest("w", 3, (LEVEL,), (TenantSpec("acme", (TaskSpec("mail", (0,)),)),))
+    request = DispatchRequest("w", 3, (LEVEL,), (TenantSpec("acme", (TaskSpec("mail", (0,)),)),), ("mail",))
     reply, _ = dispatch(backlog, request, leases.owned["w"], states, NOW)
     assert len(reply.dispatched) == 3
     return backlog, leases, states
@@ -84,7 +92,7 @@ def test_returned_tasks_are_first_in_their_lane_in_their_order(leased):
 def test_a_refund_returns_the_tokens_at_every_level(leased):
     backlog, leases, states = leased
     assert states[LEVEL.key].full_at == NOW + 3 * SECOND
-    settle(backlog, Settlement("w", refunds=(((LEVEL,), 2.0),)), leases, states, NOW)
+    settle(backlog, Settlement("w", refunds=(Refund((LEVEL,), 2.0, "acme", 2.0),)), leases, states, NOW)
     assert states[LEVEL.key].full_at == NOW + SECOND
 
 

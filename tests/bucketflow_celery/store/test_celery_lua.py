@@ -12,7 +12,15 @@ from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.scheduling.admit import AdmissionRequest
-from bucketflow_celery.scheduling.model import DispatchRequest, Lane, ParkedMessage, Settlement, TaskSpec, TenantSpec
+from bucketflow_celery.scheduling.model import (
+    DispatchRequest,
+    Lane,
+    ParkedMessage,
+    Refund,
+    Settlement,
+    TaskSpec,
+    TenantSpec,
+)
 from bucketflow_celery.store.redis_store import RedisStore
 
 #: Files that are no operations: other scripts use their functions.
@@ -23,8 +31,13 @@ OPERATIONS = sorted(
     if path.name.endswith(".lua") and (name := path.name.removesuffix(".lua")) not in PRELUDES
 )
 #: Commands that write nothing, and functions of the preludes that write.
-READS = "GET|MGET|TIME|HGET|HMGET|HGETALL|HEXISTS|EXISTS|SMEMBERS|LINDEX|ZRANGE|ZRANGEBYSCORE|ZSCORE|ZCARD|ZCOUNT"
-WRITERS = "announce|enter|wake|save|reset_if_empty|notify|pop_head"
+READS = (
+    "GET|MGET|TIME|HGET|HMGET|HGETALL|HEXISTS|EXISTS|SMEMBERS|LINDEX|"
+    "ZRANGE|ZRANGEBYLEX|ZRANGEBYSCORE|ZSCORE|ZCARD|ZCOUNT"
+)
+WRITERS = (
+    "announce|write_level|enter|wake|save|reset_if_empty|notify|pop_head|set_tag|set_ready|clear_ready|refund_turn"
+)
 FIELDS = re.compile(
     r"(?P<name>\w+): (?P<what>.+?)\n"
     r"(?P<keys>KEYS.+?)\n"
@@ -83,6 +96,8 @@ def recorded(request, redis_client):
     store.set_limits({"all": "1/s"})
     store.pause("queue:q", paused=True)
     store.limits()
+    store.announce_table("other", 9.0).run()
+    store.announce_table("digest", 9.0).run()
     return depth, tasks, recorder
 
 
@@ -134,8 +149,10 @@ def test_peek(recorded):
     stated = header("peek")
     assert len(keys) == depth
     assert (stated["argv"], args) == ("none", [])
-    assert stated["returns"].startswith("{now µs, then full_at, reserved_until, capacity and fill_rate of each level")
-    assert len(reply) == 1 + 4 * depth
+    assert stated["returns"].startswith(
+        "{now µs, then full_at, reserved_until, capacity, fill_rate, debt_at and debt_rate of each level"
+    )
+    assert len(reply) == 1 + 6 * depth
 
 
 def test_limits_and_set_limits(recorded):
@@ -152,6 +169,14 @@ def test_limits_and_set_limits(recorded):
     assert version
     assert json.loads(table) == {"all": "1/s"}
     assert paused == [b"queue:q"]
+
+
+def test_announce_table(recorded):
+    _, _, recorder = recorded
+    keys, args, reply = recorder.calls["announce_table"]
+    assert len(keys) == 1
+    assert words(header("announce_table")["argv"]) == len(args)
+    assert reply == [b"other"]
 
 
 def test_pause(recorded):
@@ -171,6 +196,7 @@ CANDIDATES = (
     TenantSpec("a", (TaskSpec("f", (0, 3), OWN[1]),), 2.0, OWN[0]),
     TenantSpec("b", (TaskSpec("g", (0,)), TaskSpec("h", ()))),
 )
+TASKS, OTHER_TASKS = ("f", "g"), ("x",)
 
 
 @pytest.fixture
@@ -182,11 +208,13 @@ def backlog(redis_client):
     backlogs.renew("w", 10).run()
     messages = [ParkedMessage(bytes([number]) * 14, lane, b"message") for number, lane in enumerate(LANES * 2)]
     assert backlogs.park("q", messages, 5, busy=False).run() == [1, 1, 1, 2, 2, -1]
-    dispatch_reply = backlogs.dispatch("q", DispatchRequest("w", 3, COMMON, CANDIDATES), store.limits().version).run()
+    request = DispatchRequest("w", 3, COMMON, CANDIDATES, TASKS, OTHER_TASKS)
+    dispatch_reply = backlogs.dispatch("q", request, store.limits().version).run()
     uids = [dispatched.owned.item.uid for dispatched in dispatch_reply.dispatched]
     assert len(uids) == 3
     assert len(backlogs.leased_tasks("w").run()) == 3
-    settlement = Settlement("w", (uids[0],), tuple(uids[:2]), ((uids[1], LANES[2], True),), (((*COMMON, *OWN), 1.0),))
+    refund = Refund((*COMMON, *OWN), 1.0, "a", 0.5)
+    settlement = Settlement("w", (uids[0],), tuple(uids[:2]), ((uids[1], LANES[2], True),), (refund,))
     assert backlogs.settle("q", settlement).run() == 1
     assert backlogs.queues() == ["q"]
     assert len(backlogs.view("q").lanes) == 2
@@ -211,8 +239,8 @@ def test_all_operations_on_a_backlog_have_the_same_keys_first(backlog):
         shared = [key.decode().removeprefix("{twin}:park:").removeprefix("q:") for key in keys[: len(described)]]
         assert shared[1:9] == described[1:9]
         assert shared[0] == "{twin}:limits:version"
-        assert shared[9:] == ["worker:w" if name in ("dispatch", "settle") else "worker:", "workers", "queues"]
-        assert described[9:] == ["owned", "workers", "queues"]
+        assert shared[9:] == ["worker:w" if name in ("dispatch", "settle") else "worker:", "workers", "queues", "types"]
+        assert described[9:] == ["owned", "workers", "queues", "types"]
         assert len(set(keys)) == len(keys)
         assert header(name)["keys"].startswith("KEYS see backlog.lua")
 
@@ -220,7 +248,7 @@ def test_all_operations_on_a_backlog_have_the_same_keys_first(backlog):
 def test_park(backlog):
     keys, args, reply = backlog.calls["park"]
     fixed, each = parts(header("park")["argv"], "then for each task:")
-    assert len(keys) == 12 + len(LANES)
+    assert len(keys) == 13 + len(LANES)
     assert len(args) == words(fixed) + 2 * len(LANES) * words(each)
     assert len(reply) == 2 * len(LANES)
 
@@ -229,29 +257,42 @@ def test_dispatch(backlog):
     keys, args, reply = backlog.calls["dispatch"]
     stated = header("dispatch")
     text, level = parts(stated["argv"], "A level is:")
-    fixed, common, tenant, kind, lane = parts(
-        text, "; then how", "then for each tenant:", "and for each:", "and for each:"
+    fixed, own, others, common, tenant, kind, lane = parts(
+        text,
+        "; how many parked",
+        "; how many it",
+        "; then how",
+        "then for each tenant:",
+        "and for each:",
+        "and for each:",
     )
-    expected = words(fixed) + 1 + len(COMMON) * words(level)
+    expected = words(fixed) + 1 + len(TASKS) + 1 + len(OTHER_TASKS) + 1 + len(COMMON) * words(level)
+    assert own == "task types the worker can run, and each"
+    assert others == "cannot run, and each"
     assert common == "many levels all tasks pass, and each"
     for candidate in CANDIDATES:
         expected += words(tenant) + (candidate.level is not None) * words(level)
         for one in candidate.types:
             expected += words(kind) + (one.level is not None) * words(level) + len(one.ranks) * words(lane)
     assert len(args) == expected
-    assert len(keys) == 12 + len(COMMON) + len(OWN) + len(LANES)
-    version, wait, dispatched, next_tenants = reply
+    assert len(keys) == 13 + len(COMMON) + len(OWN) + len(LANES)
+    version, wait, dispatched, next_tenants, types, unclaimed = reply
     assert version == b""
     assert wait == -1
     each = stated["returns"].partition("{for each task:")[2].partition("}")[0]
     assert [len(one) for one in dispatched] == [words(each)] * 3
     assert len(next_tenants) % 2 == 0
+    assert (types, unclaimed) == ([b"f", b"g"], [])
 
 
 def test_settle(backlog):
     keys, args, reply = backlog.calls["settle"]
     fixed, ended, confirmed, returned, refunds = parts(
-        header("settle")["argv"], "; how many have", "; how many the", "; how many return", "; then for each task whose"
+        header("settle")["argv"],
+        "; how many have",
+        "; how many the",
+        "; how many return",
+        "; then for each task that is refunded",
     )
     each = parts(returned, "and for each:")[1]
     refund, level = parts(refunds.partition(":")[2], "and for each:")
@@ -259,7 +300,7 @@ def test_settle(backlog):
     assert confirmed == "broker has acknowledged, and their uids"
     path = len(COMMON) + len(OWN)
     assert len(args) == words(fixed) + (1 + 1) + (1 + 2) + (1 + words(each)) + words(refund) + path * words(level)
-    assert len(keys) == 12 + 1 + path
+    assert len(keys) == 13 + 1 + path
     assert words(header("settle")["returns"].partition(";")[0]) == len(reply) == 2
 
 
@@ -283,14 +324,15 @@ def test_leased_tasks_and_parked_queues_and_lane_heads(backlog):
 
 def test_purge_and_backlog_view(backlog):
     keys, args, reply = backlog.calls["purge"]
-    assert len(keys) == 12 + 1
+    assert len(keys) == 13 + 1
     assert len(args) == words(header("purge")["argv"])
     assert reply == 2
     keys, args, reply = backlog.calls["backlog_view"]
-    assert (len(keys), args, header("backlog_view")["argv"]) == (12, [], "none")
+    assert (len(keys), args, header("backlog_view")["argv"]) == (13, [], "none")
     tenant, lane = parts(header("backlog_view")["returns"].partition("{for each tenant:")[2], "{for each lane:")
     assert [len(one) for one in reply[1]] == [words(tenant) + 1] * 2
-    assert all(len(one) == words(lane) for _, _, lanes in reply[1] for one in lanes)
+    assert all(len(one) == words(lane.partition("}")[0]) for _, _, lanes in reply[1] for one in lanes)
+    assert reply[2] == []
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if header(name)["errors"] == "none: nothing is written"])

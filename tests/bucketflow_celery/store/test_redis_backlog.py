@@ -22,6 +22,7 @@ from bucketflow_celery.scheduling.model import (
     DispatchRequest,
     Lane,
     ParkedMessage,
+    Refund,
     Settlement,
     TaskSpec,
     TenantSpec,
@@ -35,7 +36,7 @@ CANDIDATE = TenantSpec("acme", (TaskSpec("mail", (0,)),), 1.0, Level("tenant", "
 
 
 def request_of(worker="w", free=1, common=(FAST,), candidates=(CANDIDATE,)):
-    return DispatchRequest(worker, free, common, candidates)
+    return DispatchRequest(worker, free, common, candidates, ("mail", "report"))
 
 
 def dispatched(backlogs, request, version=""):
@@ -214,7 +215,7 @@ def test_without_free_memory_tasks_are_dispatched_end_and_return(full_server):
     leased = [one.uid for one in backlogs.leased_tasks("w").run()]
     assert len(leased) == 30
     path = (FAST, CANDIDATE.level)
-    assert backlogs.settle("q", Settlement("w", refunds=((path, 1.0),))).run() == 0
+    assert backlogs.settle("q", Settlement("w", refunds=(Refund(path, 1.0, "acme", 1.0),))).run() == 0
     assert backlogs.settle("q", Settlement("w", returned=((leased[0], LANE, False),))).run() == 1
     assert backlogs.settle("q", Settlement("w", ended=tuple(leased[1:]), confirmed=tuple(leased))).run() == 0
     client.config_set("maxmemory", 1)
@@ -330,7 +331,7 @@ def run_every_operation(store):
         (first.item.uid,),
         (first.item.uid, second.item.uid),
         ((second.item.uid, second.lane, False), (third.item.uid, third.lane, True)),
-        (((FAST, CANDIDATE.level, limited), 1.0),),
+        (Refund((FAST, CANDIDATE.level, limited), 1.0, "acme", 1.0),),
     )
     assert backlogs.settle("q", settlement).run() == 2
     assert sorted(view.count for view in backlogs.view("q").lanes) == [2, 2, 2, 2, 2]

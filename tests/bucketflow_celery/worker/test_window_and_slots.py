@@ -1,11 +1,16 @@
-"""Prefetch window and pool slots, on minimal stand-ins with Celery's own semaphore and QoS."""
+"""Prefetch window and pool slots, on minimal stand-ins with Kombu's own QoS and semaphore, and billiard's own jobs."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from billiard.pool import ApplyResult
 from celery.worker import state
+from hypothesis import given
+from hypothesis import strategies as st
 from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 from kombu.common import QoS
 
@@ -13,7 +18,7 @@ from bucketflow_celery import Limit
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.worker.prefetch_window import PrefetchWindow
-from bucketflow_celery.worker.slots import CountedSlots, SemaphoreSlots, slots_of
+from bucketflow_celery.worker.slots import CountedSlots, ProcessSlots, slots_of
 
 ALL = Level("all", "all", Limit(1, 1))
 QUEUE = Level("queue", "q:q", Limit(1, 1))
@@ -142,113 +147,216 @@ def clear_reserved_requests():
 
 
 class Pool:
-    """A pool that queues tasks until ``finish`` runs the next one."""
+    """
+    A pool of *slots*; ``end`` ends its oldest job. A pool of processes keeps its jobs, as billiard does.
 
-    def __init__(self, slots, *, processes=False):
-        self.num_processes, self.uses_semaphore = slots, processes
-        self.work = []
+    Args:
+        slots: Its processes, threads or greenlets.
+        processes: Whether it has processes.
+        knows_children: Whether it knows which of its processes have started, as under an event loop.
+        tasks: Most tasks of a process.
+    """
+
+    def __init__(self, slots, *, processes=False, knows_children=False, tasks=None):
+        self.uses_semaphore = processes
+        self._pool = SimpleNamespace(_processes=slots, _cache={}, _maxtasksperchild=tasks, _on_ready_counters={})
+        if knows_children:
+            self._pool._all_inqueues = set(range(slots))
+        self.jobs = []
+        self.maintained = 0
+
+    def maintain_pool(self):
+        self.maintained += 1
+
+    @property
+    def num_processes(self):
+        return self._pool._processes
 
     def apply_async(self, target, args=(), callback=None, error_callback=None, **_options):
-        self.work.append((target, args, callback, error_callback))
-
-    def finish(self, *, failing=False):
-        target, args, callback, error_callback = self.work.pop(0)
-        if not self.uses_semaphore:
-            target(*args)
-        elif failing:
-            error_callback("lost")
+        if self.uses_semaphore:
+            job = ApplyResult(self._pool._cache, callback, error_callback=error_callback)
+            job._ack(None, 0.0, 1, None)
+            self.jobs.append(job)
         else:
-            callback("done")
+            self.jobs.append(partial(target, *args))
+
+    def end(self, *, failing=False):
+        job = self.jobs.pop(0)
+        if self.uses_semaphore:
+            job._set(None, (not failing, "lost" if failing else "done"))
+        else:
+            with suppress(ZeroDivisionError):
+                job()
+
+    def grow(self, number=1):
+        self._pool._processes += number
+
+    def shrink(self, number=1):
+        self._pool._processes -= number
 
 
-def controller(pool):
-    made = SimpleNamespace(pool=pool)
+def controller(pool, *, use_eventloop=False):
+    made = SimpleNamespace(pool=pool, use_eventloop=use_eventloop)
     callbacks = {"callback": lambda _result: None, "error_callback": lambda _result: None}
-    made._process_task = lambda request: pool.apply_async(lambda: request, (), **callbacks)
-    made.process_task = made._process_task
+    made._process_task = lambda request: pool.apply_async(lambda: 1 / request, (), **callbacks)
     return made
+
+
+def slots_with(pool, soon, *, use_eventloop=False, timers=None):
+    timers = [] if timers is None else timers
+    return slots_of(controller(pool, use_eventloop=use_eventloop), soon, lambda _seconds, call: timers.append(call))
 
 
 @pytest.mark.parametrize("processes", [False, True])
 @pytest.mark.parametrize("failing", [False, True])
 def test_the_slots_of_a_pool_are_counted(processes, failing):
     pool, called, soon = Pool(2, processes=processes), [], []
-    slots = slots_of(controller(pool), soon.append)
-    assert isinstance(slots, CountedSlots)
-    slots.start("one")
-    slots.start("two")
+    slots = slots_with(pool, soon.append)
+    assert isinstance(slots, ProcessSlots if processes else CountedSlots)
+    slots.start(0 if failing else 1)
+    slots.start(1)
     assert slots.free() == 0
     slots.when_free(lambda: called.append(1))
     slots.when_free(lambda: called.append(2))  # repeated calls count as one
     assert not soon
-    pool.finish(failing=failing)
+    pool.end(failing=failing)
     assert slots.free() == 1
     assert [callback() for callback in soon] == [None]
     assert called == [2]
-    pool.finish()
+    pool.end()
     assert slots.free() == 2
     assert len(soon) == 1
 
 
-def test_a_target_that_raises_frees_its_slot():
-    pool = Pool(1)
-    slots = CountedSlots(controller(pool), lambda callback: callback())
-    slots._controller.pool.apply_async(lambda: 1 / 0, ())
-    assert slots.free() == 0
-    with pytest.raises(ZeroDivisionError):
-        pool.finish()
-    assert slots.free() == 1
-
-
-def test_two_callbacks_of_one_task_free_one_slot():
-    pool = Pool(2, processes=True)
-    slots = CountedSlots(controller(pool), lambda callback: callback())
-    slots.start("one")
-    slots.start("two")
-    _, _, callback, error_callback = pool.work[0]
-    callback("done")
-    error_callback("lost")
-    assert slots.free() == 1
+def test_in_the_event_loop_of_a_prefork_pool_the_callback_runs_at_once():
+    pool, called = Pool(1, processes=True, knows_children=True), []
+    slots = slots_with(pool, pytest.fail, use_eventloop=True)
+    slots.start(1)
+    slots.when_free(lambda: called.append(slots.free()))
+    pool.end()
+    assert called == [1]
 
 
 def test_if_a_slot_is_free_the_callback_runs_soon():
     soon = []
-    slots = CountedSlots(controller(Pool(1)), soon.append)
+    slots = slots_with(Pool(1), soon.append)
     slots.when_free(print)
     assert soon == [print]
 
 
-def test_the_slots_of_prefork_are_those_of_its_semaphore():
-    started, called = [], []
-    made = SimpleNamespace(semaphore=LaxBoundedSemaphore(2), _process_task=started.append)
-    made._process_task_sem = made.process_task = lambda request: request
-    slots = slots_of(made, lambda _callback: None)
-    assert isinstance(slots, SemaphoreSlots)
-    slots.start("one")
-    slots.start("two")
-    assert (slots.free(), started) == (0, ["one", "two"])
-    slots.when_free(lambda: called.append(slots.free()))
-    slots.when_free(lambda: called.append(slots.free()))
-    made.semaphore.release()
-    assert called == [1]
-    assert slots.free() == 1
-    made.semaphore.release()
-    assert (called, slots.free()) == ([1], 2)
+def test_a_forgotten_callback_is_not_called():
+    soon, pool = [], Pool(1)
+    slots = slots_with(pool, soon.append)
+    slots.start(1)
+    slots.when_free(print)
+    slots.forget()
+    pool.end()
+    assert not soon
 
 
-def test_running_tasks_keep_their_slots_after_a_lost_connection():
-    semaphore = LaxBoundedSemaphore(3)
-    slots = SemaphoreSlots(SimpleNamespace(semaphore=semaphore))
-    running = [Request(), Request()]
-    for request in running:
-        semaphore.acquire(lambda: None)
-        state.active_requests.add(request)
-    try:
-        semaphore.clear()  # as Celery does when it has lost the connection
-        slots.forget()
-        assert slots.free() == 1
-        for _ in running:
-            semaphore.release()
-        assert slots.free() == 3
-    finally:
-        state.active_requests.difference_update(running)
+def test_a_child_process_that_has_yet_to_start_is_no_slot():
+    soon, timers, pool = [], [], Pool(2, processes=True, knows_children=True)
+    slots = slots_with(pool, soon.append, timers=timers)
+    pool._pool._all_inqueues = {1}
+    slots.start(1)
+    assert slots.free() == 0
+    slots.when_free(print)
+    assert len(timers) == 1
+    timers.pop()()
+    assert not soon
+    assert len(timers) == 1  # it checks again
+    pool._pool._all_inqueues.add(2)
+    timers.pop()()
+    assert soon == [print]
+    assert not timers
+    assert pool.maintained == 2
+
+
+def test_a_child_process_that_has_run_all_its_tasks_is_no_slot():
+    pool = Pool(2, processes=True, knows_children=True, tasks=3)
+    pool._pool._on_ready_counters = {1: SimpleNamespace(value=2), 2: SimpleNamespace(value=3)}
+    assert slots_with(pool, pytest.fail).free() == 1
+
+
+class PoolLife:
+    """What happens to a pool: its events, as methods."""
+
+    def __init__(self, slots, *, processes, knows_children):
+        self.pool, self.timers, self.running = Pool(slots, processes=processes, knows_children=knows_children), [], 0
+        self.semaphore = LaxBoundedSemaphore(slots)
+        self.children = self.pool._pool._all_inqueues if knows_children else None
+        made = controller(self.pool)
+        self.slots = slots_of(made, lambda callback: callback(), lambda _seconds, check: self.timers.append(check))
+        self.slots.forget()
+        self.waits = False
+        self.grow, self.shrink = self.pool.grow, self.pool.shrink
+
+    def start(self):
+        if self.slots.free() > 0:
+            self.slots.start(1)
+            self.running += 1
+
+    def end(self, *, failing=False):
+        if self.running:
+            self.pool.end(failing=failing)
+            self.running -= 1
+
+    def fail(self):
+        self.end(failing=True)
+
+    def release_once_more(self):  # as billiard does for a child that it replaces
+        self.semaphore.release()
+
+    def reconnect(self):  # as Celery does
+        self.semaphore.clear()
+        self.slots.forget()
+        self.timers.clear()
+        self.waits = False
+
+    def end_child(self):
+        if self.children and len(self.children) > self.running:
+            self.children.pop()
+
+    def start_child(self):
+        if self.children is not None:
+            self.children.add(object())
+
+    def wait(self):
+        """Wait for a slot, if there is none."""
+        if self.slots.free() <= 0 and not self.waits:
+            self.waits = True
+            self.slots.when_free(self.on_free)
+
+    def on_free(self):
+        assert self.slots.free() > 0
+        self.waits = False
+
+    def check(self):
+        if self.slots.free() > 0:
+            for timer in self.timers[:]:
+                self.timers.remove(timer)
+                timer()
+        able = self.pool.num_processes
+        if self.children is not None:
+            able = min(able, len(self.children))
+        assert self.slots.free() == able - self.running
+        assert not (self.waits and self.slots.free() > 0)
+
+
+EVENTS = [
+    *["start", "end"] * 2, "fail", "grow", "shrink", "release_once_more", "reconnect", "end_child", "start_child",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("processes", "knows_children"), [(False, False), (True, False), (True, True)], ids=["threads", "blocking", "loop"]
+)
+@given(events=st.lists(st.sampled_from(EVENTS), max_size=40), slots=st.integers(1, 4))
+def test_free_slots_are_what_the_pool_can_run_less_the_jobs_that_have_not_ended(
+    processes, knows_children, events, slots
+):
+    life = PoolLife(slots, processes=processes, knows_children=knows_children)
+    for event in events:
+        getattr(life, event)()
+        life.check()
+        life.wait()
