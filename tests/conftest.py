@@ -69,7 +69,7 @@ class GroupScheduling(LoadScopeScheduling):
 
     def _assign_work_unit(self, node):
         # The last worker begins at the other end: its tests compute while those of the fleet mostly wait.
-        if node.gateway.id == "gw3":
+        if node.gateway.id == f"gw{self.numnodes - 1}":
             self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
         super()._assign_work_unit(node)
 

@@ -313,6 +313,8 @@ def test_objects_that_differ_in_the_limit_of_a_key_take_no_more_than_the_largest
         redis_client.set("clock", clock.now())
         taken = sum(buckets[caller % len(buckets)].consume() for _ in range(calls))
         starts += [(now, 1)] * taken
+    for bucket in buckets:
+        bucket.close()
     largest = Limit(max(limit.capacity for limit in limits), max(limit.fill_rate for limit in limits))
     if starts:
         assert worst_excess(starts, largest) < 1e-6 * (1 + largest.fill_rate)
