@@ -76,7 +76,7 @@ def _revocations() -> tuple[int, float, int]:
 
 class RevocationHandler:
     """
-    Cancels the reservations of a task that was revoked, so that the tasks behind it move up.
+    Cancels the reservations of a task that was revoked: the next task that is refused reserves an earlier time.
 
     Args:
         throttle: Of the worker's app.

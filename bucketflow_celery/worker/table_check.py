@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from math import inf
+from time import monotonic
 from typing import Any
 
 from bucketflow_celery.config.table import LimitTable
@@ -17,9 +19,9 @@ __all__ = ["TableCheck"]
 logger = logging.getLogger("bucketflow_celery.worker")
 
 #: Seconds between two announcements.
-INTERVAL = 10.0
-#: Seconds for which an announcement counts.
-TTL = 3 * INTERVAL
+INTERVAL = 5.0
+#: Seconds for which an announcement counts: little more, so that a worker that has stopped is soon forgotten.
+TTL = 1.2 * INTERVAL
 
 
 class TableCheck:
@@ -41,11 +43,14 @@ class TableCheck:
         self._namespace = namespace
         self._call_after = call_after
         self._runner: CallRunner | None = None
+        self._warns_from = inf
         self._warned = False
 
     def start(self, runner: CallRunner) -> None:
         """Announce the table now and from now on. *runner* runs the calls to the store."""
         self._runner = runner
+        # Not earlier: what was announced before it may be the table of a worker that this one has replaced.
+        self._warns_from = monotonic() + TTL
         self._announce(runner)
 
     def close(self) -> None:
@@ -61,7 +66,7 @@ class TableCheck:
         self._call_after(INTERVAL, lambda: self._announce(runner))
 
     def _on_reply(self, others: Any) -> None:
-        if isinstance(others, list) and others and not self._warned:
+        if isinstance(others, list) and others and not self._warned and monotonic() >= self._warns_from:
             self._warned = True
             logger.warning(
                 "workers of namespace %s are configured with different limits: the larger one holds where they differ",
