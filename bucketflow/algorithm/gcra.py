@@ -23,7 +23,7 @@ from bucketflow.validation import check_initial_tokens
 __all__ = [
     "FULL",
     "Decision",
-    "at_rate",
+    "at_larger_rate",
     "burst_tolerance",
     "consume",
     "consume_path",
@@ -100,12 +100,12 @@ def tokens_at(limit: Limit, full_at: float, now: int) -> float:
     return max(0.0, limit.capacity - deficit * limit.fill_rate / SECOND)
 
 
-def at_rate(full_at: float, stored_rate: float, fill_rate: float, now: int) -> float:
+def at_larger_rate(full_at: float, stored_rate: float, fill_rate: float, now: int) -> tuple[float, float]:
     """
-    Return the state of a bucket at another fill rate: it lacks as many tokens as before.
+    Return the state of a bucket that callers with different limits share, and the fill rate that it is for.
 
-    So callers with different limits of one bucket together take no more than the largest capacity and the largest fill
-    rate allow: what one of them took the others lack, and the bucket earns no more than the largest fill rate.
+    Until it is full, the bucket gains the largest of their rates, and each of them takes tokens up to its own capacity.
+    So all of them together take no more than the largest capacity and the largest fill rate allow.
 
     Args:
         full_at: State of the bucket in µs, at *stored_rate*.
@@ -113,9 +113,11 @@ def at_rate(full_at: float, stored_rate: float, fill_rate: float, now: int) -> f
         fill_rate: Likewise, of the caller's limit.
         now: µs, see :func:`wait_for`.
     """
-    if stored_rate == fill_rate or full_at <= now:
-        return full_at
-    return now + (full_at - now) * stored_rate / fill_rate
+    if full_at <= now or stored_rate == fill_rate:
+        return full_at, fill_rate
+    if stored_rate > fill_rate:
+        return full_at, stored_rate
+    return now + (full_at - now) * stored_rate / fill_rate, fill_rate
 
 
 def consume_path(

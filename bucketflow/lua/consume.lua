@@ -3,8 +3,8 @@
 -- ARGV     limits (packed doubles, of each level: µs to fill, fill rate, deficit in µs if its key is missing), costs (packed doubles; a negative cost only peeks)
 -- returns  for each cost {wait in µs, binding level from 0 or -1, then deficit in µs at each level} (one string of packed doubles)
 -- errors   none after the first write
--- mirrors  bucketflow/algorithm/gcra.py: consume_path, at_rate; bucketflow/algorithm/token_lease.py: settle, available_to_lease, lease
--- stores   packed doubles: µs at which the bucket is full, fill rate; while tokens are leased also floor in µs, tokens
+-- mirrors  bucketflow/algorithm/gcra.py: consume_path, at_larger_rate; bucketflow/algorithm/token_lease.py: settle, available_to_lease, lease
+-- stores   packed doubles: µs at which the bucket is full, fill rate (the largest since it was full); while tokens are leased also floor in µs, tokens
 --          outstanding
 -- lease    settles the caller's earlier leases, then decides the costs, then leases more tokens to the caller
 --   ARGV     also most tokens to lease, settled leases (packed doubles, of each: tokens, and of each level: µs at which it begins to decay, tokens unspent)
@@ -19,16 +19,21 @@ local limits = {parse('<' .. ('d'):rep(3 * depth), ARGV[1])}
 local most, settled = ARGV[3] and tonumber(ARGV[3]), ARGV[4]
 -- Allocated for three levels: growing a table costs as much as a command.
 local states, taken, changed, reply, length = {0, 0, 0}, {0, 0, 0}, false, {0, 0, 0, 0, 0}, 0
--- Outstanding leases, where there are any.
-local floors, outstanding
+-- Outstanding leases, where there are any. Stored fill rates over the caller's, where they are larger.
+local floors, outstanding, scales
 
 for level = 1, depth do
   local value, initial = stored[level], limits[3 * level]
   states[level] = FULL
   if value then
     local full_at, fill_rate = parse('<dd', value)
-    if fill_rate ~= limits[3 * level - 1] and full_at > now then -- written under another limit
-      full_at = now + (full_at - now) * fill_rate / limits[3 * level - 1]
+    local own_rate = limits[3 * level - 1]
+    if fill_rate < own_rate and full_at > now then -- written under another limit: the larger rate fills the bucket
+      full_at = now + (full_at - now) * fill_rate / own_rate
+    elseif fill_rate > own_rate and full_at > now then
+      scales = scales or {}
+      scales[level] = fill_rate / own_rate
+      limits[3 * level - 2], limits[3 * level - 1] = limits[3 * level - 2] / scales[level], fill_rate
     end
     if #value > 16 then
       floors, outstanding = floors or {}, outstanding or {}
@@ -42,6 +47,7 @@ for level = 1, depth do
 end
 
 if most then
+  most = scales and 0 or most -- a lease decays at the caller's rate, which is too slow
   floors, outstanding = floors or {}, outstanding or {}
   local size = 8 + 16 * depth
   for level = 1, depth do
@@ -52,7 +58,8 @@ if most then
     for at = 1, #settled, size do
       local tokens = parse('<d', settled, at)
       local decays_from, unspent = parse('<dd', settled, at + 16 * level - 8)
-      local ends_at = decays_from + tokens * SECOND / fill_rate
+      local own_rate = scales and scales[level] and fill_rate / scales[level] or fill_rate
+      local ends_at = decays_from + tokens * SECOND / own_rate
       if out > 0 and ends_at > now then
         if out <= tokens then
           floor, out = FULL, 0
@@ -86,7 +93,8 @@ for at = 1, #ARGV[2], 8 do
   end
   reply[length + 1], reply[length + 2] = wait, binding
   for level = 1, depth do
-    reply[length + 2 + level] = states[level] - now
+    local missing = states[level] - now
+    reply[length + 2 + level] = scales and missing * (scales[level] or 1) or missing
   end
   length = length + 2 + depth
 end

@@ -3,7 +3,7 @@
 -- A bucket is a string of little-endian doubles, full_at in µs first. A missing key is a full bucket.
 -- A key expires at the first multiple of EXPIRY_STEP after its bucket is full. Every write of a bucket sets the expiry,
 -- except where the previous value expires at the same instant: consume.lua then keeps it.
--- mirrors  bucketflow/algorithm/gcra.py: wait_for, take, refund, tokens_at, at_rate
+-- mirrors  bucketflow/algorithm/gcra.py: wait_for, take, refund, tokens_at, at_larger_rate
 
 local function now()
   local time = redis.call('TIME')
@@ -37,11 +37,13 @@ local function tokens_at(limit, full_at, now)
   return math.max(0, limit.capacity - deficit * limit.fill_rate / SECOND)
 end
 
-local function at_rate(full_at, stored_rate, fill_rate, now)
-  if stored_rate == fill_rate or full_at <= now then
-    return full_at
+local function at_larger_rate(full_at, stored_rate, fill_rate, now)
+  if full_at <= now or stored_rate == fill_rate then
+    return full_at, fill_rate
+  elseif stored_rate > fill_rate then
+    return full_at, stored_rate
   end
-  return now + (full_at - now) * stored_rate / fill_rate
+  return now + (full_at - now) * stored_rate / fill_rate, fill_rate
 end
 
 -- Redis truncates the numbers of a reply to integers, so a fraction travels as a string. A double needs 17 digits.

@@ -7,23 +7,25 @@
 
 local cost = tonumber(ARGV[1])
 local now, stored, states, reply = now(), redis.call('MGET', unpack(KEYS)), {}, {}
+local rates = {}
 
 for level = 1, #KEYS do
   local limit, value = limit_of(ARGV[2 * level], ARGV[2 * level + 1]), stored[level]
-  local full_at, fill_rate, floor = FULL, limit.fill_rate, FULL
+  local full_at, floor = FULL, FULL
   if value then -- see consume.lua
-    full_at, fill_rate = struct.unpack('<dd', value)
-    full_at = at_rate(full_at, fill_rate, limit.fill_rate, now)
+    local stored, fill_rate = struct.unpack('<dd', value)
+    full_at, limit.fill_rate = at_larger_rate(stored, fill_rate, limit.fill_rate, now)
   end
   if value and #value > 16 then
     floor = struct.unpack('<d', value, 17)
   end
+  rates[level] = limit.fill_rate
   states[level] = math.max(floor, refund(limit, full_at, now, cost))
   reply[level] = exact(tokens_at(limit, states[level], now))
 end
 for level, key in ipairs(KEYS) do
   if states[level] > now then
-    local value = struct.pack('<dd', states[level], tonumber(ARGV[2 * level + 1])) .. stored[level]:sub(17)
+    local value = struct.pack('<dd', states[level], rates[level]) .. stored[level]:sub(17)
     local step = states[level] - states[level] % EXPIRY_STEP
     redis.call('SET', key, value, 'PX', math.ceil((step + EXPIRY_STEP - now) / 1000))
   else

@@ -12,6 +12,9 @@ from bucketflow_celery.stats import Stats
 
 __all__ = ["TaskActions"]
 
+#: A copy of a task is expected after up to this many times the estimated queueing delay.
+QUEUEING_MARGIN = 1.5
+
 
 class TaskActions:
     """
@@ -41,7 +44,8 @@ class TaskActions:
     def hold(self, task: PendingTask, queue: HoldQueue) -> None:
         """Let *task* wait in *queue*; it fails at once if that would take too long."""
         waited = self.begin_waiting(task)
-        if queue.level is not None and task.policy.max_wait is not None:
+        # At a tenant or task type the task has a reservation of its own, so its wait is known already.
+        if queue.level is not None and queue.level.blocks_queue and task.policy.max_wait is not None:
             wait = queue.wait_ahead(self._worker.monotonic())
             failure = exceeds_max_wait(task.policy, queue.level, waited + wait)
             if failure is not None:
@@ -80,9 +84,9 @@ class TaskActions:
             task.due_since = self._worker.time() - task.slot_wait(self._worker.monotonic())
         return self.defer(task, 0.0)
 
-    def queueing_delay(self, task: PendingTask) -> float:
-        """Return the estimated seconds until a copy of *task* would be delivered."""
-        return self._worker.queueing_delay(task.queue)
+    def would_return_late(self, task: PendingTask, wait: float) -> bool:
+        """Return whether a copy of *task* would stand in its queue beyond its turn, in *wait* seconds."""
+        return self._worker.can_hold_many and wait <= QUEUEING_MARGIN * self._worker.queueing_delay(task.queue)
 
     def has_ended(self, task: PendingTask) -> bool:
         """Return whether *task* was revoked or has expired; it has left the worker then."""

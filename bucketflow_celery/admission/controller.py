@@ -130,6 +130,7 @@ class AdmissionController:
         self._parking.on_reply()
         if self._free() > 0:  # when slots are scarce, new tasks and parked ones go first in turns
             self._parking_first = not self._parking_first
+            self._overdue.slot_seen_at = self._worker.monotonic()
         if self._parking_first:
             self._parking.work(self._free)
         self._check_version()

@@ -20,9 +20,6 @@ __all__ = ["DecidedTask", "DecisionHandler"]
 #: Seconds after its expiry at which a task that could not start in time returns: then no worker's clock is before it.
 EXPIRY_MARGIN = 1.0
 
-#: A copy of a task is expected after up to this many times the estimated queueing delay.
-QUEUEING_MARGIN = 1.5
-
 
 class DecidedTask(NamedTuple):
     """
@@ -118,12 +115,10 @@ class DecisionHandler:
             case Park():
                 self._prechecks.park(task)
             case Defer(countdown):
-                return self._would_return_late(task, refusal.wait) or not self._actions.defer(task, countdown)
+                returns_late = refusal.wait <= self._wait_limits.max_hold / 2 and self._actions.would_return_late(
+                    task, refusal.wait
+                )
+                return returns_late or not self._actions.defer(task, countdown)
             case Fail(error):
                 self._actions.fail(task, error)
         return False
-
-    def _would_return_late(self, task: PendingTask, wait: float) -> bool:
-        """Return whether a copy of *task* would wait in its queue beyond its turn, which is in *wait* seconds."""
-        longest = self._wait_limits.max_hold / 2
-        return wait <= min(QUEUEING_MARGIN * self._actions.queueing_delay(task), longest)

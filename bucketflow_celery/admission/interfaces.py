@@ -29,7 +29,14 @@ class WaitLimits(NamedTuple):
 
 
 class Worker(Protocol):
-    """A worker, as admission sees it. Times are in seconds."""
+    """
+    A worker, as admission sees it. Times are in seconds.
+
+    Attributes:
+        can_hold_many: Whether it can hold many messages and receive others at the same time.
+    """
+
+    can_hold_many: bool
 
     def resolve(self, task: PendingTask) -> ThrottlePolicy:
         """Return what limits *task*. Raises ``BucketflowError`` if that cannot be determined."""
@@ -54,11 +61,7 @@ class Worker(Protocol):
         """
 
     def queueing_delay(self, queue: str) -> float:
-        """
-        Return the estimated seconds until a message at the end of *queue* is delivered to a worker.
-
-        0 if this worker cannot hold many messages and receive others at the same time.
-        """
+        """Return the estimated seconds until a message at the end of *queue* is delivered to a worker."""
 
     def requeue(self, task: PendingTask) -> bool:
         """Leave this delivery to the broker, for any worker; ``False`` if it must stay here."""

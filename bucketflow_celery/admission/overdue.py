@@ -18,7 +18,7 @@ __all__ = ["MAX_SLOT_WAIT", "OverdueTasks"]
 MAX_SLOT_WAIT = 0.1
 #: Seconds between two checks for tasks that have been here too long.
 SWEEP_INTERVAL = 1.0
-#: Seconds until a task is passed on again that the broker did not accept.
+#: Seconds until a task is passed on again that the broker did not accept, or whose queue is long.
 PASS_ON_PAUSE = 1.0
 
 
@@ -34,6 +34,7 @@ class OverdueTasks:
         wait_limits: The longest waits outside of the queue.
 
     Attributes:
+        slot_seen_at: When a slot of this worker was free last, in seconds of the monotonic clock.
         next_sweep: When to look for tasks that have been here too long, in seconds of the monotonic clock.
     """
 
@@ -51,13 +52,14 @@ class OverdueTasks:
         self._worker = worker
         self._wait_limits = wait_limits
         self._pass_on_from = -inf
+        self.slot_seen_at = -inf
         self.next_sweep = 0.0
 
     def work(self, now: float) -> None:
         """Return the tasks that are overdue at *now*, on the monotonic clock, and end the revoked ones."""
         if now >= self.next_sweep:
             self._sweep(now)
-        if self._worker.free() <= 0 and now >= self._pass_on_from:
+        if self._worker.free() <= 0 and now >= max(self._pass_on_from, self.slot_seen_at + MAX_SLOT_WAIT):
             self._pass_on_late(now)
 
     def _sweep(self, now: float) -> None:
@@ -77,7 +79,8 @@ class OverdueTasks:
         waiting = [task for task in list(self._inbox) if task.can_go_elsewhere]  # other threads append
         first = min(map(self._pass_on_at, [*waiting, *self._due_and_held(now)]), default=inf)
         becomes_due = self._hold_queues.next_retry_at(after=now)
-        return max(self._pass_on_from, min(first, becomes_due + MAX_SLOT_WAIT))
+        earliest = max(self._pass_on_from, self.slot_seen_at + MAX_SLOT_WAIT)
+        return max(earliest, min(first, becomes_due + MAX_SLOT_WAIT))
 
     def _due_and_held(self, now: float) -> Iterator[PendingTask]:
         for queue in self._hold_queues.ready(now):
@@ -102,7 +105,8 @@ class OverdueTasks:
         return waited > max_wait or waited + before > self._wait_limits.max_unacknowledged
 
     def _pass_on(self, task: PendingTask) -> bool:
-        is_passed_on = self._actions.pass_on(task)
+        # Behind a long queue it would be late, and while there is one, every worker with a free slot has work.
+        is_passed_on = self._worker.queueing_delay(task.queue) <= MAX_SLOT_WAIT and self._actions.pass_on(task)
         if not is_passed_on:
             self._pass_on_from = self._worker.monotonic() + PASS_ON_PAUSE
         return is_passed_on

@@ -59,7 +59,8 @@ class CeleryWorker:
         self.when_free = slots.when_free
         self._received: Counter[str] = Counter()  # by queue
         self._queueing_delay = QueueingDelay(republisher.messages_in, self._received.__getitem__, time.monotonic)
-        self._can_hold_many = window.can_hold_many
+        self.can_hold_many = window.can_hold_many
+        self.queueing_delay = self._queueing_delay.of
         self.call_soon = waker.call_soon
         self.monotonic = time.monotonic
         self.time = time.time
@@ -119,9 +120,9 @@ class CeleryWorker:
 
     def defer(self, task: PendingTask, countdown: float) -> bool:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
+        if not self._can_be_deferred(task):
+            return False
         message = task.request.message
-        if "task" not in message.headers or self._is_broadcast(task.queue):
-            return False  # protocol 1 has the ETA in its body; no queue would keep a copy of a broadcast
         ticket = Ticket(task.reservations, task.waiting_since, task.due_since).write()
         started = self.monotonic()
         try:
@@ -134,10 +135,6 @@ class CeleryWorker:
             return False
         self.acknowledge(task.request)
         return True
-
-    def queueing_delay(self, queue: str) -> float:
-        """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
-        return self._queueing_delay.of(queue) if self._can_hold_many else 0.0
 
     def requeue(self, task: PendingTask) -> bool:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
@@ -199,7 +196,8 @@ class CeleryWorker:
         self._cancel_timer()
         can_defer, now = connected, self.monotonic()
         for task in tasks:
-            if can_defer and task.can_go_elsewhere:  # requeued, it would lose its reservations
+            # Requeued, a task would lose its reservations.
+            if can_defer and task.can_go_elsewhere and self._can_be_deferred(task):
                 can_defer = self.defer(task, max(0.0, task.retry_at - now))
                 if can_defer:
                     continue
@@ -215,6 +213,10 @@ class CeleryWorker:
         state.task_ready(request)
         request.acknowledged = True
         request.message.ack_log_error(logger, request.connection_errors)
+
+    def _can_be_deferred(self, task: PendingTask) -> bool:
+        # Protocol 1 has the ETA in its body, and no queue would keep a copy of a broadcast.
+        return "task" in task.request.message.headers and not self._is_broadcast(task.queue)
 
     def _reject(self, request: Any) -> None:
         state.task_ready(request)

@@ -13,6 +13,8 @@ SAMPLE_INTERVAL = 0.5
 MAX_SAMPLE_AGE = 5.0
 #: Assumed seconds for one message while the speed of this worker is unknown.
 SECONDS_PER_MESSAGE = 0.01
+#: Most seconds for one message.
+MAX_SECONDS_PER_MESSAGE = 0.1
 #: Assumed seconds to publish a copy, before the first one.
 SECONDS_PER_COPY = 0.002
 #: How much of the latest time to publish goes into the average.
@@ -72,4 +74,5 @@ class QueueingDelay:
         seconds, delivered = SECONDS_PER_MESSAGE, self._delivered(queue)
         if last is not None and now - last.at <= MAX_SAMPLE_AGE:
             seconds = (now - last.at) / max(1, delivered - last.delivered)
+            seconds = min(seconds, MAX_SECONDS_PER_MESSAGE)  # longer: it was not receiving all the time
         return _Sample(now, delivered, self._count(queue) * (seconds + self._seconds_per_copy))

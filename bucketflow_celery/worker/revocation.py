@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Any
 
 from celery import signals
+from celery.utils.functional import maybe_list
 from celery.worker import state
 from celery.worker.request import Request
 
@@ -52,26 +53,34 @@ class RevocationWatch:
     def _check(self) -> None:
         if self._closed:
             return
-        found = _revocations()
-        if found != self._seen:
-            self._seen = found
-            self._end_revoked()
-        self.start()
+        try:
+            found = _revocations()
+            if found != self._seen:
+                self._seen = found
+                self._end_revoked()
+        finally:
+            self.start()
 
     def _end_revoked(self) -> None:
         for event in self._consumer.timer.queue:
             request = event.entry.args[0] if event.entry.args else None
-            if not isinstance(request, Request) or HEADER not in request.request_dict or not request.revoked():
+            if not isinstance(request, Request) or HEADER not in request.request_dict:
                 continue
-            event.entry.cancel()
-            self._consumer.qos.decrement_eventually()
+            try:
+                is_revoked = request.revoked()
+            except Exception:  # Celery tries again at its ETA
+                logger.exception("end of task cannot be stored: id=%s", request.id)
+                continue
+            if is_revoked:
+                event.entry.cancel()
+                self._consumer.qos.decrement_eventually()
 
 
 def _revocations() -> tuple[int, float, int]:
     """Return what differs after each revocation: how many are known, the time of the latest, and the stamps."""
     known = state.revoked
     latest = next(reversed(known._data.values()), (0.0,))[0]  # noqa: SLF001 - no public view tells its time
-    return len(known), latest, len(state.revoked_stamps)
+    return len(known), latest, sum(len(maybe_list(values)) for values in state.revoked_stamps.values())
 
 
 class RevocationHandler:

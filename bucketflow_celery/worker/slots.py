@@ -12,14 +12,19 @@ And a child that has yet to start can take no job: a task that was admitted for 
 from __future__ import annotations
 
 # ruff: noqa: SLF001 - billiard shows its jobs and children nowhere else
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
 __all__ = ["CountedSlots", "ProcessSlots", "Slots", "slots_of"]
 
+logger = logging.getLogger("bucketflow_celery.worker")
+
 #: Seconds between two checks whether a child process has started.
 CHILD_CHECK_INTERVAL = 0.01
+#: Seconds until the next check after one that raised.
+CHILD_RETRY_INTERVAL = 1.0
 
 
 class Slots(Protocol):
@@ -139,7 +144,12 @@ class ProcessSlots(_PoolSlots):
     def _check_children(self) -> None:
         # Celery looks after a child once, as soon as its pipe is closed. If the child is not quite dead by then, Celery
         # replaces it up to five seconds later, and a job that was written to its pipe waits that long.
-        self._controller.pool.maintain_pool()
+        try:
+            self._controller.pool.maintain_pool()
+        except Exception:  # no process can be forked; the pool's own timer tries again
+            logger.exception("pool cannot replace a child process")
+            self._call_after(CHILD_RETRY_INTERVAL, self._check_children)
+            return
         self._awaits_child = False
         self._notify()
 

@@ -627,6 +627,8 @@ class Worker:
         self.acknowledge(task.request)
         return True
 
+    can_hold_many = True
+
     def queueing_delay(self, queue):
         return self.delay.of(queue) if self.fleet.read_seconds else 0.0
 

@@ -250,13 +250,29 @@ local function delay_tenant(name, tenant, until_at)
   redis.call('ZADD', DELAYED, math.min(until_at, delayed_until), name)
 end
 
+-- The first ready tenant of each task type, as far as it was read and has not changed since; false: there is none.
+local heads = {}
+local function next_tenant()
+  local first
+  for _, task in ipairs(tasks) do
+    if heads[task] == nil then
+      heads[task] = first_ready(task, 1)[1] or false
+    end
+    local one = heads[task]
+    if one and (not first or one.tag < first.tag or (one.tag == first.tag and one.name < first.name)) then
+      first = one
+    end
+  end
+  return first and first.name
+end
+
 local examined = 0
 if not is_named then
   stop_incomplete()
 end
 while is_named and admitted < free and examined < MAX_TENANTS do
   examined = examined + 1
-  local name = first_tenants(tasks, 1)[1]
+  local name = next_tenant()
   if not name then
     break
   end
@@ -266,12 +282,16 @@ while is_named and admitted < free and examined < MAX_TENANTS do
     break
   end
   local tenant = record_of(name)
+  local its_tasks = service_order(tenant)
   local delay = serve_tenant(name, tenant, candidate)
   if ready_at then
     break
   end
   if delay > 0 then
     delay_tenant(name, tenant, time + delay)
+  end
+  for _, task in ipairs(its_tasks) do
+    heads[task] = nil
   end
 end
 local has_more_tenants = admitted >= free or examined >= MAX_TENANTS

@@ -318,3 +318,31 @@ def test_objects_that_differ_in_the_limit_of_a_key_take_no_more_than_the_largest
     largest = Limit(max(limit.capacity for limit in limits), max(limit.fill_rate for limit in limits))
     if starts:
         assert worst_excess(starts, largest) < 1e-6 * (1 + largest.fill_rate)
+
+
+@pytest.mark.parametrize("lease", [None, 1])
+@pytest.mark.parametrize("operation", ["consume", "refund"])
+def test_a_smaller_limit_slows_no_object_down_and_waits_no_longer_than_the_larger_one_takes(
+    redis_client, operation, lease
+):
+    clock, runner = FakeClock(), StoppedRunner(redis_client, TIMEOUT)
+    large, small = (
+        RedisTokenBucket(redis_client, "mixed", size, size, lease=size_of_lease, clock=clock)
+        for size, size_of_lease in ((100, None), (1, lease))
+    )
+    for bucket in (large, small):
+        bucket._runner = bucket._monitor._runner = runner
+    redis_client.set("clock", 0)
+    assert large.consume(100)
+    assert not small.consume()
+    assert small.wait_time() == pytest.approx(1, abs=1e-6)
+    if operation == "refund":
+        small.refund(1)
+    clock.advance(0.5)
+    redis_client.set("clock", clock.now())
+    assert large.tokens == pytest.approx(51 if operation == "refund" else 50)
+    clock.advance(0.5)
+    redis_client.set("clock", clock.now())
+    assert small.consume()
+    for bucket in (large, small):
+        bucket.close()

@@ -120,6 +120,28 @@ def test_a_due_task_that_no_worker_has_a_slot_for_makes_few_trips():
     assert max(job.deliveries for job in limited) <= 25
 
 
+@pytest.mark.parametrize("duration", [0.01, 0.4, 5])
+def test_due_tasks_keep_their_turn_in_a_busy_worker_with_a_backlog(duration):
+    fleet = Fleet({"tenants": {"acme": Limit(1, 2)}}, slots=1, read_seconds=0.001)
+    limited = [fleet.send(Job(tenant="acme")) for _ in range(20)]
+    busy = [fleet.send(Job(at=0.7, duration=duration, name="g")) for _ in range(60)]
+    fleet.run(400)
+    assert_all_ran_once(fleet)
+    assert max(job.deliveries for job in limited) <= 25
+    assert max(job.starts[0] for job in limited) <= 10 + (len(busy) - 10) * duration
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_slots_that_turn_over_cause_no_further_deliveries(workers):
+    fleet = Fleet({"tenants": {"acme": Limit(10, 50)}}, workers=workers, slots=1, read_seconds=0.001)
+    limited = [fleet.send(Job(tenant="acme", duration=0.05)) for _ in range(200)]
+    for _ in range(workers):
+        fleet.send(Job(at=0.5, duration=8, name="g"))
+    fleet.run(400)
+    assert_all_ran_once(fleet)
+    assert sum(job.deliveries for job in limited) <= 5 * len(limited)
+
+
 def test_no_message_stays_unacknowledged_for_longer_than_a_worker_may_keep_it():
     fleet = Fleet({"tenants": {"a": Limit(1, 0.1)}}, slots=1, prefetch=50, max_countdown=4, max_unacknowledged=5)
     for number in range(20):

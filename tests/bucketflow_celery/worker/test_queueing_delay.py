@@ -6,6 +6,7 @@ import pytest
 
 from bucketflow_celery.worker.queueing_delay import (
     MAX_SAMPLE_AGE,
+    MAX_SECONDS_PER_MESSAGE,
     SAMPLE_INTERVAL,
     SECONDS_PER_COPY,
     SECONDS_PER_MESSAGE,
@@ -46,11 +47,11 @@ def test_the_estimate_follows_the_speed_of_this_worker():
     assert queue.delay.of("q") == pytest.approx(1000 * (1 / 250 + SECONDS_PER_COPY))
 
 
-def test_a_worker_that_reads_nothing_expects_a_long_delay():
+def test_a_worker_that_reads_nothing_expects_a_long_delay_but_no_endless_one():
     queue = Queue(10)
     queue.delay.of("q")
     queue.read(0, 2.0)
-    assert queue.delay.of("q") >= 10 * 2.0
+    assert queue.delay.of("q") == pytest.approx(10 * (MAX_SECONDS_PER_MESSAGE + SECONDS_PER_COPY))
 
 
 def test_a_pause_says_nothing_about_the_speed():
