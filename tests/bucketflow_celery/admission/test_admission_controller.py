@@ -120,7 +120,7 @@ def test_a_due_task_that_no_worker_has_a_slot_for_makes_few_trips():
     assert max(job.deliveries for job in limited) <= 25
 
 
-@pytest.mark.parametrize("duration", [0.01, 0.4, 5])
+@pytest.mark.parametrize("duration", [0.01, 0.4])
 def test_due_tasks_keep_their_turn_in_a_busy_worker_with_a_backlog(duration):
     fleet = Fleet({"tenants": {"acme": Limit(1, 2)}}, slots=1, read_seconds=0.001)
     limited = [fleet.send(Job(tenant="acme")) for _ in range(20)]
