@@ -56,6 +56,7 @@ class Interrupts:
     def __init__(self) -> None:
         self._held = 0
         self._pending: int | None = None
+        self._latest: int | None = None
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
@@ -80,8 +81,13 @@ class Interrupts:
             self._held -= 1
         self._raise()
 
+    def check(self) -> None:
+        """Raise the exception of the latest signal, if there was one: in a destructor, Python has ignored it."""
+        if self._latest is not None:
+            raise Interrupted(self._latest)
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        self._pending = number
+        self._pending = self._latest = number
         self._raise()
 
     def _raise(self) -> None:
@@ -124,11 +130,13 @@ class Processes:
 
     def check(self) -> None:
         """
-        Raise if a process has ended by itself.
+        Raise if a process has ended by itself, or if a signal has arrived.
 
         Raises:
             DemoError: A process has ended; the message shows the end of its output.
+            Interrupted: A signal has arrived.
         """
+        self._interrupts.check()
         for name, process in self._running.items():
             if process.poll() is not None:
                 raise DemoError(f"{name} ended with status {process.returncode}:\n{self.tail(name)}")
