@@ -220,10 +220,19 @@ def _children(pool: Any) -> int:
     started = getattr(pool, "_all_inqueues", None)
     if started is None:  # without an event loop, the pool does not know
         return int(pool._processes)
-    ending, most = 0, pool._maxtasksperchild
-    if most:
-        ending = sum(counter.value >= most for counter in list(pool._on_ready_counters.values()))
-    return int(min(pool._processes, len(started) - ending))
+    return int(min(pool._processes, len(started) - _retire_ending(pool, started)))
+
+
+def _retire_ending(pool: Any, started: set[int]) -> int:
+    """Let no job go to the children that have run all their tasks and have yet to end; return how many there are."""
+    most, ending = pool._maxtasksperchild, 0
+    for child in list(pool._pool) if most else ():
+        counter = pool._on_ready_counters.get(child.pid)
+        if counter is not None and counter.value >= most and child.inqW_fd in started:
+            # Else Celery may write a job to its pipe, where it waits until the child has ended and another one started.
+            pool._busy_workers.add(child.inqW_fd)
+            ending += 1
+    return ending
 
 
 def _call_now(callback: Callable[[], None]) -> None:

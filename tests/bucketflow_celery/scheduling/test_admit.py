@@ -17,6 +17,7 @@ from bucketflow_celery.config.levels import Level
 from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.scheduling.admit import (
     EMPTY,
+    LATE,
     NO_DEADLINE,
     RESERVATION_GRACE,
     RESERVATION_TTL,
@@ -181,6 +182,23 @@ def test_reservations_that_no_task_uses_are_dropped_after_their_time_to_live(ful
 
 
 # Deadlines and cancellation
+
+
+@pytest.mark.parametrize("waiting", [1, 20, 500])
+@pytest.mark.parametrize("capacity", [1, 10])
+def test_a_task_waits_for_reservations_that_no_task_uses_until_they_are_dropped_and_no_longer(capacity, waiting):
+    level = Level("tenant", "q:q/t:a", Limit(capacity, 1))
+    states = {}
+    use_up(level, states)
+    admit([request(level)] * waiting, states, NOW)  # their tasks were purged
+    full_at = NOW + capacity * SECOND
+    just_full, late = full_at + LATE - 1, full_at + LATE
+    behind_them = max(0, NOW + (waiting + 1) * SECOND - just_full)
+    assert admit([request(level)], dict(states), just_full)[0].wait == behind_them
+    (decision,) = admit([request(level)], states, late)
+    expected = full_at + RESERVATION_TTL - late
+    assert decision.wait <= expected
+    assert admit([request(level, reservations=decision.reservations)], states, late + decision.wait)[0].admitted
 
 
 @pytest.mark.parametrize(("max_wait_us", "reserved"), [(SECOND - 1, False), (SECOND, True), (NO_DEADLINE, True)])

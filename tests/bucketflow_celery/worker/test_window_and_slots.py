@@ -159,7 +159,9 @@ class Pool:
 
     def __init__(self, slots, *, processes=False, knows_children=False, tasks=None):
         self.uses_semaphore = processes
-        self._pool = SimpleNamespace(_processes=slots, _cache={}, _maxtasksperchild=tasks, _on_ready_counters={})
+        self._pool = SimpleNamespace(
+            _processes=slots, _cache={}, _maxtasksperchild=tasks, _on_ready_counters={}, _pool=[], _busy_workers=set()
+        )
         if knows_children:
             self._pool._all_inqueues = set(range(slots))
         self.jobs = []
@@ -272,10 +274,12 @@ def test_a_child_process_that_has_yet_to_start_is_no_slot():
     assert pool.maintained == 2
 
 
-def test_a_child_process_that_has_run_all_its_tasks_is_no_slot():
+def test_a_child_process_that_has_run_all_its_tasks_is_no_slot_and_gets_no_job():
     pool = Pool(2, processes=True, knows_children=True, tasks=3)
-    pool._pool._on_ready_counters = {1: SimpleNamespace(value=2), 2: SimpleNamespace(value=3)}
+    pool._pool._pool = [SimpleNamespace(pid=101, inqW_fd=0), SimpleNamespace(pid=102, inqW_fd=1)]
+    pool._pool._on_ready_counters = {101: SimpleNamespace(value=2), 102: SimpleNamespace(value=3)}
     assert slots_with(pool, pytest.fail).free() == 1
+    assert pool._pool._busy_workers == {1}, "Celery gives no job to a busy child"
 
 
 class PoolLife:
