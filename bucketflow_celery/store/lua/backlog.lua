@@ -92,6 +92,11 @@ local function ranks_of(kind)
   return ranks
 end
 
+-- Return whether a worker has a lease that has not expired.
+local function is_live(worker, time)
+  return tonumber(redis.call('ZSCORE', WORKERS, worker) or RECLAIMED) > time
+end
+
 local function virtual_time()
   return tonumber(redis.call('HGET', META, 'virtual') or 0)
 end

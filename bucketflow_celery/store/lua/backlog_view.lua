@@ -7,7 +7,7 @@
 -- mirrors  nothing: it only reads
 local time, unclaimed, claims = now(), {}, redis.call('HGETALL', TYPES)
 for at = 1, #claims, 2 do
-  if tonumber(redis.call('ZSCORE', WORKERS, claims[at + 1]) or RECLAIMED) <= time and first_ready(claims[at], 1)[1] then
+  if not is_live(claims[at + 1], time) and first_ready(claims[at], 1)[1] then
     unclaimed[#unclaimed + 1] = claims[at]
   end
 end

@@ -114,15 +114,12 @@ for _, name in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', time, 'LIMIT'
 end
 
 -- Record that the worker can run the parked task types for which no live worker is recorded.
-local function is_live(name)
-  return tonumber(redis.call('ZSCORE', WORKERS, name) or RECLAIMED) > time
-end
 local types, unclaimed, parked_tasks, entries = {}, {}, {}, redis.call('HGETALL', TYPES)
 for at = 1, #entries, 2 do
   local task, claimant = entries[at], entries[at + 1]
   types[#types + 1] = task
   is_named = is_named and (is_own[task] or is_other[task])
-  local is_claimed = is_live(claimant)
+  local is_claimed = is_live(claimant, time)
   if not is_claimed and is_own[task] then
     redis.call('HSET', TYPES, task, worker)
   elseif not is_claimed and is_other[task] and first_ready(task, 1)[1] then
@@ -295,7 +292,7 @@ while is_named and admitted < free and examined < MAX_TENANTS do
   end
 end
 local has_more_tenants = admitted >= free or examined >= MAX_TENANTS
-if not ready_at and has_more_tenants and first_tenants(tasks, 1)[1] then
+if not ready_at and has_more_tenants and next_tenant() then
   ready_at = time + longest_wait(common, 1)
 end
 

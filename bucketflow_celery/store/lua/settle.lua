@@ -11,7 +11,7 @@
 local time = now()
 local queue, channel, worker, reclaims = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
 if reclaims then
-  if tonumber(redis.call('ZSCORE', WORKERS, worker) or RECLAIMED) > time then
+  if is_live(worker, time) then
     return {0, 0}
   end
   redis.call('ZREM', POLLS, worker)
