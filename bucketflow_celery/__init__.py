@@ -7,6 +7,7 @@ Throttling for Celery: shared, hierarchical token buckets in Redis that every ta
 from __future__ import annotations
 
 from bucketflow.errors import BucketflowError, ConfigError, CostExceedsCapacity, StoreUnavailable
+from bucketflow_celery.config.choices import OnLimit, OnStoreError
 from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.decorator import throttled_task
 from bucketflow_celery.errors import ConfigErrors, ThrottleTimeout
@@ -21,6 +22,8 @@ __all__ = [
     "CostExceedsCapacity",
     "LevelView",
     "Limit",
+    "OnLimit",
+    "OnStoreError",
     "QueueBacklog",
     "StoreUnavailable",
     "TenantBacklog",

@@ -9,9 +9,9 @@ from celery import Celery, Task, shared_task
 
 from bucketflow.errors import ConfigError
 from bucketflow.validation import check_number
+from bucketflow_celery.config.choices import OnLimit, check_choice
 from bucketflow_celery.config.limit import Limit, parse_limit
 from bucketflow_celery.config.rules import CostRule, TaskRules, TenantRule
-from bucketflow_celery.config.settings import one_of
 
 __all__ = ["throttled_task"]
 
@@ -32,7 +32,7 @@ def throttled_task(
     tenant: TenantRule = ...,
     cost: CostRule = ...,
     max_wait: float | None = ...,
-    on_limit: str | None = ...,
+    on_limit: OnLimit | None = ...,
     **options: Any,
 ) -> Callable[[F], Any]: ...
 
@@ -48,7 +48,7 @@ def throttled_task(  # noqa: PLR0913 - each is one option of a task
     tenant: TenantRule = None,
     cost: CostRule = 1.0,
     max_wait: float | None = None,
-    on_limit: str | None = None,
+    on_limit: OnLimit | None = None,
     **options: Any,
 ) -> Any:
     """
@@ -89,7 +89,7 @@ def throttled_task(  # noqa: PLR0913 - each is one option of a task
     if tenant is not None and not callable(tenant) and not (isinstance(tenant, str) and tenant):
         raise ConfigError("tenant", tenant, "the name of an argument or a callable")
     if on_limit is not None:
-        one_of("on_limit", on_limit, "retry", "hold", "park")
+        check_choice("on_limit", on_limit, OnLimit)
 
     if app is not None and not isinstance(app, Celery):
         raise ConfigError("app", app, "a Celery app, or None for a shared task")

@@ -13,6 +13,7 @@ from kombu.utils.url import maybe_sanitize_url
 
 from bucketflow.errors import ConfigError
 from bucketflow.redis_client.runner import ScriptRunner
+from bucketflow_celery.config.choices import OnLimit, OnStoreError
 from bucketflow_celery.config.rules import TenantRule, rules_of
 from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.config.table import LimitTable, pause_of
@@ -73,8 +74,8 @@ class Throttle:
         client: Any = None,
         store: Store | None = None,
         limits: Mapping[str, Any] | None = None,
-        on_limit: str | None = None,
-        on_store_error: str | None = None,
+        on_limit: OnLimit | None = None,
+        on_store_error: OnStoreError | None = None,
         max_wait: float | None = None,
         max_hold: float | None = None,
         max_countdown: float | None = None,

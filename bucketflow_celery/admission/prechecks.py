@@ -11,6 +11,7 @@ from bucketflow_celery.admission.actions import TaskActions
 from bucketflow_celery.admission.hold_queues import HoldQueues
 from bucketflow_celery.admission.interfaces import NoParking, Parking
 from bucketflow_celery.admission.pending_task import PendingTask
+from bucketflow_celery.config.choices import OnStoreError
 from bucketflow_celery.config.levels import Level, check_cost
 from bucketflow_celery.store.circuit_breaker import CircuitBreaker
 
@@ -44,7 +45,7 @@ class Prechecks:
         hold_queues: HoldQueues,
         actions: TaskActions,
         breaker: CircuitBreaker,
-        on_store_error: str,
+        on_store_error: OnStoreError,
         monotonic: Callable[[], float],
     ) -> None:
         self._hold_queues = hold_queues

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 from urllib.parse import quote
 
 from bucketflow.errors import CostExceedsCapacity
+from bucketflow_celery.config.choices import OnLimit
 from bucketflow_celery.config.limit import Limit
 
 __all__ = ["Level", "LevelName", "ThrottlePolicy", "check_cost", "quoted"]
@@ -52,7 +53,7 @@ class ThrottlePolicy:
     path: tuple[Level, ...]
     cost: float = 1.0
     max_wait: float | None = None
-    on_limit: str = "retry"
+    on_limit: OnLimit = "retry"
     tenant: str | None = None
     paused: LevelName | None = None
 

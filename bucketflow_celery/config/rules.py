@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from bucketflow.errors import ConfigError
 from bucketflow.validation import check_number
+from bucketflow_celery.config.choices import OnLimit
 from bucketflow_celery.config.limit import Limit
 
 __all__ = [
@@ -53,7 +54,7 @@ class TaskRules:
     tenant: TenantRule = None
     cost: CostRule = 1.0
     max_wait: float | None = None
-    on_limit: str | None = None
+    on_limit: OnLimit | None = None
 
     def check_names(self, entry: str, function: Callable[..., Any]) -> None:
         """

@@ -8,28 +8,18 @@ from typing import Any, TypeAlias
 
 from bucketflow.errors import ConfigError
 from bucketflow.validation import check_number
+from bucketflow_celery.config.choices import OnLimit, OnStoreError, check_choice
 from bucketflow_celery.config.rules import TenantRule
 from bucketflow_celery.config.table import LimitTable
 from bucketflow_celery.errors import ConfigErrors
 
-__all__ = ["PREFIX", "Settings", "one_of"]
+__all__ = ["PREFIX", "Settings"]
 
 #: Prefix of every option in ``app.conf``. Django's ``CELERY_`` comes before it.
 PREFIX = "bucketflow_"
 
 #: Takes the name and value of an option and a list for errors; returns the checked value, or raises ``ConfigError``.
 _Check: TypeAlias = Callable[[str, Any, "list[ConfigError]"], Any]
-
-
-def one_of(entry: str, value: object, *choices: str) -> None:
-    """
-    Check that *value* is one of *choices*.
-
-    Raises:
-        ConfigError: It is not. The error names *entry* and the choices.
-    """
-    if value not in choices:
-        raise ConfigError(entry, value, "one of " + ", ".join(map(repr, choices)))
 
 
 def _limits(_entry: str, value: Any, mistakes: list[ConfigError]) -> LimitTable:
@@ -75,9 +65,9 @@ def _flag(entry: str, value: object, _mistakes: list[ConfigError]) -> bool:
     return value
 
 
-def _choice(*choices: str) -> _Check:
+def _choice(choices: object) -> _Check:
     def check(entry: str, value: object, _mistakes: list[ConfigError]) -> object:
-        one_of(entry, value, *choices)
+        check_choice(entry, value, choices)
         return value
 
     return check
@@ -112,8 +102,8 @@ class Settings:
 
     url: str | None = field(default=None, metadata={"check": _text})
     limits: LimitTable = field(default=LimitTable(), metadata={"check": _limits})
-    on_limit: str = field(default="retry", metadata={"check": _choice("retry", "hold", "park")})
-    on_store_error: str = field(default="hold", metadata={"check": _choice("hold", "admit", "refuse")})
+    on_limit: OnLimit = field(default="retry", metadata={"check": _choice(OnLimit)})
+    on_store_error: OnStoreError = field(default="hold", metadata={"check": _choice(OnStoreError)})
     max_wait: float | None = field(default=None, metadata={"check": _seconds})
     max_hold: float = field(default=600.0, metadata={"check": _seconds})
     max_countdown: float = field(default=900.0, metadata={"check": _seconds})

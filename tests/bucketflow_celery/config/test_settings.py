@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import get_args
 
 import pytest
 from celery import Celery, signals
 from celery.app.task import Context
 
 from bucketflow import ConfigError, StoreUnavailable
-from bucketflow_celery import ConfigErrors, Throttle
+from bucketflow_celery import ConfigErrors, OnLimit, OnStoreError, Throttle
 from bucketflow_celery.config.settings import PREFIX, Settings
 from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 from bucketflow_celery.testing import MemoryStore
@@ -222,3 +223,11 @@ def test_the_error_of_a_misspelt_option_lists_the_options(namespace):
     (mistake,) = raised.value.mistakes
     assert mistake.entry.lower().endswith("bucketflow_limts")
     assert "bucketflow_limits" in mistake.expected
+
+
+@pytest.mark.parametrize(("option", "choices"), [("on_limit", OnLimit), ("on_store_error", OnStoreError)])
+def test_the_words_of_an_option_are_those_of_its_type(option, choices):
+    words = get_args(choices)
+    assert words == tuple(GOOD[option])
+    with pytest.raises(ConfigErrors, match=", ".join(map(repr, words))):
+        Settings.read({option: "never"}, {})
