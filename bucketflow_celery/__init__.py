@@ -10,7 +10,7 @@ from bucketflow.errors import BucketflowError, ConfigError, CostExceedsCapacity,
 from bucketflow_celery.config.choices import OnLimit, OnStoreError
 from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.decorator import throttled_task
-from bucketflow_celery.errors import ConfigErrors, ThrottleTimeout
+from bucketflow_celery.errors import ConfigErrors, LimitsChanged, ThrottleTimeout
 from bucketflow_celery.operations.backlog import QueueBacklog, TenantBacklog
 from bucketflow_celery.signals import task_throttled
 from bucketflow_celery.throttle import LevelView, Throttle
@@ -22,6 +22,7 @@ __all__ = [
     "CostExceedsCapacity",
     "LevelView",
     "Limit",
+    "LimitsChanged",
     "OnLimit",
     "OnStoreError",
     "QueueBacklog",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bucketflow.errors import BucketflowError, ConfigError
 
-__all__ = ["ConfigErrors", "ThrottleTimeout"]
+__all__ = ["ConfigErrors", "LimitsChanged", "ThrottleTimeout"]
 
 
 class ThrottleTimeout(BucketflowError):
@@ -27,6 +27,27 @@ class ThrottleTimeout(BucketflowError):
 
     def __str__(self) -> str:
         return f"the {self.level} limit requires a wait of {self.wait:.3f} s, max_wait is {self.max_wait:g} s"
+
+
+class LimitsChanged(BucketflowError):
+    """
+    The limits were not set, because they have changed since they were read. Nothing was written.
+
+    Attributes:
+        expected: The version that was read.
+        current: The version in force.
+    """
+
+    def __init__(self, expected: str, current: str) -> None:
+        super().__init__(expected, current)
+        self.expected = expected
+        self.current = current
+
+    def __str__(self) -> str:
+        return (
+            f"the limits have changed since they were read: expected version {self.expected!r}, "
+            f"version {self.current!r} is in force"
+        )
 
 
 class ConfigErrors(ConfigError):

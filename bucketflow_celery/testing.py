@@ -7,6 +7,7 @@ Start a worker in the test's own process with ``celery.contrib.testing.worker.st
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,9 +72,15 @@ class MemoryStore:
         """See :class:`bucketflow_celery.store.interfaces.Store`."""
         return self._fleet_limits
 
-    def set_limits(self, raw: Mapping[str, Any] | None) -> None:
+    def set_limits(self, raw: Mapping[str, Any] | None, version: str | None = None) -> StaleLimits | None:
         """See :class:`bucketflow_celery.store.interfaces.Store`."""
-        self._replace_limits(raw, self._fleet_limits.paused)
+        with self._lock:
+            current = self._fleet_limits
+            if version not in (None, current.version):
+                return StaleLimits(current.version)
+            self._fleet_limits = _fleet_limits(raw, current.paused)
+        self.backlogs.notify_all()
+        return None
 
     def announce_table(self, digest: str, seconds: float) -> MemoryStoreCall[list[str]]:
         """See :class:`bucketflow_celery.store.interfaces.Store`."""
@@ -89,12 +96,9 @@ class MemoryStore:
 
     def pause(self, name: str, *, paused: bool) -> None:
         """See :class:`bucketflow_celery.store.interfaces.Store`."""
-        limits = self._fleet_limits
-        self._replace_limits(limits.table, limits.paused | {name} if paused else limits.paused - {name})
-
-    def _replace_limits(self, table: Mapping[str, Any] | None, paused: frozenset[str]) -> None:
-        version = "" if table is None and not paused else repr((table, sorted(paused)))
-        self._fleet_limits = FleetLimits(version, table, paused)
+        with self._lock:
+            _, table, names = self._fleet_limits
+            self._fleet_limits = _fleet_limits(table, names | {name} if paused else names - {name})
         self.backlogs.notify_all()
 
     def after_fork(self) -> None:
@@ -102,3 +106,9 @@ class MemoryStore:
 
     def close(self) -> None:
         """Do nothing: there is no connection to close."""
+
+
+def _fleet_limits(table: Mapping[str, Any] | None, paused: frozenset[str]) -> FleetLimits:
+    if table is None and not paused:
+        return FleetLimits("", None, paused)
+    return FleetLimits(hashlib.sha256(repr((table, sorted(paused))).encode()).hexdigest()[:16], table, paused)

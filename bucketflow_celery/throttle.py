@@ -17,7 +17,7 @@ from bucketflow_celery.config.choices import OnLimit, OnStoreError
 from bucketflow_celery.config.rules import TenantRule, rules_of
 from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.config.table import LimitTable, pause_of
-from bucketflow_celery.errors import ConfigErrors
+from bucketflow_celery.errors import ConfigErrors, LimitsChanged
 from bucketflow_celery.messages.stamp import stamp
 from bucketflow_celery.operations.backlog import QueueBacklog, backlog_report
 from bucketflow_celery.operations.levels import LevelView, level_view
@@ -130,22 +130,42 @@ class Throttle:
 
     @property
     def limits(self) -> LimitTable:
-        """The table in force: the last one set with :meth:`set_limits`, else the configured one."""
+        """
+        The table in force: the last one set with :meth:`set_limits`, else the configured one.
+
+        In a worker it is what the worker goes by. Any other process reads it from the store each time.
+
+        Raises:
+            StoreUnavailable: The store did not answer in time.
+        """
+        if not self.active_limits.is_followed:
+            self.active_limits.refresh()
         return self.active_limits.table
 
-    def set_limits(self, limits: Mapping[str, Any] | None) -> None:
+    def set_limits(self, limits: Mapping[str, Any] | None, *, version: str | None = None) -> None:
         """
         Replace the limits of all workers at once, while they run; ``None`` restores each worker's configured ones.
 
+        Args:
+            limits: The whole table.
+            version: The ``limits.version`` that *limits* was made from: nothing changes unless it is still in force.
+                ``None``: replace any table.
+
         Raises:
             ConfigErrors: Every mistake in *limits*; nothing has changed.
+            LimitsChanged: Another version is in force; nothing has changed.
             StoreUnavailable: The store did not answer; whether the limits have changed is unknown.
         """
+        if version is not None and not isinstance(version, str):
+            raise ConfigError("version", version, "the version of a table, such as throttle.limits.version, or None")
         mistakes: list[ConfigError] = []
         table = None if limits is None else LimitTable.parse(limits, mistakes)
         if mistakes:
             raise ConfigErrors(mistakes)
-        self.store.set_limits(None if table is None else table.dump())
+        stale = self.store.set_limits(None if table is None else table.dump(), version)
+        if stale is not None and version is not None:
+            raise LimitsChanged(version, stale.version)
+        self.active_limits.refresh()
 
     def stats(self) -> dict[str, int]:
         """Return the counters of this process: see :class:`~bucketflow_celery.stats.Stats`."""
@@ -165,7 +185,7 @@ class Throttle:
         """
         self.active_limits.refresh()
         rules = rules_of(self.app.tasks.get(task))
-        path = self.limits.path(queue, tenant, task, rules.limit)
+        path = self.active_limits.table.path(queue, tenant, task, rules.limit)
         now, states = self.store.peek(path)
         return [level_view(level, state, now) for level, state in zip(path, states, strict=True)]
 
@@ -178,8 +198,8 @@ class Throttle:
         """
         self.active_limits.refresh()
         task_limits = {name: rules_of(task).limit for name, task in self.app.tasks.items()}
-        backlogs = self.store.backlogs
-        found = (backlog_report(queue, backlogs.view(queue), self.limits, task_limits) for queue in backlogs.queues())
+        backlogs, limits = self.store.backlogs, self.active_limits.table
+        found = (backlog_report(queue, backlogs.view(queue), limits, task_limits) for queue in backlogs.queues())
         return {backlog.queue: backlog for backlog in found if backlog.count}
 
     def purge(self, queue: str, *, tenant: str | None = None, task: str | None = None) -> int:

@@ -30,12 +30,14 @@ class LimitTable:
         levels: Limits by level and by name. The name ``"*"`` is the default of its level; ``None`` lifts the default.
         weights: Shares of the tenants in dispatch, by name. The name ``"*"`` is the default.
         paused: Names of what is paused: see :func:`pause_name`.
+        version: Version of the fleet's limits and pauses when the table was read; empty if nothing was set.
     """
 
     top: Limit | None = None
     levels: Mapping[str, Mapping[str, Limit | None]] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
     paused: frozenset[str] = frozenset()
+    version: str = ""
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], mistakes: list[ConfigError]) -> LimitTable:

@@ -9,6 +9,7 @@ from math import inf
 from typing import Any
 
 from bucketflow.errors import BucketflowError, ConfigError
+from bucketflow.fork import reset_after_fork
 from bucketflow_celery.config.levels import Level, ThrottlePolicy
 from bucketflow_celery.config.rules import cost_of, rules_of, tenant_of
 from bucketflow_celery.config.settings import Settings
@@ -36,9 +37,9 @@ class ActiveLimits:
         store: Returns where the fleet's limits are kept.
 
     Attributes:
-        version: Of the fleet's limits, as last read.
         checked_at: When the version was last compared with the store's, in seconds of the monotonic clock.
         is_stale: Whether a notification has said that other limits may be in force.
+        is_followed: Whether a worker of this process keeps them up to date.
     """
 
     def __init__(
@@ -48,14 +49,24 @@ class ActiveLimits:
         self._settings = settings
         self._store = store
         self._table: LimitTable | None = None
-        self.version = ""
         self.checked_at = -inf
         self.is_stale = False
+        self.is_followed = False
+        reset_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Know that no worker runs in this process: the child of a pool has only what its parent last read."""
+        self.is_followed = False
 
     @property
     def table(self) -> LimitTable:
         """The table in force: the fleet's if one was set, else the configured one."""
         return self._table if self._table is not None else self._settings().limits
+
+    @property
+    def version(self) -> str:
+        """The version of the fleet's limits, as last read."""
+        return "" if self._table is None else self._table.version
 
     @property
     def parks(self) -> bool:
@@ -70,13 +81,14 @@ class ActiveLimits:
             StoreUnavailable: The store did not answer in time.
         """
         version, raw, paused = self._store().limits()
+        if self._table is not None and self._table.version == version:
+            return
         mistakes: list[ConfigError] = []
         table = self._settings().limits if raw is None else LimitTable.parse(raw, mistakes)
         if mistakes:
             logger.error("new limits cannot be parsed, the previous ones stay in force: %s", ConfigErrors(mistakes))
             table = self.table
-        self._table = replace(table, paused=paused)
-        self.version = version
+        self._table = replace(table, paused=paused, version=version)
 
     def needs_check(self, now: float) -> bool:
         """Return whether the version should be compared at *now*: after a notification, or periodically."""

@@ -212,8 +212,17 @@ class Store(Protocol):
     def limits(self) -> FleetLimits:
         """Return what was set for the whole fleet."""
 
-    def set_limits(self, raw: Mapping[str, Any] | None) -> None:
-        """Set the table for the whole fleet; ``None`` leaves each worker its configured one."""
+    def set_limits(self, raw: Mapping[str, Any] | None, version: str | None = None) -> StaleLimits | None:
+        """
+        Set the table for the whole fleet; ``None`` leaves each worker its configured one.
+
+        Args:
+            raw: The table.
+            version: Of the limits that must be in force; ``None``: any.
+
+        Returns:
+            ``None``, or the version in force if it is another one; nothing has changed then.
+        """
 
     def announce_table(self, digest: str, seconds: float) -> StoreCall[list[str]]:
         """Announce for *seconds* the *digest* of a configured table; reply with those of other workers, sorted."""

@@ -18,6 +18,9 @@ from bucketflow_celery.store.scripts import level_script
 
 __all__ = ["RedisStore"]
 
+#: In place of a version that must be in force. No version has this form.
+ANY_VERSION = "*"
+
 
 class RedisStore:
     """
@@ -94,10 +97,12 @@ class RedisStore:
         table = _table(raw) if raw else None
         return FleetLimits(version.decode(errors="replace"), table, frozenset(name.decode() for name in paused))
 
-    def set_limits(self, raw: Mapping[str, Any] | None) -> None:
+    def set_limits(self, raw: Mapping[str, Any] | None, version: str | None = None) -> StaleLimits | None:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""
         text = "" if raw is None else json.dumps(raw, sort_keys=True)
-        self.runner.run(level_script("set_limits"), self._table_keys, [self.backlogs.channel, text])
+        args = [self.backlogs.channel, text, ANY_VERSION if version is None else version]
+        current = self.runner.run(level_script("set_limits"), self._table_keys, args)
+        return StaleLimits(current[0].decode(errors="replace")) if current else None
 
     def announce_table(self, digest: str, seconds: float) -> RedisStoreCall[list[str]]:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""

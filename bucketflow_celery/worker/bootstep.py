@@ -58,8 +58,9 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Start admission, on a new connection to the broker."""
         self._slots.forget()
         self._pool_flush.connect()
-        self._refresh_limits()
         throttle = self._throttle
+        throttle.active_limits.is_followed = True
+        self._refresh_limits()
         context = WorkerContext(throttle.settings, throttle.store, throttle.active_limits, throttle.counters)
         if self._parking is None and (throttle.active_limits.parks or self._has_parked_tasks(consumer)):
             self._parking = ParkingService(context, consumer.hostname)
@@ -86,6 +87,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
         After a lost connection there is nothing to requeue: the broker delivers unacknowledged messages again.
         """
+        self._throttle.active_limits.is_followed = False
         admission, self._admission = self._admission, None
         worker, self._worker = self._worker, None
         for part in (self._revocations, self._table_check):

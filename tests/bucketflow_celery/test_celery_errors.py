@@ -7,12 +7,16 @@ import pickle
 import pytest
 
 from bucketflow import BucketflowError, ConfigError
-from bucketflow_celery import ConfigErrors, CostExceedsCapacity, StoreUnavailable, ThrottleTimeout
+from bucketflow_celery import ConfigErrors, CostExceedsCapacity, LimitsChanged, StoreUnavailable, ThrottleTimeout
 
 ERRORS = [
     (ThrottleTimeout("tenant", 12.5, 10), "the tenant limit requires a wait of 12.500 s, max_wait is 10 s"),
     (CostExceedsCapacity("q:q", 5, 3), "q:q: 5 token(s) can never be granted, its capacity is 3"),
     (StoreUnavailable("redis://localhost", "gone"), "redis://localhost is unavailable: gone"),
+    (
+        LimitsChanged("a1", "b2"),
+        "the limits have changed since they were read: expected version 'a1', version 'b2' is in force",
+    ),
     (ConfigErrors([ConfigError("a", 1, "2"), ConfigError("b", 3, "4")]), "a is 1, expected 2\nb is 3, expected 4"),
 ]
 
@@ -28,7 +32,7 @@ def test_an_error_survives_pickle(error, text, protocol):
     assert {name: getattr(again, name) for name in attributes} == attributes
 
 
-@pytest.mark.parametrize("error", [error for error, _ in ERRORS[:3]])
+@pytest.mark.parametrize("error", [error for error, _ in ERRORS[:4]])
 def test_an_error_can_be_rebuilt_from_its_arguments(error):
     # A JSON result backend stores the module and name of the type, and the arguments.
     assert str(type(error)(*error.args)) == str(error)

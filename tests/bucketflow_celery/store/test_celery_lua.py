@@ -21,7 +21,9 @@ from bucketflow_celery.scheduling.model import (
     TaskSpec,
     TenantSpec,
 )
+from bucketflow_celery.store.interfaces import StaleLimits
 from bucketflow_celery.store.redis_store import RedisStore
+from bucketflow_celery.testing import MemoryStore
 
 #: Files that are no operations: other scripts use their functions.
 PRELUDES = {"level", "backlog"}
@@ -160,8 +162,9 @@ def test_limits_and_set_limits(recorded):
     calls = recorder.calls
     keys, args, reply = calls["set_limits"]
     assert words(header("set_limits")["keys"].removeprefix("KEYS").split(";")[0]) == len(keys) == 3
-    assert words(header("set_limits")["argv"].split(";")[0]) == len(args) == 2
-    assert header("set_limits")["returns"] == str(reply)
+    assert words(header("set_limits")["argv"]) == len(args) == 3
+    assert header("set_limits")["returns"].startswith("{} | {version in force}")
+    assert reply == []
     keys, args, reply = calls["limits"]
     assert words(header("limits")["keys"].removeprefix("KEYS").split(";")[0]) == len(keys)
     assert (header("limits")["argv"], args) == ("none", [])
@@ -358,6 +361,26 @@ def test_limits_that_are_removed_leave_no_key(redis_client):
     store.set_limits(None)
     assert store.limits() == nothing
     assert not redis_client.keys()
+
+
+def test_limits_are_set_only_while_the_expected_version_is_in_force(redis_client):
+    twins = MemoryStore(), RedisStore(ScriptRunner(redis_client), "twin")
+    for store in twins:
+        assert store.set_limits({"all": "1/s"}, "") is None
+        first = store.limits()
+        assert store.set_limits({"all": "2/s"}, first.version) is None
+        second = store.limits()
+        assert second.table == {"all": "2/s"}
+        for stale in ("", first.version, "another"):
+            assert store.set_limits({"all": "3/s"}, stale) == StaleLimits(second.version)
+            assert store.set_limits(None, stale) == StaleLimits(second.version)
+        assert store.limits() == second
+        store.pause("queue:q", paused=True)
+        assert store.set_limits(None, second.version) == StaleLimits(store.limits().version)
+        assert store.set_limits({"all": "4/s"}) is None
+        store.pause("queue:q", paused=False)
+        assert store.set_limits(None, store.limits().version) is None
+        assert store.limits() == ("", None, frozenset())
 
 
 def test_every_key_has_one_hash_tag(recorded, backlog):
