@@ -165,6 +165,8 @@ class Throttle:
         stale = self.store.set_limits(None if table is None else table.dump(), version)
         if stale is not None and version is not None:
             raise LimitsChanged(version, stale.version)
+        if table is not None and not self.active_limits.is_followed:  # a worker warns when it takes over the table
+            self.active_limits.warn(table)
         self.active_limits.refresh()
 
     def stats(self) -> dict[str, int]:
@@ -275,6 +277,7 @@ class Throttle:
             # Celery ignores exceptions of signal receivers, except for this one.
             raise SystemExit(f"bucketflow cannot start:\n{error}") from error
         unknown = limited - {*self.app.tasks, "*"}
+        self.active_limits.warn(self.settings.limits)
         if unknown:
             names = ", ".join(sorted(unknown))
             logger.warning("limits['tasks'] names tasks that this worker does not have: %s", names)

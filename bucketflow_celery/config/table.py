@@ -12,10 +12,10 @@ from bucketflow.validation import check_number
 from bucketflow_celery.config.levels import Level, LevelName, quoted
 from bucketflow_celery.config.limit import Limit, LimitSpec, parse_limit
 
-__all__ = ["LimitTable", "pause_name", "pause_of"]
+__all__ = ["SECTIONS", "LimitTable", "pause_name", "pause_of"]
 
 #: Section of the table that holds each level below ``all``.
-_SECTIONS = {"queue": "queues", "tenant": "tenants", "task": "tasks"}
+SECTIONS = {"queue": "queues", "tenant": "tenants", "task": "tasks"}
 #: Largest weight. Beyond it the tags of other tenants would hardly move, and those tenants would starve.
 _MAX_WEIGHT = 1000.0
 
@@ -42,7 +42,7 @@ class LimitTable:
     @classmethod
     def parse(cls, raw: Mapping[str, Any], mistakes: list[ConfigError]) -> LimitTable:
         """Return the table that the user wrote. An invalid entry is left out, and its error is added to *mistakes*."""
-        known = {"all", *_SECTIONS.values(), "weights"}
+        known = {"all", *SECTIONS.values(), "weights"}
         if not isinstance(raw, Mapping):
             mistakes.append(ConfigError("limits", raw, f"a mapping with the keys {', '.join(sorted(known))}"))
             return cls()
@@ -53,7 +53,7 @@ class LimitTable:
         ]
         top = _parse_all({"all": raw.get("all")}, "limits", mistakes)["all"]
         levels = {}
-        for level, section in _SECTIONS.items():
+        for level, section in SECTIONS.items():
             entries = raw.get(section, {})
             if isinstance(entries, Mapping):
                 levels[level] = _parse_all(entries, f"limits[{section!r}]", mistakes)
@@ -64,7 +64,7 @@ class LimitTable:
     def dump(self) -> dict[str, Any]:
         """Return the table in a form that JSON can carry and :meth:`parse` accepts."""
         raw: dict[str, Any] = {"all": _dump(self.top)}
-        for level, section in _SECTIONS.items():
+        for level, section in SECTIONS.items():
             raw[section] = {name: _dump(limit) for name, limit in self.levels.get(level, {}).items()}
         raw["weights"] = dict(self.weights)
         return raw

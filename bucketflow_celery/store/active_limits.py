@@ -17,6 +17,7 @@ from bucketflow_celery.config.table import LimitTable
 from bucketflow_celery.errors import ConfigErrors
 from bucketflow_celery.scheduling.model import TaskSpec, TenantSpec, TenantSummary
 from bucketflow_celery.store.interfaces import Store
+from bucketflow_celery.store.limit_warnings import warn_of_small_capacities
 
 __all__ = ["ActiveLimits"]
 
@@ -49,6 +50,7 @@ class ActiveLimits:
         self._settings = settings
         self._store = store
         self._table: LimitTable | None = None
+        self._raw: Mapping[str, Any] | None = None
         self.checked_at = -inf
         self.is_stale = False
         self.is_followed = False
@@ -77,6 +79,8 @@ class ActiveLimits:
         """
         Read the fleet's limits again. Limits that cannot be parsed are logged, and the previous ones stay in force.
 
+        A worker warns of small capacities in a table that it takes over.
+
         Raises:
             StoreUnavailable: The store did not answer in time.
         """
@@ -88,7 +92,13 @@ class ActiveLimits:
         if mistakes:
             logger.error("new limits cannot be parsed, the previous ones stay in force: %s", ConfigErrors(mistakes))
             table = self.table
-        self._table = replace(table, paused=paused, version=version)
+        elif self.is_followed and raw is not None and raw != self._raw:
+            self.warn(table)
+        self._raw, self._table = raw, replace(table, paused=paused, version=version)
+
+    def warn(self, table: LimitTable) -> None:
+        """Log the capacities of *table* that are too small for the tasks of this app, or for busy workers."""
+        warn_of_small_capacities(table, self._tasks())
 
     def needs_check(self, now: float) -> bool:
         """Return whether the version should be compared at *now*: after a notification, or periodically."""
