@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
-from bucketflow.algorithm.wait_queue import Waiter
 from bucketflow.clock import SYSTEM_CLOCK
-from bucketflow.errors import ConfigError, RateLimitExceeded
-from bucketflow.limit import Limit
-from bucketflow.local.base import Bucket
-from bucketflow.validation import check_number, check_timeout
+from bucketflow.errors import RateLimitExceeded
+from bucketflow.limited_call import decorated, limit_of, name_of
+from bucketflow.local.async_waiting import AsyncWaiting
+from bucketflow.validation import check_timeout
 
 if TYPE_CHECKING:
     from bucketflow.clock import Clock
@@ -24,7 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class AsyncTokenBucket(Bucket):
+class AsyncTokenBucket(AsyncWaiting):
     """
     A token bucket that coroutines share, in one event loop or in the event loops of several threads.
 
@@ -67,28 +65,7 @@ class AsyncTokenBucket(Bucket):
                     return True
             finally:
                 slot.append(full_at)
-        return block and await self._wait(tokens, timeout)
-
-    async def _wait(self, cost: float, timeout: float | None) -> bool:
-        wake = asyncio.Event()
-        waiter = Waiter(cost, functools.partial(_wake_from_any_thread, asyncio.get_running_loop(), wake))
-        try:
-            deadline = self._join(waiter, timeout)
-            while (left := self._time_left(waiter, deadline)) is not None:
-                await self._clock.sleep_async(left, wake)
-                wake.clear()
-        except BaseException:  # also CancelledError, and GeneratorExit of a task that is never finished
-            self._cancel(waiter)
-            raise
-        if not waiter.granted:
-            self._cancel(waiter)
-        return waiter.granted
-
-
-def _wake_from_any_thread(loop: asyncio.AbstractEventLoop, wake: asyncio.Event) -> None:
-    # A loop that was closed over its tasks cannot be woken. Their waiters stay in the queue until they are granted.
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(wake.set)
+        return block and await self._wait_async(tokens, timeout)
 
 
 class AsyncRateLimit(Protocol):
@@ -111,7 +88,7 @@ def async_rate_limit(
     Limit how often a coroutine function starts.
 
     All callers share one bucket, also those that call it through different objects or event loops. A plain function
-    becomes a coroutine function.
+    becomes a coroutine function, and the function of a ``staticmethod`` a static coroutine method.
 
     Args:
         tokens_per_second: Calls per second.
@@ -123,7 +100,8 @@ def async_rate_limit(
         The decorator.
 
     Raises:
-        ConfigError: An argument is not a number or too small, or the decorated object cannot be called.
+        ConfigError: An argument is not a number or too small, or the decorated object cannot be called, or is a
+            generator.
         RateLimitExceeded: From a call over the limit, with ``block=False``. Its ``retry_after`` is in seconds.
     """
     limit = limit_of(tokens_per_second, capacity)
@@ -145,26 +123,4 @@ def async_rate_limit(
 
         return limited
 
-    return decorate
-
-
-def limit_of(tokens_per_second: float, capacity: float | None) -> Limit:
-    """Return the limit of a decorator. Its capacity is at least 1, because a smaller bucket could grant no call."""
-    check_number("tokens_per_second", tokens_per_second, "a number above 0, as in @rate_limit(10)", above=True)
-    if capacity is None:
-        return Limit(max(1.0, tokens_per_second), tokens_per_second)
-    return Limit(check_number("capacity", capacity, "a number of calls, 1 or more", minimum=1), tokens_per_second)
-
-
-def name_of(func: Callable[..., object]) -> str:
-    """
-    Return the name of *func* in errors.
-
-    Raises:
-        ConfigError: *func* cannot be called, or is an asynchronous generator, of which only the start could be limited.
-    """
-    if not callable(func):
-        raise ConfigError("func", func, "a function: put the decorator under @classmethod or @property")
-    if inspect.isasyncgenfunction(func):
-        raise ConfigError("func", func, "a function or coroutine function, not an asynchronous generator")
-    return getattr(func, "__qualname__", None) or repr(func)
+    return functools.partial(decorated, decorate)

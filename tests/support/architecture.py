@@ -38,7 +38,7 @@ OF_THE_LIBRARY = {
 #: The modules at the top of each package, by layer.
 TOP = {
     "bucketflow": {
-        "foundation": {"errors", "validation", "limit", "clock", "fork", "hierarchy_config"},
+        "foundation": {"errors", "validation", "limit", "clock", "fork", "hierarchy_config", "limited_call"},
         "public": {"", "token_bucket", "async_token_bucket", "hierarchical", "decorators", "testing"},
     },
     "bucketflow_celery": {
