@@ -12,6 +12,7 @@ from bucketflow.errors import (
     ConfigError,
     CostExceedsCapacity,
     RateLimitExceeded,
+    StoreAccessDenied,
     StoreFull,
     StoreUnavailable,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "HierarchicalTokenBucket",
     "Limit",
     "RateLimitExceeded",
+    "StoreAccessDenied",
     "StoreFull",
     "StoreUnavailable",
     "TokenBucket",

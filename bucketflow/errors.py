@@ -7,7 +7,15 @@ form of Celery's result backends.
 
 from __future__ import annotations
 
-__all__ = ["BucketflowError", "ConfigError", "CostExceedsCapacity", "RateLimitExceeded", "StoreUnavailable"]
+__all__ = [
+    "BucketflowError",
+    "ConfigError",
+    "CostExceedsCapacity",
+    "RateLimitExceeded",
+    "StoreAccessDenied",
+    "StoreFull",
+    "StoreUnavailable",
+]
 
 
 class BucketflowError(Exception):
@@ -79,6 +87,23 @@ class StoreFull(StoreUnavailable):
 
     def __str__(self) -> str:
         return f"{self.store} is out of memory: {self.reason}"
+
+
+class StoreAccessDenied(StoreUnavailable):
+    """
+    The user of the store lacks a right that a call needs. It stays so until an administrator grants it.
+
+    Attributes:
+        command: The command that the user may not run; ``None`` if it is a key or a channel that the user may not use.
+    """
+
+    def __init__(self, store: str, reason: str, command: str | None = None) -> None:
+        super().__init__(store, reason)
+        self.args = (store, reason, command)
+        self.command = command
+
+    def __str__(self) -> str:
+        return f"{self.store} denies this user {self.command or 'access'}: {self.reason}"
 
 
 class ConfigError(BucketflowError, ValueError):

@@ -101,6 +101,9 @@ class MemoryStore:
             self._fleet_limits = _fleet_limits(table, names | {name} if paused else names - {name})
         self.backlogs.notify_all()
 
+    def check_access(self, *, parks: bool) -> None:
+        """Do nothing: there is no access control."""
+
     def after_fork(self) -> None:
         """Do nothing: there is no connection to drop."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from celery import Celery, signals
 from kombu.utils.url import maybe_sanitize_url
 
-from bucketflow.errors import ConfigError
+from bucketflow.errors import ConfigError, StoreAccessDenied, StoreUnavailable
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow_celery.config.choices import OnLimit, OnStoreError
 from bucketflow_celery.config.rules import TenantRule, rules_of
@@ -272,8 +272,8 @@ class Throttle:
             return
         try:
             limited = set(self.settings.limits.levels.get("task", {}))
-            __ = self.store  # a wrong URL must be reported now; whether the server is up is another matter
-        except ConfigError as error:
+            self._check_access()
+        except (ConfigError, StoreAccessDenied) as error:
             # Celery ignores exceptions of signal receivers, except for this one.
             raise SystemExit(f"bucketflow cannot start:\n{error}") from error
         unknown = limited - {*self.app.tasks, "*"}
@@ -281,6 +281,18 @@ class Throttle:
         if unknown:
             names = ", ".join(sorted(unknown))
             logger.warning("limits['tasks'] names tasks that this worker does not have: %s", names)
+
+    def _check_access(self) -> None:
+        # A wrong URL and missing rights must be reported now; whether the server is up is another matter.
+        store = self.store
+        try:
+            store.check_access(parks=self.active_limits.parks)
+        except StoreAccessDenied:
+            raise
+        except StoreUnavailable as error:
+            logger.debug("access not checked: %s", error)
+        finally:
+            store.close()  # the pool's processes are about to be forked
 
     def _on_worker_process_init(self, **_: Any) -> None:
         if "store" in self.__dict__:

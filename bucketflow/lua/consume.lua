@@ -13,7 +13,8 @@
 -- One loop over packed numbers, without gcra.lua: function calls and numbers as text would take half of the server's time.
 local call, pack, parse, text, ceil = redis.call, struct.pack, struct.unpack, string.format, math.ceil
 
-local depth, time, stored = #KEYS, call('TIME'), call('MGET', unpack(KEYS))
+local depth, time = #KEYS, call('TIME')
+local stored = call('MGET', unpack(KEYS))
 local now = (time[1] - EPOCH) * SECOND + time[2]
 local limits = {parse('<' .. ('d'):rep(3 * depth), ARGV[1])}
 local most, settled = ARGV[3] and tonumber(ARGV[3]), ARGV[4]

@@ -68,10 +68,10 @@ def _single_result(results: Sequence[ReplyT | StoreUnavailable]) -> ReplyT:
     return result
 
 
-def _checked(node: Node, reply: Any) -> Any:  # noqa: ANN401 - of any type
-    """Return *reply*, or raise ``StoreUnavailable`` if the server replied with an error."""
+def _checked(node: Node, call: ScriptCall, reply: Any) -> Any:  # noqa: ANN401 - of any type
+    """Return the *reply* to *call*, or raise ``StoreUnavailable`` if the server replied with an error."""
     if isinstance(reply, Exception):
-        raise unavailable(node, reply) from reply
+        raise unavailable(node, reply, call.script) from reply
     return reply
 
 
@@ -128,7 +128,7 @@ class ScriptRunner:
             except FAILURES as error:
                 raise unavailable(node, error) from error
             if not isinstance(reply, NoScriptError):
-                return _checked(node, reply)
+                return _checked(node, call, reply)
         return _single_result(self.run_all([call]))
 
     def run_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
@@ -245,7 +245,7 @@ class AsyncScriptRunner:
             except FAILURES as error:
                 raise unavailable(node, error) from error
             if not isinstance(reply, NoScriptError):
-                return _checked(node, reply)
+                return _checked(node, call, reply)
         return _single_result(await self.run_all([call]))
 
     async def run_all(self, calls: Sequence[ScriptCall]) -> list[Any]:

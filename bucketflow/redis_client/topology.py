@@ -19,9 +19,10 @@ import redis
 from redis.crc import key_slot
 from redis.exceptions import MovedError, NoScriptError, OutOfMemoryError, RedisError
 
-from bucketflow.errors import StoreFull, StoreUnavailable
+from bucketflow.errors import StoreAccessDenied, StoreFull, StoreUnavailable
 from bucketflow.redis_client.connection import Node
 from bucketflow.redis_client.encoding import pack
+from bucketflow.redis_client.permissions import denied_command, is_denied
 from bucketflow.redis_client.private_clients import Address, Driver, is_cluster, node_at, node_of, nodes_of_cluster
 from bucketflow.redis_client.scripts import Script
 
@@ -112,16 +113,23 @@ def _evaluate(node: Node, calls: Sequence[ScriptCall]) -> CallPlan:
     return outcomes
 
 
-def unavailable(node: Node, error: Exception) -> StoreUnavailable:
-    """Return the error for callers of *node*, with *error* as its cause."""
-    kind = StoreFull if isinstance(error, OutOfMemoryError) else StoreUnavailable
-    unavailable = kind(node.label, str(error) or type(error).__name__)
+def unavailable(node: Node, error: Exception, script: Script | None = None) -> StoreUnavailable:
+    """Return the error for callers of *node*, with *error* as its cause; *script* is what replied with it."""
+    reason = str(error) or type(error).__name__
+    unavailable: StoreUnavailable
+    if is_denied(error):
+        unavailable = StoreAccessDenied(node.label, reason, denied_command(error, script))
+    else:
+        unavailable = (StoreFull if isinstance(error, OutOfMemoryError) else StoreUnavailable)(node.label, reason)
     unavailable.__cause__ = error
     return unavailable
 
 
-def _wrap_errors(node: Node, outcomes: list[Any]) -> list[Any]:
-    return [unavailable(node, outcome) if isinstance(outcome, Exception) else outcome for outcome in outcomes]
+def _wrap_errors(node: Node, calls: Sequence[ScriptCall], outcomes: list[Any]) -> list[Any]:
+    return [
+        unavailable(node, outcome, call.script) if isinstance(outcome, Exception) else outcome
+        for call, outcome in zip(calls, outcomes, strict=True)
+    ]
 
 
 class SingleNode:
@@ -136,7 +144,7 @@ class SingleNode:
 
     def plan(self, calls: Sequence[ScriptCall]) -> CallPlan:
         """See :class:`Topology`."""
-        return _wrap_errors(self.sole_node, (yield from _evaluate(self.sole_node, calls)))
+        return _wrap_errors(self.sole_node, calls, (yield from _evaluate(self.sole_node, calls)))
 
 
 class ClusterNodes:
@@ -163,12 +171,13 @@ class ClusterNodes:
         for _ in range(1 + _MAX_REDIRECTIONS):
             address = self._owners.get(slot) or (yield from self._discover(slot))
             node = self._node(address)
+            asked = [calls[index] for index in remaining]
             try:
-                outcomes = yield from _evaluate(node, [calls[index] for index in remaining])
+                outcomes = yield from _evaluate(node, asked)
             except FAILURES:
                 self._forget_owners(address)
                 raise
-            results |= zip(remaining, _wrap_errors(node, outcomes), strict=True)
+            results |= zip(remaining, _wrap_errors(node, asked, outcomes), strict=True)
             errors: dict[int, Any] = {
                 index: error for index, error in zip(remaining, outcomes, strict=True) if isinstance(error, Exception)
             }

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from time import monotonic
 
-from bucketflow.errors import StoreUnavailable
+from bucketflow.errors import StoreAccessDenied, StoreUnavailable
 from bucketflow_celery.parking.in_flight_tasks import InFlightTasks
 from bucketflow_celery.scheduling.model import Settlement
 from bucketflow_celery.store.calls import WorkerContext
@@ -64,7 +64,7 @@ class WorkerLease:
         self._clock = clock
         self._valid_until = 0.0
         self._next_renewal = 0.0
-        self._is_away = False
+        self._is_away = self._was_denied = False
         self._orphans: dict[bytes, float] = {}
         self._renewing = threading.Lock()
         self._stopped = threading.Event()
@@ -105,7 +105,10 @@ class WorkerLease:
                             self._on_notify(queue)
                         self._renew_if_due()
             except StoreUnavailable as error:
-                logger.debug("backlogs unavailable: %s", error)
+                is_denied = isinstance(error, StoreAccessDenied)
+                level = logging.ERROR if is_denied and not self._was_denied else logging.DEBUG
+                self._was_denied = is_denied
+                logger.log(level, "backlogs unavailable: %s", error)
                 self._stopped.wait(_RETRY_PAUSE)
             except Exception:  # whatever it was: without a lease the worker's tasks would run twice
                 if not self._stopped.is_set():  # else its connection was closed

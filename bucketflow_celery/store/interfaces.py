@@ -230,6 +230,13 @@ class Store(Protocol):
     def pause(self, name: str, *, paused: bool) -> None:
         """Pause or resume *name* in the whole fleet; see :func:`bucketflow_celery.config.table.pause_name`."""
 
+    def check_access(self, *, parks: bool) -> None:
+        """
+        Check that this process may do at the store what a worker does; *parks*: one that parks tasks.
+
+        Raises ``StoreAccessDenied``, which names what it may not do.
+        """
+
     def after_fork(self) -> None:
         """Leave the connections to the parent process that opened them."""
 

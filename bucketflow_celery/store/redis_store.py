@@ -13,6 +13,7 @@ from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest, LevelState
 from bucketflow_celery.store.interfaces import FleetLimits, StaleLimits
+from bucketflow_celery.store.permissions import check_access
 from bucketflow_celery.store.redis_backlog import RedisBacklogs, RedisStoreCall
 from bucketflow_celery.store.scripts import level_script
 
@@ -114,6 +115,10 @@ class RedisStore:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""
         args = [self.backlogs.channel, str(int(paused)), name]
         self.runner.run(level_script("pause"), self._table_keys, args)
+
+    def check_access(self, *, parks: bool) -> None:
+        """See :class:`~bucketflow_celery.store.interfaces.Store`."""
+        check_access(self.runner, self._key("denied"), self.backlogs.channel, parks=parks)
 
     def after_fork(self) -> None:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""

@@ -10,6 +10,7 @@ from math import inf
 from time import monotonic
 from typing import Any
 
+from bucketflow.errors import StoreAccessDenied
 from bucketflow_celery.config.table import LimitTable
 from bucketflow_celery.store.calls import CallRunner
 from bucketflow_celery.store.interfaces import Store
@@ -45,6 +46,7 @@ class TableCheck:
         self._runner: CallRunner | None = None
         self._warns_from = inf
         self._warned = False
+        self._was_denied = False
 
     def start(self, runner: CallRunner) -> None:
         """Announce the table now and from now on. *runner* runs the calls to the store."""
@@ -66,6 +68,9 @@ class TableCheck:
         self._call_after(INTERVAL, lambda: self._announce(runner))
 
     def _on_reply(self, others: Any) -> None:
+        if isinstance(others, StoreAccessDenied) and not self._was_denied:
+            logger.error("workers with different limits are not noticed: %s", others)
+        self._was_denied = isinstance(others, StoreAccessDenied)
         if isinstance(others, list) and others and not self._warned and monotonic() >= self._warns_from:
             self._warned = True
             logger.warning(

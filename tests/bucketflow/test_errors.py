@@ -12,6 +12,7 @@ from bucketflow import (
     ConfigError,
     CostExceedsCapacity,
     RateLimitExceeded,
+    StoreAccessDenied,
     StoreFull,
     StoreUnavailable,
 )
@@ -21,6 +22,11 @@ ERRORS = [
     (CostExceedsCapacity("mail", 9, 5), "mail: 9 token(s) can never be granted, its capacity is 5"),
     (StoreUnavailable("redis://h", "timed out"), "redis://h is unavailable: timed out"),
     (StoreFull("redis://h", "OOM"), "redis://h is out of memory: OOM"),
+    (StoreAccessDenied("redis://h", "NOPERM", "PSETEX"), "redis://h denies this user PSETEX: NOPERM"),
+    (
+        StoreAccessDenied("redis://h", "no permissions to access a key"),
+        "redis://h denies this user access: no permissions to access a key",
+    ),
     (ConfigError("fill_rate", "x", "a number"), "fill_rate is 'x', expected a number"),
 ]
 

@@ -22,6 +22,7 @@ NAMES = [
     "HierarchicalTokenBucket",
     "Limit",
     "RateLimitExceeded",
+    "StoreAccessDenied",
     "StoreFull",
     "StoreUnavailable",
     "TokenBucket",

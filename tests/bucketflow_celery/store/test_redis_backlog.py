@@ -1,13 +1,11 @@
-"""The backlog on a real server: cleanup, pauses, exhausted memory, memory per task, clusters and access rights."""
+"""The backlog on a real server: cleanup, pauses, exhausted memory, memory per task, and clusters."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
-from backlog_twins import OurTime, at_our_time, message_of, parcel, uid_of
+from backlog_twins import OurTime, at_our_time, parcel, uid_of
 from servers import RedisCluster, RedisServer
+from store_operations import CANDIDATE, FAST, request_of, run_every_operation
 
 from bucketflow import StoreUnavailable
 from bucketflow.redis_client.runner import ScriptRunner
@@ -15,11 +13,9 @@ from bucketflow_celery.config.levels import Level
 from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.config.table import pause_name
 from bucketflow_celery.parking.worker_lease import reclaim
-from bucketflow_celery.scheduling.admit import AdmissionRequest
 from bucketflow_celery.scheduling.backlog import DEDUP_TTL
 from bucketflow_celery.scheduling.model import (
     FULL,
-    DispatchRequest,
     Lane,
     ParkedMessage,
     Refund,
@@ -27,16 +23,10 @@ from bucketflow_celery.scheduling.model import (
     TaskSpec,
     TenantSpec,
 )
-from bucketflow_celery.store.interfaces import LeaseLost, StaleLimits
+from bucketflow_celery.store.interfaces import StaleLimits
 from bucketflow_celery.store.redis_store import RedisStore
 
 LANE = Lane("acme", "mail")
-FAST = Level("queue", "q:q", Limit(1000, 1000))
-CANDIDATE = TenantSpec("acme", (TaskSpec("mail", (0,)),), 1.0, Level("tenant", "q:q/t:acme", Limit(1000, 1000)))
-
-
-def request_of(worker="w", free=1, common=(FAST,), candidates=(CANDIDATE,)):
-    return DispatchRequest(worker, free, common, candidates, ("mail", "report"))
 
 
 def dispatched(backlogs, request, version=""):
@@ -276,26 +266,6 @@ def test_a_cluster_runs_every_operation(cluster):
             run_every_operation(RedisStore(ScriptRunner(client), f"name space {number}"))
 
 
-def test_the_access_rights_named_in_the_guide_suffice_for_every_operation(fresh_redis):
-    guide = (Path(__file__).parents[3] / "docs" / "guide.md").read_text(encoding="utf-8")
-    rights = guide.partition("**A user for Redis.**")[2].partition("\n- ")[0]
-    commands = [f"+{command.lower()}" for command in re.findall(r"`([A-Z]+)`", rights)]
-    with fresh_redis.client() as client:
-        user = ("worker", "on", ">secret", "~{bucketflow}:*", "resetchannels", "&{bucketflow}:calls", "-@all")
-        client.execute_command("ACL SETUSER", *user, *commands)
-    with fresh_redis.client(username="worker", password="secret") as worker:
-        store = RedisStore(ScriptRunner(worker), "bucketflow")
-        level = Level("all", "all", Limit(1, 1))
-        assert [decision.admitted for decision in store.admit([AdmissionRequest((level,), 1, (0,))] * 2, "").run()] == [
-            True,
-            False,
-        ]
-        with store.backlogs.listen() as notifications:
-            notifications.get(0.1)
-            run_every_operation(store)
-            assert notifications.get(5.0) == ""
-
-
 def test_every_operation_declares_the_keys_it_touches(redis_client):
     redis_client.set("clock", 10**12)
     runner = StrictRunner(redis_client)
@@ -304,44 +274,6 @@ def test_every_operation_declares_the_keys_it_touches(redis_client):
         "lane_heads", "leased_tasks", "limits", "park", "parked_queues", "pause", "purge",
         "dispatch", "renew_lease", "set_limits", "settle", "backlog_view",
     }  # fmt: skip
-
-
-def run_every_operation(store):
-    """Run every operation of the backlog once or more, and check the replies."""
-    backlogs = store.backlogs
-    store.set_limits({"all": "1/s"})
-    store.pause("queue:x", paused=True)
-    version = store.limits().version
-    assert backlogs.renew("w", 10).run() == (False, [])
-    assert backlogs.renew("w", 10).run() == (True, [])
-    names = "ä/{b}", "", "c"
-    lanes = [Lane(name, "mail", rank) for name in names for rank in (0, 9)]
-    parcels = [parcel(number, lane, 1.0) for number, lane in enumerate(lanes * 2)]
-    assert backlogs.park("q", parcels, 100, busy=True).run() == [1] * 6 + [2] * 6
-    limited = Level("task", "q:q/t:c/f:mail", Limit(1, 0.01))
-    types = (TaskSpec("mail", (0, 9)),), (TaskSpec("mail", (0, 9), limited),)
-    candidates = tuple(TenantSpec(name, types[name == "c"], 1.0, CANDIDATE.level) for name in names)
-    reply = backlogs.dispatch("q", request_of(free=4, candidates=candidates), version).run()
-    assert [one.owned.lane.tenant for one in reply.dispatched] == ["", "c", "ä/{b}", ""]
-    assert [one.message for one in reply.dispatched] == [message_of(one.owned.item.uid) for one in reply.dispatched]
-    first, second, third, fourth = (one.owned for one in reply.dispatched)
-    assert len(backlogs.leased_tasks("w").run()) == 4
-    settlement = Settlement(
-        "w",
-        (first.item.uid,),
-        (first.item.uid, second.item.uid),
-        ((second.item.uid, second.lane, False), (third.item.uid, third.lane, True)),
-        (Refund((FAST, CANDIDATE.level, limited), 1.0, "acme", 1.0),),
-    )
-    assert backlogs.settle("q", settlement).run() == 2
-    assert sorted(view.count for view in backlogs.view("q").lanes) == [2, 2, 2, 2, 2]
-    assert backlogs.queues() == ["q"]
-    assert backlogs.purge("q", lanes[0]) == 2
-    backlogs.renew("w", 0).run()
-    assert reclaim(backlogs, "w") == 1
-    assert backlogs.dispatch("q", request_of(), version).run() == LeaseLost()
-    assert backlogs.view("q").lanes[0].count in (2, 1)
-    assert fourth.lane == Lane("", "mail", 0)
 
 
 def test_renew_returns_at_most_16_expired_workers_the_longest_expired_first(redis_client):
