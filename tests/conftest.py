@@ -17,6 +17,8 @@ from hypothesis import settings
 from servers import RabbitServer, RedisServer
 from xdist.scheduler import LoadScopeScheduling
 
+from bucketflow.distributed import lease_monitor
+
 # On CI the same examples run every time, elsewhere Hypothesis looks for new ones. It sets no deadline for an example,
 # because the other half of the suite runs at the same time.
 settings.register_profile("ci", derandomize=True, deadline=None)
@@ -95,6 +97,16 @@ def redis_client(redis_server):
     with redis_server.client() as client:
         client.flushall()
         yield client
+        return_leases()
+
+
+def return_leases():
+    """Return the leases that a test has left, else they would arrive in a bucket of the next test with the same key."""
+    for reference in list(lease_monitor._monitors.values()):
+        monitor = reference()
+        if isinstance(monitor, lease_monitor.ThreadLeaseMonitor):
+            for path in list(monitor._watched._left):
+                monitor.close(path)
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ def test_a_forked_child_opens_its_own_connections(redis_client):
 
 
 def test_a_forked_child_does_not_wait_behind_its_parents_threads(redis_client):
-    bucket = RedisTokenBucket(redis_client, "shop", 1, SLOW, initial_tokens=0)
+    bucket = RedisTokenBucket(redis_client, "forked", 1, SLOW, initial_tokens=0)  # the waiter outlives this test
     bucket.consume(0)
     waiter = threading.Thread(target=bucket.consume, kwargs={"block": True, "timeout": 2000}, daemon=True)
     waiter.start()
