@@ -22,7 +22,7 @@ import redis.sentinel
 from redis.backoff import NoBackoff
 
 from bucketflow.errors import ConfigError
-from bucketflow.redis_client.connection import Node
+from bucketflow.redis_client.connection import MAX_IDLE, Node
 
 try:
     from redis.maint_notifications import MaintNotificationsConfig
@@ -67,6 +67,24 @@ _NOT_COPIED = {
 }
 
 
+class _BriefPool(redis.ConnectionPool):
+    """Pool for sentinels: closes each connection after its use. Between two failovers it would be idle for days."""
+
+    def release(self, connection: Any) -> None:  # noqa: ANN401 - redis-py's
+        """Close *connection* and return it."""
+        connection.disconnect()
+        super().release(connection)
+
+
+class _AsyncBriefPool(redis.asyncio.ConnectionPool):
+    """:class:`_BriefPool` for coroutines."""
+
+    async def release(self, connection: Any) -> None:  # noqa: ANN401 - redis-py's
+        """Close *connection* and return it."""
+        await connection.disconnect(nowait=True)
+        await super().release(connection)
+
+
 @dataclass(frozen=True, slots=True)
 class Driver:
     """The classes of one half of redis-py: synchronous or asynchronous."""
@@ -75,6 +93,7 @@ class Driver:
     cluster: Any
     pool: Any
     blocking_pool: Any
+    brief_pool: Any
     sentinel_pool: Any
     retry: Any
     name: str
@@ -85,6 +104,7 @@ SYNC = Driver(
     redis.RedisCluster,
     redis.ConnectionPool,
     redis.BlockingConnectionPool,
+    _BriefPool,
     redis.sentinel.SentinelConnectionPool,
     redis.retry.Retry,
     "redis",
@@ -94,6 +114,7 @@ ASYNC = Driver(
     redis.asyncio.RedisCluster,
     redis.asyncio.ConnectionPool,
     redis.asyncio.BlockingConnectionPool,
+    _AsyncBriefPool,
     redis.asyncio.sentinel.SentinelConnectionPool,
     redis.asyncio.retry.Retry,
     "redis.asyncio",
@@ -156,6 +177,8 @@ def _node(
 ) -> Node:
     label = settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
     sentinels: list[Node] = []
+    max_idle = settings.get("health_check_interval") or MAX_IDLE
+    settings = settings | {"health_check_interval": 0}  # Node replaces an idle connection; redis-py would send a PING
     if driver is ASYNC and not is_sentinel:
         settings = settings | {"socket_timeout": None}  # Node sets one deadline; redis-py's own costs a task a call
     if isinstance(pool, driver.sentinel_pool):
@@ -166,13 +189,15 @@ def _node(
         manager = copy.copy(pool.sentinel_manager)
         manager.sentinels = [sentinel.client for sentinel in sentinels]
         private = driver.sentinel_pool(pool.service_name, manager, check_connection=pool.check_connection, **settings)
+    elif is_sentinel:
+        private = driver.brief_pool(**settings)
     elif isinstance(pool, driver.blocking_pool):
         private = driver.blocking_pool(timeout=timeout, **settings)
     else:
         private = driver.pool(**settings)
     client = driver.client(connection_pool=private, credential_provider=settings.get("credential_provider"))
     pools = (private, *(sentinel.client.connection_pool for sentinel in sentinels))
-    return Node(client, label, pools, timeout, isinstance(private, driver.blocking_pool))
+    return Node(client, label, pools, timeout, isinstance(private, driver.blocking_pool), max_idle)
 
 
 def _sentinel(driver: Driver, pool: Any, timeout: float) -> Node:  # noqa: ANN401

@@ -17,13 +17,14 @@ from weakref import WeakKeyDictionary
 
 import redis
 import redis.asyncio
-from redis.exceptions import NoScriptError
+from redis.exceptions import RedisError
 
 from bucketflow.errors import StoreUnavailable
 from bucketflow.fork import reset_after_fork
 from bucketflow.redis_client.batching import AsyncBatcher, ThreadBatcher
 from bucketflow.redis_client.connection import Node
 from bucketflow.redis_client.private_clients import ASYNC, SYNC, AsyncClient, Client, is_cluster
+from bucketflow.redis_client.replies import is_unexecuted
 from bucketflow.redis_client.scripts import Script
 from bucketflow.redis_client.topology import FAILURES, CallPlan, ScriptCall, Topology, advance, topology_of, unavailable
 from bucketflow.validation import check_number
@@ -127,7 +128,7 @@ class ScriptRunner:
                 (reply,) = node.exchange([call.packed], may_spin=True)
             except FAILURES as error:
                 raise unavailable(node, error) from error
-            if not isinstance(reply, NoScriptError):
+            if not (isinstance(reply, RedisError) and is_unexecuted(reply)):
                 return _checked(node, call, reply)
         return _single_result(self.run_all([call]))
 
@@ -183,6 +184,8 @@ class ScriptRunner:
         node.release_idle()  # otherwise a small pool has no connection left
         pubsub = node.client.pubsub(ignore_subscribe_messages=True)
         try:
+            pubsub.connection = node.connect()  # else it would take one from the pool that was idle for too long
+            pubsub.connection.register_connect_callback(pubsub.on_connect)
             pubsub.subscribe(channel)
             yield Subscription(pubsub)
         except FAILURES as error:
@@ -244,7 +247,7 @@ class AsyncScriptRunner:
                 (reply,) = await node.exchange_async([call.packed])
             except FAILURES as error:
                 raise unavailable(node, error) from error
-            if not isinstance(reply, NoScriptError):
+            if not (isinstance(reply, RedisError) and is_unexecuted(reply)):
                 return _checked(node, call, reply)
         return _single_result(await self.run_all([call]))
 

@@ -7,7 +7,8 @@ Like redis-py and Jedis it has one class for a single server and one for a clust
 
 **Invariants**
 
-- A call is repeated only after a reply which proves that the server executed nothing: NOSCRIPT or MOVED.
+- A call is repeated only after a reply which proves that the server executed nothing: NOSCRIPT, MOVED, READONLY,
+  MASTERDOWN.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any, NamedTuple, Protocol
 
 import redis
 from redis.crc import key_slot
-from redis.exceptions import MovedError, NoScriptError, OutOfMemoryError, RedisError
+from redis.exceptions import MovedError, OutOfMemoryError, RedisError
 
 from bucketflow.errors import StoreAccessDenied, StoreFull, StoreUnavailable
 from bucketflow.redis_client.connection import Node
 from bucketflow.redis_client.encoding import pack
 from bucketflow.redis_client.permissions import denied_command, is_denied
 from bucketflow.redis_client.private_clients import Address, Driver, is_cluster, node_at, node_of, nodes_of_cluster
+from bucketflow.redis_client.replies import is_unexecuted
 from bucketflow.redis_client.scripts import Script
 
 __all__ = ["FAILURES", "CallPlan", "Exchange", "ScriptCall", "Topology", "advance", "topology_of", "unavailable"]
@@ -105,10 +107,11 @@ class Topology(Protocol):
 
 def _evaluate(node: Node, calls: Sequence[ScriptCall]) -> CallPlan:
     outcomes = yield Exchange(node, [call.packed for call in calls])
-    unknown = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, NoScriptError)]
-    if unknown:  # the server was restarted, or its script cache flushed
-        repeated = yield Exchange(node, [calls[index].as_eval() for index in unknown])
-        for index, outcome in zip(unknown, repeated, strict=True):
+    errors = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, RedisError)]
+    unexecuted = [index for index in errors if is_unexecuted(outcomes[index])]
+    if unexecuted:  # the server was restarted, its script cache flushed, or it is not the master any more
+        repeated = yield Exchange(node, [calls[index].as_eval() for index in unexecuted])
+        for index, outcome in zip(unexecuted, repeated, strict=True):
             outcomes[index] = outcome
     return outcomes
 

@@ -18,7 +18,7 @@ from bucketflow.errors import StoreAccessDenied, StoreUnavailable
 from bucketflow_celery.parking.in_flight_tasks import InFlightTasks
 from bucketflow_celery.scheduling.model import Settlement
 from bucketflow_celery.store.calls import WorkerContext
-from bucketflow_celery.store.interfaces import ALL_QUEUES, BacklogStore, LeasedTaskView
+from bucketflow_celery.store.interfaces import ALL_QUEUES, BacklogStore, LeasedTaskView, Listener
 
 __all__ = ["WorkerLease", "reclaim"]
 
@@ -29,6 +29,8 @@ logger = logging.getLogger("bucketflow_celery.parking")
 _RENEW_AFTER, _LASTS = 0.25, 0.7
 #: Seconds before the store is called again after it did not answer.
 _RETRY_PAUSE = 0.5
+#: Seconds without a notification after which the worker subscribes anew: the connection may have been dropped silently.
+_MAX_SILENCE = 30.0
 #: Seconds that a task must be unknown to its worker before it is returned: the reply with it may be on its way.
 _ORPHAN_AGE = 5.0
 
@@ -64,7 +66,7 @@ class WorkerLease:
         self._clock = clock
         self._valid_until = 0.0
         self._next_renewal = 0.0
-        self._is_away = self._was_denied = False
+        self._is_away = self._was_denied = self._has_warned = False
         self._orphans: dict[bytes, float] = {}
         self._renewing = threading.Lock()
         self._stopped = threading.Event()
@@ -99,11 +101,7 @@ class WorkerLease:
                 self._renew_if_due()
                 with self._backlogs.listen() as listener:
                     self._on_notify(ALL_QUEUES)  # for the notifications that came before
-                    while not self._stopped.is_set():
-                        queue = listener.get(max(0.001, min(1.0, self._next_renewal - self._clock())))
-                        if queue is not None:
-                            self._on_notify(queue)
-                        self._renew_if_due()
+                    self._listen(listener)
             except StoreUnavailable as error:
                 is_denied = isinstance(error, StoreAccessDenied)
                 level = logging.ERROR if is_denied and not self._was_denied else logging.DEBUG
@@ -115,11 +113,29 @@ class WorkerLease:
                     logger.exception("lease renewal failed, trying again")
                 self._stopped.wait(_RETRY_PAUSE)
 
+    def _listen(self, listener: Listener) -> None:
+        """Pass on notifications until there has been none for :data:`_MAX_SILENCE` seconds."""
+        heard_at = self._clock()
+        while not self._stopped.is_set() and self._clock() - heard_at < _MAX_SILENCE:
+            queue = listener.get(max(0.001, min(1.0, self._next_renewal - self._clock())))
+            if queue is not None:
+                heard_at = self._clock()
+                self._on_notify(queue)
+            self._renew_if_due()
+
     def _renew_if_due(self) -> None:
         with self._renewing:
             now = self._clock()
-            if now >= self._next_renewal and not self._stopped.is_set():
+            if now < self._next_renewal or self._stopped.is_set():
+                return
+            try:
                 self._renew(now)
+            except StoreUnavailable as error:
+                if not (self._has_warned or isinstance(error, StoreAccessDenied)):
+                    logger.warning("worker lease not renewed, trying again: worker=%s: %s", self.worker, error)
+                self._has_warned = True
+                raise
+            self._has_warned = False
 
     def _renew(self, now: float) -> None:
         was_away, self._is_away = self._is_away or 0 < self._valid_until <= now, True

@@ -17,6 +17,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from bucketflow.errors import StoreUnavailable
 from bucketflow.redis_client.connection import Node
+from bucketflow.redis_client.replies import spoils_connection
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow.redis_client.spin_wait import SpinWait
 from bucketflow.redis_client.topology import FAILURES, CallPlan, Exchange, advance
@@ -44,9 +45,11 @@ class EventLoopRunner:
         runner: Knows the servers.
         hub: Kombu's event loop.
         timeout: Seconds that a server may take to answer.
+        clock: Returns seconds; never steps.
     """
 
-    def __init__(self, runner: ScriptRunner, hub: Any, timeout: float) -> None:
+    def __init__(self, runner: ScriptRunner, hub: Any, timeout: float, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
         self._runner = runner
         self._hub = hub
         self._timeout = timeout
@@ -57,6 +60,7 @@ class EventLoopRunner:
         self._plan: CallPlan | None = None
         self._exchange: Exchange | None = None
         self._on_reply: Callable[[Any], None] | None = None
+        self._used_at = 0.0
         self._deadline = 0.0
         self._timer: Any = None
         self._poll: _Poll | None = None
@@ -81,7 +85,8 @@ class EventLoopRunner:
     def _send(self, exchange: Exchange) -> None:
         self._exchange = exchange
         try:
-            if self._connection is None or self._node is not exchange.node:
+            is_idle = self._clock() - self._used_at >= exchange.node.max_idle  # it may have been dropped silently
+            if is_idle or self._connection is None or self._node is not exchange.node:
                 self._connect(exchange.node)
             # Not send_packed_command: after an error it closes the socket itself, see _on_readable.
             self._socket.sendall(b"".join(exchange.commands))
@@ -89,7 +94,7 @@ class EventLoopRunner:
             self._disconnect()
             self._advance(error)
             return
-        self._deadline = monotonic() + self._timeout
+        self._deadline = self._clock() + self._timeout
         if self._timer is None:
             self._timer = self._hub.call_later(self._timeout, self._on_timer)
 
@@ -121,9 +126,12 @@ class EventLoopRunner:
             outcome = [self._connection.read_response(disconnect_on_error=False)]
         except ResponseError as error:
             outcome = [error]
+            if spoils_connection(error):
+                self._disconnect()
         except FAILURES as error:
             self._disconnect()
             outcome = error
+        self._used_at = self._clock()
         self._advance(outcome)
 
     def _on_timer(self) -> None:
@@ -131,7 +139,7 @@ class EventLoopRunner:
         self._timer = None
         if self._plan is None:
             return
-        left = self._deadline - monotonic()
+        left = self._deadline - self._clock()
         if left > 0:
             self._timer = self._hub.call_later(left, self._on_timer)
             return
@@ -143,6 +151,7 @@ class EventLoopRunner:
         self._node, self._connection = node, node.connect()
         # redis-py shows the socket nowhere else, and kombu's own transport takes it from there.
         self._socket = self._connection._sock  # noqa: SLF001
+        self._used_at = self._clock()
         self._hub.add_reader(self._socket, self._on_readable)
         poller = select.poll()
         poller.register(self._socket, select.POLLIN)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 
 import pytest
 import redis.asyncio.sentinel
 import redis.sentinel
+from proxy import Proxy
 from servers import RedisSentinel, wait_replicated, wait_until
 
 from bucketflow import ConfigError, StoreUnavailable
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
+from bucketflow.redis_client.connection import MAX_IDLE
 
 SLOW = 0.001  # tokens per second: no refill during a test
 
@@ -63,6 +66,19 @@ def test_hung_sentinels_fail_a_call_in_time(sentinel):
     assert time.monotonic() - began < 0.8
     watcher.resume()
     assert bucket.consume()
+
+
+def test_connections_to_master_and_sentinel_that_were_dropped_while_idle_fail_no_call(sentinel):
+    with Proxy(sentinel.ports[0]) as proxy:
+        client = redis.sentinel.Sentinel([("127.0.0.1", proxy.port)]).master_for(sentinel.SERVICE)
+        bucket = RedisTokenBucket(client, "shop", 50, SLOW, timeout=0.5)
+        assert bucket.consume()
+        proxy.drop()
+        topology = bucket._runner._topology
+        topology.sole_node = dataclasses.replace(topology.sole_node, clock=lambda: time.monotonic() + MAX_IDLE)
+
+        assert bucket.consume()
+        assert proxy.accepted == 2
 
 
 def test_a_client_of_the_replicas_is_rejected(sentinel):

@@ -235,3 +235,41 @@ def test_no_error_of_the_store_ends_the_lease_thread(lease_of, store, monkeypatc
     assert notified.wait(10)
     assert lease.is_valid()
     lease.release()
+
+
+def test_a_failed_renewal_is_one_warning_until_a_renewal_succeeds(lease_of, store, clock, caplog):
+    unreliable = UnreliableStore(store)
+    lease = lease_of(at=unreliable)
+    for _ in range(2):
+        unreliable.is_down = True
+        clock.advance(SECONDS)
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                lease._renew_if_due()
+        unreliable.is_down = False
+        lease._renew_if_due()
+
+    assert [record.levelname for record in caplog.records if "not renewed" in record.message] == ["WARNING"] * 2
+
+
+class Listener:
+    """Says *names* and is then silent; each wait takes its time on *clock*."""
+
+    def __init__(self, clock, *names):
+        self._clock, self._names = clock, list(names)
+
+    def get(self, timeout):
+        self._clock.advance(timeout)
+        return self._names.pop(0) if self._names else None
+
+
+@pytest.mark.parametrize("names", [[], ["q"], ["q"] * 100])
+def test_after_thirty_seconds_of_silence_the_worker_subscribes_anew(lease_of, clock, names):
+    heard = []
+    lease = lease_of(on_notify=heard.append)
+    began = clock.now()
+
+    lease._listen(Listener(clock, *names))
+
+    assert heard == names
+    assert 30 <= (clock.now() - began) / 1e6 <= 31 + len(names)

@@ -7,9 +7,12 @@ import time
 
 import pytest
 from kombu.asynchronous import Hub
+from proxy import Proxy
 from redis import Redis
+from servers import RedisServer, wait_until
 
 from bucketflow.errors import StoreUnavailable
+from bucketflow.redis_client.connection import MAX_IDLE
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow.redis_client.scripts import Script
 from bucketflow_celery.store.redis_backlog import RedisStoreCall
@@ -18,6 +21,7 @@ from bucketflow_celery.worker.redis_event_loop import EventLoopRunner
 
 TIMEOUT = 0.5
 ECHO = Script.of("echo", "return ARGV[1]")
+WRITE = Script.of("write", "redis.call('SET', KEYS[1], ARGV[1]) return ARGV[1]")
 
 
 class Loop:
@@ -25,12 +29,13 @@ class Loop:
 
     def __init__(self, url):
         self.hub = Hub()
+        self.ahead = 0.0  # of the real clock, in seconds
         self.scripts = ScriptRunner(Redis.from_url(url), TIMEOUT)
-        self.runner = EventLoopRunner(self.scripts, self.hub, TIMEOUT)
+        self.runner = EventLoopRunner(self.scripts, self.hub, TIMEOUT, lambda: time.monotonic() + self.ahead)
         self.outcomes = []
 
-    def call(self, word, *, inline=False):
-        call = RedisStoreCall(self.scripts, ECHO, [b"key"], [word], lambda reply: reply)
+    def call(self, word, *, inline=False, script=ECHO):
+        call = RedisStoreCall(self.scripts, script, [b"key"], [word], lambda reply: reply)
         self.runner.run(call, self.outcomes.append, inline=inline)
 
     def run_once(self):
@@ -139,3 +144,44 @@ def test_after_the_server_died_a_socket_inherited_by_a_child_does_not_wake_the_l
         assert loop.hub.readers == {}
     finally:
         os.close(inherited)
+
+
+@pytest.mark.parametrize(("query", "seconds"), [("", MAX_IDLE), ("?health_check_interval=2", 2.0)])
+def test_a_connection_that_was_dropped_while_idle_fails_no_call(redis_server, query, seconds):
+    with Proxy(redis_server.port) as proxy:
+        loop = Loop(f"redis://127.0.0.1:{proxy.port}/0{query}")
+        loop.call("a")
+        assert loop.outcome() == b"a"
+        proxy.drop()
+        loop.ahead += seconds
+
+        loop.call("b")
+
+        assert loop.outcome() == b"b"
+        assert proxy.accepted == 2
+        loop.call("c")
+        assert loop.outcome() == b"c"
+        assert proxy.accepted == 2
+        loop.runner.close()
+        loop.hub.close()
+
+
+def test_after_a_failover_behind_one_address_the_next_call_reaches_the_new_master(tmp_path, fresh_redis):
+    with RedisServer.start(tmp_path / "b") as replica, Proxy(fresh_redis.port) as proxy:
+        with replica.client() as new, fresh_redis.client() as old:
+            new.replicaof("127.0.0.1", fresh_redis.port)
+            wait_until(lambda: new.info("replication")["master_link_status"] == "up")
+            loop = Loop(f"redis://127.0.0.1:{proxy.port}/0")
+            loop.call("a", script=WRITE)
+            assert loop.outcome() == b"a"
+
+            new.replicaof("NO", "ONE")
+            old.replicaof("127.0.0.1", replica.port)
+            proxy.target = replica.port
+
+            for word in ("b", "c"):
+                loop.call(word, script=WRITE)
+                assert loop.outcome() == word.encode()
+            assert new.get("key") == b"c"
+        loop.runner.close()
+        loop.hub.close()

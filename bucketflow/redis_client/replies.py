@@ -1,0 +1,50 @@
+"""Meaning of a server's error replies for the call that they answer, and for the connection that they came over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
+
+__all__ = ["is_not_master", "is_unexecuted", "spoils_connection"]
+
+#: Errors that only a script is answered with, by a server that may be asked again over the same connection.
+_EXPECTED = (NoScriptError, OutOfMemoryError, AskError)
+#: Codes with which a server says that it is not, or not yet, the master. Before 7.0 Redis wraps the error of a script's
+#: command into one of its own.
+_WRAPPED = ("-READONLY ", "-MASTERDOWN ", "-LOADING ")
+
+
+def is_not_master(reply: Any) -> bool:  # noqa: ANN401 - of any type
+    """
+    Return whether *reply* says that the server cannot write now, because it is a replica or still loads its data.
+
+    After a failover behind a fixed address a connection still leads to the old master: only a new one leads to the new
+    one. The server has executed nothing: our scripts write nothing before their first write is accepted.
+    """
+    if isinstance(reply, (ReadOnlyError, MasterDownError, BusyLoadingError)):
+        return True
+    return isinstance(reply, ResponseError) and any(code in str(reply) for code in _WRAPPED)
+
+
+def is_unexecuted(reply: Any) -> bool:  # noqa: ANN401 - of any type
+    """Return whether *reply* proves that the server has executed nothing, so that the call may be repeated."""
+    return isinstance(reply, NoScriptError) or is_not_master(reply)
+
+
+def spoils_connection(reply: Any) -> bool:  # noqa: ANN401 - of any type
+    """
+    Return whether the connection that *reply* came over must be closed.
+
+    The server may not be the master any more. And an unexpected error may be the reply to something else, such as an
+    interrupted handshake: then the reply to the call is still to come, and would answer the next one.
+    """
+    return isinstance(reply, ResponseError) and not isinstance(reply, _EXPECTED)
