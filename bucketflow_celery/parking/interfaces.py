@@ -37,8 +37,12 @@ class ParkingWorker(Worker, Protocol):
                 ``True`` when it must return to its lane.
         """
 
-    def end_unstarted(self, task: PendingTask) -> None:
-        """End a dispatched task whose deadline has passed, or whose cost exceeds a capacity; its result says which."""
+    def end_unstarted(self, task: PendingTask) -> bool:
+        """
+        End a dispatched task whose deadline has passed, or whose cost exceeds a capacity; its result says which.
+
+        Returns ``False`` if it cannot end now and must return to its lane. Else it is acknowledged, now or later.
+        """
 
     def is_acknowledged(self, task: PendingTask) -> bool:
         """Return whether *task* was acknowledged; a task whose end could not be stored is not."""

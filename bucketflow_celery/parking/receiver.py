@@ -82,8 +82,7 @@ class DispatchReceiver:
             on_end(False)  # noqa: FBT003 - it does not return
             return "done"
         if not dispatched.admitted:
-            self._worker.end_unstarted(task)
-            return "done" if self._worker.is_acknowledged(task) else "returned"
+            return "done" if self._worker.end_unstarted(task) else "returned"
         if self._worker.is_revoked_or_expired(task):
             return "unused" if self._worker.is_acknowledged(task) else "returned"
         self._stats.admitted += 1

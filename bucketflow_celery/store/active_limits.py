@@ -10,6 +10,7 @@ from typing import Any
 
 from bucketflow.errors import BucketflowError, ConfigError
 from bucketflow.fork import reset_after_fork
+from bucketflow_celery.config.exemption import is_exempt
 from bucketflow_celery.config.levels import Level, ThrottlePolicy
 from bucketflow_celery.config.rules import cost_of, rules_of, tenant_of
 from bucketflow_celery.config.settings import Settings
@@ -132,7 +133,7 @@ class ActiveLimits:
         return ThrottlePolicy(
             path,
             cost,
-            rules.max_wait if rules.max_wait is not None else settings.max_wait,
+            None if is_exempt(headers) else settings.max_wait if rules.max_wait is None else rules.max_wait,
             rules.on_limit or settings.on_limit,
             tenant,
             table.pause(queue, tenant, task.name) if table.paused else None,

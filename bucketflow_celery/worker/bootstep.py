@@ -15,6 +15,7 @@ from bucketflow_celery.messages.republisher import Republisher
 from bucketflow_celery.store.calls import CallRunner, WorkerContext
 from bucketflow_celery.worker.celery_worker import CeleryWorker
 from bucketflow_celery.worker.event_loop import LoopWaker, timer_of
+from bucketflow_celery.worker.failures import FailureService
 from bucketflow_celery.worker.parking_service import ParkingService
 from bucketflow_celery.worker.parking_worker import CeleryParkingWorker
 from bucketflow_celery.worker.pool_flush import PoolFlush
@@ -27,6 +28,9 @@ from bucketflow_celery.worker.table_check import TableCheck
 __all__ = ["ThrottleStep"]
 
 logger = logging.getLogger("bucketflow_celery.worker")
+
+#: Seconds for which a worker that shuts down waits for errbacks and hooks of failed tasks.
+HOOKS_TIMEOUT = 10.0
 
 
 class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -45,6 +49,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._waker = LoopWaker(timer_of(consumer))
         self._slots = slots_of(consumer.controller, self._waker.call_soon, self._waker.timer.call_after)
         self._pool_flush = PoolFlush(consumer.pool)
+        self._failures = FailureService(self._waker.call_soon)
         self._worker: CeleryWorker | None = None
         self._admission: AdmissionController | None = None
         self._parking: ParkingService | None = None
@@ -65,7 +70,8 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if self._parking is None and (throttle.active_limits.parks or self._has_parked_tasks(consumer)):
             self._parking = ParkingService(context, consumer.hostname)
         quorum, _ = detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)
-        ports = (self._slots, PrefetchWindow(consumer), Republisher(consumer.app, delayed=quorum), self._waker)
+        republisher = Republisher(consumer.app, delayed=quorum)
+        ports = (self._slots, PrefetchWindow(consumer), republisher, self._waker, self._failures)
         limits = _wait_limits(consumer, throttle.settings.max_hold, throttle.settings.max_countdown)
         if self._table_check is None:
             settings, call_after = throttle.settings, self._waker.timer.call_after
@@ -102,7 +108,8 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         worker.close(waiting, connected=connection is not None and connection.connected)
 
     def shutdown(self, _consumer: Any) -> None:
-        """Return the parked tasks that this worker still has, and close the store. The pool has ended."""
+        """End failed tasks, return the parked ones that this worker still has, close the store. The pool has ended."""
+        self._failures.close(HOOKS_TIMEOUT)
         if self._parking is not None:
             self._parking.release()
         self._throttle.close()

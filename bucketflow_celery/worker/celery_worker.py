@@ -6,9 +6,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
 from celery.worker import state
 
 from bucketflow.errors import BucketflowError
@@ -20,6 +20,7 @@ from bucketflow_celery.messages.republisher import Republisher
 from bucketflow_celery.scheduling.ticket import HEADER, NO_TICKET, Ticket
 from bucketflow_celery.signals import task_throttled
 from bucketflow_celery.worker.event_loop import LoopWaker
+from bucketflow_celery.worker.failures import FailedTask, FailureService
 from bucketflow_celery.worker.prefetch_window import PrefetchWindow
 from bucketflow_celery.worker.queueing_delay import QueueingDelay
 from bucketflow_celery.worker.refusal_log import RefusalLog
@@ -28,6 +29,9 @@ from bucketflow_celery.worker.slots import Slots
 __all__ = ["CeleryWorker"]
 
 logger = logging.getLogger("bucketflow_celery.worker")
+
+#: Seconds for which a worker that shuts down waits until failures are stored.
+FAILURE_TIMEOUT = 5.0
 
 
 class CeleryWorker:
@@ -40,14 +44,22 @@ class CeleryWorker:
         window: Its prefetch window.
         republisher: Publishes copies of messages.
         waker: Calls back in the worker's loop.
+        failures: Ends tasks that fail without running.
     """
 
-    def __init__(
-        self, consumer: Any, slots: Slots, window: PrefetchWindow, republisher: Republisher, waker: LoopWaker
+    def __init__(  # noqa: PLR0913, PLR0917 - each is a part of its own
+        self,
+        consumer: Any,
+        slots: Slots,
+        window: PrefetchWindow,
+        republisher: Republisher,
+        waker: LoopWaker,
+        failures: FailureService,
     ) -> None:
         self._consumer = consumer
         self._slots = slots
         self._republisher = republisher
+        self._failures = failures
         self._timer = waker.timer
         self._timer_entry: Any = None
         self._wake_at = float("inf")
@@ -113,8 +125,8 @@ class CeleryWorker:
         try:
             return bool(task.request.revoked())
         except Exception:
-            # As in fail(): it is not acknowledged, so the broker delivers it again. Raised from here, the error would
-            # end the admission of all tasks of the same call.
+            # It is not acknowledged, so the broker delivers it again. Raised from here, the error would end the
+            # admission of all tasks of the same call.
             logger.exception("end of task cannot be stored: id=%s", task.request.id)
             return True
 
@@ -147,18 +159,8 @@ class CeleryWorker:
 
     def fail(self, task: PendingTask, error: BucketflowError) -> None:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
-        request = task.request
-        try:
-            raise error
-        except BucketflowError:
-            einfo = ExceptionInfo()
-        try:
-            request.on_failure(einfo)
-        except Exception:
-            # Not acknowledged, so the broker delivers it again: a second failure is better than one without a result.
-            logger.exception("failure of task cannot be stored: id=%s", request.id)
-            return
-        request.acknowledge()
+        waited = 0.0 if task.waiting_since is None else max(0.0, self.time() - task.waiting_since)
+        self._failures.add(FailedTask(task, error, waited, self._on_failed))
 
     def record_refusal(self, task: PendingTask, level: Level, wait: float) -> None:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
@@ -195,7 +197,7 @@ class CeleryWorker:
         """
         self._cancel_timer()
         can_defer, now = connected, self.monotonic()
-        for task in tasks:
+        for task in [*tasks, *self._failures.withdraw(FAILURE_TIMEOUT if connected else 0.0)]:
             # Requeued, a task would lose its reservations.
             if can_defer and task.can_go_elsewhere and self._can_be_deferred(task):
                 can_defer = self.defer(task, max(0.0, task.retry_at - now))
@@ -213,6 +215,21 @@ class CeleryWorker:
         state.task_ready(request)
         request.acknowledged = True
         request.message.ack_log_error(logger, request.connection_errors)
+
+    def _on_failed(self, failed: FailedTask, is_stored: bool) -> None:  # noqa: FBT001 - a callback
+        """Do what Celery does for a task that has failed in the pool; or return the task."""
+        request = failed.request
+        if is_stored:
+            task = request.task
+            # Celery before 5.7 has one option for failures and time limits.
+            acks = getattr(task, "acks_on_failure", task.acks_on_failure_or_timeout)
+            if acks or not task.acks_late:
+                (request.acknowledge if failed.is_parked else partial(self.acknowledge, request))()
+            request.on_failure(failed.info, return_ok=True)
+        elif failed.is_parked:
+            request.reject(requeue=True)
+        elif not self.requeue(failed.task):
+            self.fail(failed.task, failed.error)
 
     def _can_be_deferred(self, task: PendingTask) -> bool:
         # Protocol 1 has the ETA in its body, and no queue would keep a copy of a broadcast.

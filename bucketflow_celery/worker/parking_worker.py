@@ -87,22 +87,21 @@ class CeleryParkingWorker(CeleryWorker):
         task_reserved(request)
         return PendingTask(request, leased.queue, self.monotonic(), facts.get("since"))
 
-    def end_unstarted(self, task: PendingTask) -> None:
+    def end_unstarted(self, task: PendingTask) -> bool:
         """See :class:`~bucketflow_celery.parking.interfaces.ParkingWorker`."""
         if self.is_revoked_or_expired(task):
-            return
+            return self.is_acknowledged(task)
         try:
-            policy = self.resolve(task)
+            policy = task.policy = self.resolve(task)
             check_cost(policy.path, policy.cost)
         except BucketflowError as error:
-            self.fail(task, error)
-            return
+            return self._fail_dispatched(task, error)
         waited = 0.0 if task.waiting_since is None else self.time() - task.waiting_since
         if policy.max_wait is None or (task.request.expires is not None and waited < policy.max_wait):
             self._expire(task.request)  # the store's clock is a little ahead of this worker's
-            return
+            return self.is_acknowledged(task)
         level = policy.path[-1].name if policy.path else "queue"
-        self.fail(task, ThrottleTimeout(level, waited, policy.max_wait))
+        return self._fail_dispatched(task, ThrottleTimeout(level, waited, policy.max_wait))
 
     def is_acknowledged(self, task: PendingTask) -> bool:
         """See :class:`~bucketflow_celery.parking.interfaces.ParkingWorker`."""
@@ -114,6 +113,13 @@ class CeleryParkingWorker(CeleryWorker):
         # The autoscaler counts received messages, never more than there are slots here: parked tasks wait elsewhere.
         if has_more and autoscaler is not None and autoscaler.processes < autoscaler.max_concurrency:
             autoscaler.scale_up(1)
+
+    def _fail_dispatched(self, task: PendingTask, error: BucketflowError) -> bool:
+        if self._failures.is_full:
+            return False
+        self._throttle.counters.failed += 1
+        self.fail(task, error)
+        return True
 
     def _expire(self, request: Any) -> None:
         try:

@@ -194,3 +194,4 @@ class Parking:
         except ValueError as cost_error:
             error = cost_error
         self.worker.fail(task, error)
+        return True

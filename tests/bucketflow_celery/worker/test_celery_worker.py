@@ -1,12 +1,22 @@
-"""The Celery worker where Celery or its result backend fails."""
+"""The Celery worker: how tasks end that fail without running, and what happens where the result backend fails."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+from celery_requests import app_in_memory, received
+from waiting import until
+
+from bucketflow_celery import ThrottleTimeout
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.messages.republisher import Republisher
 from bucketflow_celery.worker.celery_worker import CeleryWorker
+from bucketflow_celery.worker.failures import FailureService
+
+
+def work():
+    """Never runs."""
 
 
 class ExpiredWhileTheResultBackendIsUnavailable:
@@ -16,15 +26,80 @@ class ExpiredWhileTheResultBackendIsUnavailable:
         raise OSError("the result backend is unavailable")
 
 
+class World:
+    """A worker without a connection, and what it does to messages."""
+
+    def __init__(self, **options):
+        self.callbacks, self.done, self.events = [], [], []
+        self.failures = FailureService(self.callbacks.append)
+        self.app = app_in_memory()
+        self.work = self.app.task(name="work", shared=False, **options)(work)
+        slots = SimpleNamespace(free=None, when_free=None)
+        window = SimpleNamespace(widen=None, narrow=None, can_hold_many=True)
+        waker = SimpleNamespace(timer=None, call_soon=None)
+        queues = SimpleNamespace(get=lambda _name: None)
+        consumer = SimpleNamespace(app=SimpleNamespace(amqp=SimpleNamespace(queues=queues)))
+        self.worker = CeleryWorker(consumer, slots, window, Republisher(None, delayed=False), waker, self.failures)
+
+    def task(self, *, is_parked=False):
+        request = received(self.app, self.work.s())
+        request.message.ack_log_error = lambda *_: self.done.append("acknowledged")
+        request.message.reject_log_error = lambda *_, requeue: self.done.append(f"rejected, requeue={requeue}")
+        request._on_ack = lambda *_: self.done.append("acknowledged")
+        request._on_reject = lambda _logger, _errors, requeue: self.done.append(f"rejected, requeue={requeue}")
+        request.eventer = SimpleNamespace(enabled=True, send=lambda kind, **_: self.events.append(kind))
+        request.is_parked = is_parked
+        return PendingTask(request, "q", 0.0)
+
+    def run_loop(self):
+        until(lambda: self.callbacks)
+        while self.callbacks:
+            self.callbacks.pop(0)()
+
+
 def test_a_task_that_expires_while_its_result_cannot_be_stored_does_not_run_and_raises_nothing(caplog):
-    waker = SimpleNamespace(timer=None, call_soon=None)
-    slots = SimpleNamespace(free=None, when_free=None)
-    worker = CeleryWorker(
-        None,
-        slots,
-        SimpleNamespace(widen=None, narrow=None, can_hold_many=True),
-        Republisher(None, delayed=False),
-        waker,
-    )
-    assert worker.is_revoked_or_expired(PendingTask(ExpiredWhileTheResultBackendIsUnavailable(), "q", 0.0))
+    assert World().worker.is_revoked_or_expired(PendingTask(ExpiredWhileTheResultBackendIsUnavailable(), "q", 0.0))
     assert "end of task cannot be stored: id=42" in caplog.text
+
+
+ENDS = {
+    "early acknowledgement": ({}, False, "acknowledged"),
+    "late acknowledgement": ({"acks_late": True}, False, "acknowledged"),
+    "no acknowledgement of failures": (
+        {"acks_late": True, "acks_on_failure_or_timeout": False},
+        False,
+        "rejected, requeue=False",
+    ),
+    "parked": ({}, True, "acknowledged"),
+    "parked, no acknowledgement of failures": (
+        {"acks_late": True, "acks_on_failure_or_timeout": False},
+        True,
+        "rejected, requeue=False",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "is_parked", "end"), ENDS.values(), ids=ENDS)
+def test_the_message_of_a_failed_task_ends_as_after_a_failure_in_the_pool(options, is_parked, end):
+    world = World(**options)
+    world.worker.fail(world.task(is_parked=is_parked), ThrottleTimeout("tenant", 60.0, 1.0))
+    assert world.done == []
+    world.run_loop()
+    assert world.done == [end]
+    assert world.events[-1] == "task-failed"
+
+
+@pytest.mark.parametrize("is_parked", [False, True])
+def test_a_message_goes_back_if_its_failure_cannot_be_stored(is_parked):
+    world = World()
+
+    def unavailable(*_, **__):
+        raise OSError("away")
+
+    world.work.backend = SimpleNamespace(mark_as_failure=unavailable, remove_pending_result=lambda _result: None)
+    task = world.task(is_parked=is_parked)
+    world.worker.fail(task, ThrottleTimeout("tenant", 60.0, 1.0))
+    world.run_loop()
+    assert world.done == ["rejected, requeue=True"]
+    assert "task-failed" not in world.events
+    world.failures.withdraw(1.0)  # ends the pause
