@@ -18,9 +18,12 @@ from kombu.utils.json import dumps, loads
 
 __all__ = ["BROKER_HEADERS", "is_complete", "pack", "rank_of", "uid_of", "unpack"]
 
-#: Prefixes of the headers that a broker adds, different with each delivery. RabbitMQ drops a message that is published
-#: with its own x-death header, as one that cycles between queues.
-BROKER_HEADERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+#: Headers that a broker adds, different with each delivery. RabbitMQ drops a message that is published with its own
+#: x-death header, as one that cycles between queues.
+BROKER_HEADERS = frozenset(
+    {"x-death", "x-delivery-count", "x-acquired-count"}
+    | {f"x-{which}-death-{fact}" for which in ("first", "last") for fact in ("exchange", "queue", "reason")}
+)
 
 #: Bytes of a uid. Among a billion messages, two have the same uid with a probability of one in 10^16.
 UID_SIZE = 14
@@ -95,6 +98,8 @@ def pack(message: Any, **facts: Any) -> bytes:
         "facts": facts,
     }
     raw = dumps(head, separators=(",", ":")).encode()
+    if b'"__type__"' in raw and loads(raw) != head:
+        raise ValueError("a value looks like one of Kombu's JSON types, and would be decoded to something else")
     body: bytes = message.body.encode() if is_text else message.body
     packed: bytes = struct.pack("<I", len(raw)) + raw + body
     return packed
@@ -136,9 +141,7 @@ def unpack(packed: bytes, *, accept: Any, redelivered: bool) -> tuple[Message, M
 def _headers(message: Any) -> dict[str, Any]:
     # Without compression: Kombu has decompressed the body on delivery, and the header describes it no more.
     return {
-        name: value
-        for name, value in message.headers.items()
-        if name != "compression" and not name.startswith(BROKER_HEADERS)
+        name: value for name, value in message.headers.items() if name != "compression" and name not in BROKER_HEADERS
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from decimal import Decimal
 from threading import Thread
 from uuid import uuid4
 
@@ -14,6 +16,7 @@ from processes import HOST, free_port, wait_until
 from records import JITTER, excess
 from servers import RabbitServer
 
+from bucketflow_celery.messages import codec
 from bucketflow_celery.messages.republisher import Republisher
 
 DEFERRING = {"tenants": {"*": {"rate": "5/s", "capacity": 1}}}
@@ -205,3 +208,69 @@ class TestRepublisher:
 
         assert len(errors) == 1
         republisher.close()
+
+    #: Each property of AMQP but those of one delivery, and a header of each of its types.
+    PROPERTIES = {  # noqa: RUF012
+        "delivery_mode": 1,
+        "priority": 7,
+        "correlation_id": "c",
+        "reply_to": "r",
+        "message_id": "m",
+        "timestamp": 1_700_000_000,
+        "type": "t",
+        "user_id": "guest",
+        "app_id": "a",
+        "cluster_id": "k",
+    }
+    HEADERS = {  # noqa: RUF012
+        "task": "work",
+        "int": 2**40,
+        "float": 1.5,
+        "none": None,
+        "text": "é",
+        "bytes": b"\xff",
+        "bool": True,
+        "decimal": Decimal("1.10"),
+        "at": datetime(2026, 1, 2),  # noqa: DTZ001 - as py-amqp reads them
+        "table": {"a": {"b": [1, "x"]}},
+        "x-death-star": 1,
+    }
+
+    def received(self, channel):
+        messages = []
+        wait_until(lambda: messages.append(channel.basic_get("kept", no_ack=True)) or messages[-1])
+        return channel.message_to_python(messages[-1])
+
+    def test_rabbitmq_returns_and_parks_every_header_and_property(self, rabbit_server):
+        app = Celery(broker=rabbit_server.url)
+        republisher = Republisher(app, delayed=False)
+        with app.connection_for_write() as connection:
+            channel = connection.default_channel
+            for queue in ("kept", "other"):
+                channel.queue_declare(queue, durable=False)
+            headers = {**self.HEADERS, "CC": ["other"]}
+            properties = {name: value for name, value in self.PROPERTIES.items() if name != "priority"}
+            message = channel.prepare_message(b"[]", 7, "application/json", "utf-8", headers, properties)
+            channel.basic_publish(message, "", "kept")
+            sent = self.received(channel)
+            parked, _ = codec.unpack(codec.pack(sent), accept=None, redelivered=False)
+            republisher.publish(sent, "kept", 1.0, {})
+            got = self.received(channel)
+            copies_elsewhere = channel.queue_purge("other")
+        republisher.close()
+
+        for again in (got, parked):
+            assert {name: again.properties.get(name) for name in self.PROPERTIES} == self.PROPERTIES
+            assert {name: again.headers.get(name) for name in self.HEADERS} == self.HEADERS
+            assert (again.body, again.content_type, again.content_encoding) == ("[]", "application/json", "utf-8")
+        assert copies_elsewhere == 1, "the copy was routed to another queue, where it is a new task"
+
+    def test_a_message_of_another_user_can_be_returned(self, rabbit_server):
+        republisher = Republisher(Celery(broker=rabbit_server.url), delayed=False)
+        message = Message(
+            b"[]", headers={"task": "work"}, properties={"user_id": "another"}, content_type="application/json"
+        )
+
+        republisher.publish(message, "copies", 1.0, {})
+
+        republisher.close()  # the broker has confirmed the copy

@@ -82,6 +82,13 @@ def test_a_value_that_is_not_json_raises_type_error(part):
         codec.pack(message(**{part: {"odd": object()}}))
 
 
+def test_a_value_that_would_be_decoded_to_another_raises_value_error():
+    # RabbitMQ's headers may hold it. Decoded by Kombu it is an error, or a value of another type: the task stays held.
+    for odd in ({"__type__": "mine", "__value__": 1}, {"__type__": "bytes", "__value__": "x"}):
+        with pytest.raises(ValueError, match=r".*"):
+            codec.pack(message(headers={"task": "f", "id": "1", "odd": [odd]}))
+
+
 HEAD = {
     "content_type": "application/json",
     "content_encoding": "utf-8",

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import zlib
 from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from uuid import UUID
 
 import pytest
 from celery import Celery
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from kombu.message import Message
 
+from bucketflow_celery.messages import codec
 from bucketflow_celery.messages.republisher import Republisher
 from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 
@@ -77,6 +82,87 @@ def test_the_copy_is_the_same_task(channel):
     assert {name: got.headers.get(name) for name in same} == same
     for name in ("correlation_id", "reply_to", "priority", "delivery_mode"):
         assert got.properties[name] == PROPERTIES[name]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+#: Besides any text: arguments of Kombu's producer and channel, properties of AMQP, and nearly the headers of a broker.
+NAMES = st.text() | st.sampled_from(
+    [
+        "body",
+        "exchange",
+        "timeout",
+        "retry",
+        "declare",
+        "serializer",
+        "self",
+        "headers",
+        "channel",
+        "mandatory",
+        "content_type",
+        "message_id",
+        "timestamp",
+        "type",
+        "x-death-star",
+        "x-delivery-counter",
+        "x-first-death-",
+        "my_tag",
+    ]
+)
+OF_ONE_DELIVERY = {"delivery_tag", "delivery_info", "body_encoding", "expiration"}
+PUBLISHED_PROPERTIES = st.dictionaries(NAMES.filter(lambda name: name not in OF_ONE_DELIVERY), JSON, max_size=4)
+PUBLISHED_HEADERS = st.dictionaries(
+    NAMES.filter(lambda name: name not in codec.BROKER_HEADERS | {"compression", "expires"}), JSON, max_size=4
+)
+
+
+@given(PUBLISHED_HEADERS, PUBLISHED_PROPERTIES)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_copy_has_every_header_and_property_that_the_publisher_set(channel, headers, properties):
+    got = republished(channel, headers=headers, properties=properties)
+    kept = {name: value for name, value in {**PROPERTIES, **properties}.items() if name not in OF_ONE_DELIVERY}
+    assert {name: value for name, value in got.properties.items() if name not in OF_ONE_DELIVERY} == kept
+    own = {"eta": got.headers["eta"], HEADER: TICKET}
+    assert got.headers == {**HEADERS, **headers, **own}
+
+
+#: Values of every type that Kombu's JSON carries.
+VALUES = [
+    1,
+    1.5,
+    "é",
+    None,
+    [1, [2]],
+    {"a": {"b": 1}},
+    b"\xff",
+    datetime(2026, 1, 2, tzinfo=timezone.utc),
+    Decimal("1.10"),
+    UUID(int=7),
+]
+
+
+def test_a_redis_broker_returns_and_parks_every_header_and_property(redis_server):
+    app = Celery("shop", set_as_current=False, broker=redis_server.url)
+    values = {f"my_{number}": value for number, value in enumerate(VALUES)}
+    with app.connection_for_write() as connection, connection.Producer(auto_declare=False) as producer:
+        producer.publish(BODY, "kept", headers={**HEADERS, **values}, content_type="application/json", **values)
+        channel = connection.default_channel
+        sent = channel.basic_get("kept", no_ack=True)
+        republisher = Republisher(app, delayed=False)
+        got = sent
+        for _ in range(2):
+            republisher.publish(got, "kept", 1.0, TICKET)
+            got = channel.basic_get("kept", no_ack=True)
+        republisher.close()
+    parked, _ = codec.unpack(codec.pack(sent), accept=None, redelivered=False)
+
+    for again in (got, parked):
+        assert (again.body, again.content_type) == (BODY, "application/json")
+        for name, value in values.items():
+            assert (again.properties[name], again.headers[name]) == (value, value)
 
 
 def test_the_copy_is_routed_to_its_queue_only_as_a_new_delivery(channel):
