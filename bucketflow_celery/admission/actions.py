@@ -5,6 +5,7 @@ from __future__ import annotations
 from bucketflow.errors import BucketflowError
 from bucketflow_celery.admission.hold_queues import HoldQueue
 from bucketflow_celery.admission.interfaces import Worker
+from bucketflow_celery.admission.paused_countdown import PausedCountdown
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.admission.refusal import exceeds_max_wait
 from bucketflow_celery.config.levels import Level
@@ -23,11 +24,13 @@ class TaskActions:
     Args:
         worker: The worker.
         stats: Its counters.
+        max_countdown: No countdown is longer, in seconds.
     """
 
-    def __init__(self, worker: Worker, stats: Stats) -> None:
+    def __init__(self, worker: Worker, stats: Stats, max_countdown: float) -> None:
         self._worker = worker
         self._stats = stats
+        self._paused_countdown = PausedCountdown(max_countdown, ends_early=worker.keeps_deferred)
 
     def start(self, task: PendingTask) -> None:
         """Run *task* in a free slot."""
@@ -68,10 +71,15 @@ class TaskActions:
         self.leave(task)
         return True
 
+    def defer_paused(self, task: PendingTask) -> bool:
+        """Return *task*, whose tenant or task type is paused, to the broker; ``False`` likewise."""
+        waited = self.begin_waiting(task)
+        return self.defer(task, min(self._paused_countdown.after(waited), task.longest_countdown(waited)))
+
     def requeue(self, task: PendingTask) -> bool:
         """Leave *task* to the broker, for any worker, with its reservations; ``False`` if it must stay here."""
         if task.can_go_elsewhere:
-            return self.defer(task, max(0.0, task.retry_at - self._worker.monotonic()))
+            return self.defer(task, task.time_to_retry(self._worker.monotonic()))
         if not self._worker.requeue(task):
             return False
         self._stats.requeued += 1

@@ -79,7 +79,7 @@ class AdmissionController:
         self._round_lock = threading.Lock()
         self._again = False
         self._closed = False
-        self.actions = TaskActions(worker, self._stats)
+        self.actions = TaskActions(worker, self._stats, wait_limits.max_countdown)
         self.prechecks = Prechecks(
             self._hold_queues, self.actions, self._breaker, self._on_store_error, worker.monotonic
         )
@@ -165,7 +165,8 @@ class AdmissionController:
             if parkable is not None:
                 wake_at = min(wake_at, max(parkable.received_at + MAX_SLOT_WAIT, self._breaker.open_until))
             if self._inbox or len(self._hold_queues):
-                wake_at = min(wake_at, self._overdue.next_sweep)
+                check_at = max(self._limits.next_check, self._breaker.open_until)
+                wake_at = min(wake_at, self._overdue.next_sweep, check_at)
                 if self._worker.free() <= 0:
                     wake_at = min(wake_at, self._overdue.next_pass_on_at(now))
         parking_at = self._parking.next_work_at()

@@ -17,9 +17,6 @@ from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionReque
 
 __all__ = ["DecidedTask", "DecisionHandler"]
 
-#: Seconds after its expiry at which a task that could not start in time returns: then no worker's clock is before it.
-EXPIRY_MARGIN = 1.0
-
 
 class DecidedTask(NamedTuple):
     """
@@ -105,9 +102,7 @@ class DecisionHandler:
     def _is_held(self, task: PendingTask, refusal: Refusal) -> bool:
         """Act on *refusal* unless the task is to be held; return whether it is."""
         task.due_since = None  # it waits for tokens again
-        max_countdown = self._wait_limits.max_countdown
-        if task.expires_at is not None:
-            max_countdown = min(max_countdown, task.time_left(refusal.waited) + EXPIRY_MARGIN)
+        max_countdown = min(self._wait_limits.max_countdown, task.longest_countdown(refusal.waited))
         outcome = on_refusal(task.policy, refusal, max_countdown)
         match outcome:
             case Hold():

@@ -34,9 +34,12 @@ class Worker(Protocol):
 
     Attributes:
         can_hold_many: Whether it can hold many messages and receive others at the same time.
+        keeps_deferred: Whether deferred tasks wait in a worker. It starts those of a pause before their ETA when the
+            pause ends. If not, they wait in the broker.
     """
 
     can_hold_many: bool
+    keeps_deferred: bool
 
     def resolve(self, task: PendingTask) -> ThrottlePolicy:
         """Return what limits *task*. Raises ``BucketflowError`` if that cannot be determined."""

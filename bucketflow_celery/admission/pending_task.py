@@ -10,6 +10,9 @@ from bucketflow_celery.config.levels import ThrottlePolicy
 
 __all__ = ["PendingTask"]
 
+#: Seconds after its expiry at which a task that could not start in time returns: then no worker's clock is before it.
+EXPIRY_MARGIN = 1.0
+
 
 @dataclass(slots=True, eq=False)
 class PendingTask:
@@ -57,8 +60,16 @@ class PendingTask:
         """Return the seconds for which it has waited for a slot of this worker at *now*, on the monotonic clock."""
         return now - max(self.received_at, self.retry_at)
 
+    def time_to_retry(self, now: float) -> float:
+        """Return the seconds until it is due, from *now* on the monotonic clock; 0 if that is not known."""
+        return max(0.0, self.retry_at - now) if self.retry_at < inf else 0.0
+
     def time_left(self, waited: float) -> float:
         """Return the seconds until it expires, once it has waited *waited* seconds; infinity: it does not expire."""
         if self.expires_at is None or self.waiting_since is None:
             return inf
         return self.expires_at - self.waiting_since - waited
+
+    def longest_countdown(self, waited: float) -> float:
+        """Return the seconds after which it returns in vain, likewise: it has expired by then."""
+        return max(0.0, self.time_left(waited)) + EXPIRY_MARGIN

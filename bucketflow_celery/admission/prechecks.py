@@ -17,8 +17,6 @@ from bucketflow_celery.store.circuit_breaker import CircuitBreaker
 
 __all__ = ["Prechecks"]
 
-#: The countdown in seconds of a deferred task of a paused tenant or task type.
-PAUSED_COUNTDOWN = 5.0
 #: Most levels remembered as exhausted.
 MAX_EXHAUSTED = 10_000
 #: Keys of the hold queues of tasks that wait for the store, for a place in a full backlog, and for the end of a pause.
@@ -153,6 +151,8 @@ class Prechecks:
     def _pause(self, task: PendingTask) -> None:
         if task.policy.parks:
             self.park(task)
-        elif task.policy.paused in ("all", "queue") or not self._actions.defer(task, PAUSED_COUNTDOWN):
+        elif self._actions.has_ended(task):
+            return
+        elif task.policy.paused in ("all", "queue") or not self._actions.defer_paused(task):
             task.retry_at = inf  # until other limits are in force
             self._actions.hold(task, self._hold_queues.of(PAUSED, None))

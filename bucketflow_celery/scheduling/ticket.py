@@ -26,11 +26,13 @@ class Ticket:
         reservations: Start time at each level, in µs of the store's clock, by key of the level.
         waiting_since: Since when the task waits, in seconds since the Unix epoch; ``None``: it does not wait yet.
         due_since: Since when it is due and waits for a slot of any worker, likewise; ``None``: it does not.
+        paused: The pause that it waits for: see :func:`bucketflow_celery.config.table.pause_name`.
     """
 
     reservations: Mapping[str, int] = field(default_factory=dict)
     waiting_since: float | None = None
     due_since: float | None = None
+    paused: str | None = None
 
     @classmethod
     def read(cls, header: object) -> Ticket:
@@ -41,12 +43,19 @@ class Ticket:
         if not isinstance(dues, Mapping) or not _is_instant(since):
             return NO_TICKET
         valid = {str(key): due for key, due in dues.items() if isinstance(due, int) and _is_instant(due)}
-        return cls(valid, since, due_since if _is_instant(due_since) else None)
+        paused = header.get("paused")
+        return cls(
+            valid, since, due_since if _is_instant(due_since) else None, paused if isinstance(paused, str) else None
+        )
 
     def write(self) -> dict[str, Any]:
         """Return the header, which JSON can carry."""
         header: dict[str, Any] = {"dues": dict(self.reservations), "since": self.waiting_since}
-        return header if self.due_since is None else {**header, "due_since": self.due_since}
+        if self.due_since is not None:
+            header["due_since"] = self.due_since
+        if self.paused is not None:
+            header["paused"] = self.paused
+        return header
 
     def at(self, path: tuple[Level, ...]) -> tuple[int, ...]:
         """Return the reservation at each level of *path*, 0 for none; same length and order."""

@@ -27,6 +27,8 @@ logger = logging.getLogger("bucketflow_celery.throttle")
 
 #: Seconds after which the version is compared with the store's, if no call has done so: a notification may be lost.
 VERSION_CHECK_INTERVAL = 5.0
+#: The same while something is paused: its tasks start soon after the pause has ended.
+PAUSED_CHECK_INTERVAL = 0.5
 
 
 class ActiveLimits:
@@ -103,7 +105,12 @@ class ActiveLimits:
 
     def needs_check(self, now: float) -> bool:
         """Return whether the version should be compared at *now*: after a notification, or periodically."""
-        return self.is_stale or now - self.checked_at >= VERSION_CHECK_INTERVAL
+        return self.is_stale or now >= self.next_check
+
+    @property
+    def next_check(self) -> float:
+        """When the version should be compared next, in seconds of the monotonic clock."""
+        return self.checked_at + (PAUSED_CHECK_INTERVAL if self.table.paused else VERSION_CHECK_INTERVAL)
 
     def resolve(self, task: Any, headers: Mapping[str, Any], args: Any, kwargs: Any, queue: str) -> ThrottlePolicy:
         """

@@ -18,6 +18,7 @@ from bucketflow_celery.worker.event_loop import LoopWaker, timer_of
 from bucketflow_celery.worker.failures import FailureService
 from bucketflow_celery.worker.parking_service import ParkingService
 from bucketflow_celery.worker.parking_worker import CeleryParkingWorker
+from bucketflow_celery.worker.pause_watch import PauseWatch
 from bucketflow_celery.worker.pool_flush import PoolFlush
 from bucketflow_celery.worker.prefetch_window import PrefetchWindow
 from bucketflow_celery.worker.redis_event_loop import runner_for
@@ -54,6 +55,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._admission: AdmissionController | None = None
         self._parking: ParkingService | None = None
         self._revocations: RevocationWatch | None = None
+        self._pauses: PauseWatch | None = None
         self._table_check: TableCheck | None = None
         consumer.on_task_request = self._on_request
         signals.worker_shutting_down.connect(self._on_shutting_down)
@@ -86,6 +88,13 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._worker = worker = CeleryParkingWorker(consumer, *ports)
             self._admission = AdmissionController(worker, context, self._runner(consumer), limits)
             self._admission.open(self._parking.open(worker, self._admission, self._runner(consumer)))
+        self._pauses = PauseWatch(
+            consumer,
+            lambda: throttle.active_limits.table.paused,
+            self._admission.run,
+            self._waker.timer.call_after,
+        )
+        self._pauses.start()
 
     def stop(self, consumer: Any) -> None:
         """
@@ -96,7 +105,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._throttle.active_limits.is_followed = False
         admission, self._admission = self._admission, None
         worker, self._worker = self._worker, None
-        for part in (self._revocations, self._table_check):
+        for part in (self._revocations, self._pauses, self._table_check):
             if part is not None:
                 part.close()
         if admission is None or worker is None:

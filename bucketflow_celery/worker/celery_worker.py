@@ -14,6 +14,7 @@ from celery.worker import state
 from bucketflow.errors import BucketflowError
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level, ThrottlePolicy
+from bucketflow_celery.config.table import pause_name
 from bucketflow_celery.messages import codec
 from bucketflow_celery.messages.origin import most_likely, queues_of
 from bucketflow_celery.messages.republisher import Republisher
@@ -72,6 +73,7 @@ class CeleryWorker:
         self._received: Counter[str] = Counter()  # by queue
         self._queueing_delay = QueueingDelay(republisher.messages_in, self._received.__getitem__, time.monotonic)
         self.can_hold_many = window.can_hold_many
+        self.keeps_deferred = not republisher.delayed
         self.queueing_delay = self._queueing_delay.of
         self.call_soon = waker.call_soon
         self.monotonic = time.monotonic
@@ -135,7 +137,7 @@ class CeleryWorker:
         if not self._can_be_deferred(task):
             return False
         message = task.request.message
-        ticket = Ticket(task.reservations, task.waiting_since, task.due_since).write()
+        ticket = Ticket(task.reservations, task.waiting_since, task.due_since, _pause_of(task)).write()
         started = self.monotonic()
         try:
             lead = self._queueing_delay.of(task.queue) if self._republisher.delayed else 0.0
@@ -200,7 +202,7 @@ class CeleryWorker:
         for task in [*tasks, *self._failures.withdraw(FAILURE_TIMEOUT if connected else 0.0)]:
             # Requeued, a task would lose its reservations.
             if can_defer and task.can_go_elsewhere and self._can_be_deferred(task):
-                can_defer = self.defer(task, max(0.0, task.retry_at - now))
+                can_defer = self.defer(task, task.time_to_retry(now))
                 if can_defer:
                     continue
             if connected:
@@ -249,3 +251,11 @@ class CeleryWorker:
         entry, self._timer_entry, self._wake_at = self._timer_entry, None, float("inf")
         if entry is not None:
             self._timer.cancel(entry)
+
+
+def _pause_of(task: PendingTask) -> str | None:
+    """Return the name of the pause that *task* waits for."""
+    policy = task.policy
+    if policy.paused == "tenant":
+        return pause_name("tenant", policy.tenant or "")
+    return pause_name("task", task.request.name) if policy.paused == "task" else None

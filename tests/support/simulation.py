@@ -34,6 +34,7 @@ from bucketflow_celery.stats import Stats
 from bucketflow_celery.store.active_limits import ActiveLimits
 from bucketflow_celery.store.calls import BlockingRunner, WorkerContext
 from bucketflow_celery.testing import MemoryStore
+from bucketflow_celery.worker import pause_watch
 from bucketflow_celery.worker.queueing_delay import QueueingDelay
 
 START = 1000.0
@@ -368,7 +369,7 @@ class Worker:
         held: The held tasks, each with the level that holds it; ``None``: they wait for the store.
         widened: Held tasks that do not count in the prefetch window.
         full: Queues that are not consumed for the time being.
-        not_due: How many deferred tasks it keeps until their ETA.
+        not_due: The deferred tasks that it keeps until their ETA.
         reads_from: When it can receive the next message, in seconds.
     """
 
@@ -387,7 +388,7 @@ class Worker:
         self.context = WorkerContext(self.fleet.settings, self.store, self.active_limits, self.stats)
         self.busy, self.unacked = 0, {}
         self.held, self.widened, self.full = {}, set(), set()
-        self.not_due, self.reads_from = 0, 0.0
+        self.not_due, self.reads_from, self.is_watching_pauses = {}, 0.0, False
         self.received = Counter()
         self.delay = QueueingDelay(
             lambda queue: len(self.fleet.queues[queue]), self.received.__getitem__, self.monotonic
@@ -482,7 +483,7 @@ class Worker:
     def can_receive(self, queue):
         if self.fleet.now < self.reads_from - 1 / SECOND:
             return False
-        in_window = self.unacknowledged - len(self.widened) - self.not_due
+        in_window = self.unacknowledged - len(self.widened) - len(self.not_due)
         return self.is_up() and queue not in self.full and in_window < self.prefetch
 
     def deliver(self, delivery):
@@ -492,14 +493,28 @@ class Worker:
             self.reads_from = self.fleet.now + self.fleet.read_seconds
             self.later(self.fleet.read_seconds, self.fleet.deliver)
         if delivery.eta > self.fleet.now:
-            self.not_due += 1
+            self.not_due[delivery] = True
             self.later(delivery.eta - self.fleet.now, lambda: self.submit_due(delivery))
+            if delivery.ticket.paused is not None and not self.is_watching_pauses:
+                self.is_watching_pauses = True
+                self.later(pause_watch.CHECK_INTERVAL, self.watch_pauses)
         else:
             self.submit(delivery)
 
     def submit_due(self, delivery):
-        self.not_due -= 1
-        self.submit(delivery)
+        if self.not_due.pop(delivery, False):
+            self.submit(delivery)
+
+    def watch_pauses(self):
+        """Start the deferred tasks of pauses that have ended, as :class:`PauseWatch` does."""
+        self.admission.run()
+        paused = [delivery for delivery in self.not_due if delivery.ticket.paused is not None]
+        for delivery in sorted(paused, key=lambda delivery: delivery.ticket.waiting_since):
+            if delivery.ticket.paused not in self.active_limits.table.paused:
+                self.submit_due(delivery)
+        self.is_watching_pauses = bool(paused)
+        if paused:
+            self.later(pause_watch.CHECK_INTERVAL, self.watch_pauses)
 
     def submit(self, delivery):
         self.received[delivery.job.queue] += 1
@@ -620,14 +635,16 @@ class Worker:
 
     def defer(self, task, countdown):
         assert 0 <= countdown <= self.fleet.wait_limits.max_countdown + 10
-        ticket = Ticket(dict(task.reservations), task.waiting_since, task.due_since)
+        job, paused = task.request.job, task.policy.paused
+        names = {"tenant": f"tenant:{job.tenant}", "task": f"task:{job.name}"}
+        ticket = Ticket(dict(task.reservations), task.waiting_since, task.due_since, names.get(paused))
         if not self.fleet.publish_deferred(task.request.job, countdown, ticket):
             return False
         task.request.job.deferrals += 1
         self.acknowledge(task.request)
         return True
 
-    can_hold_many = True
+    can_hold_many = keeps_deferred = True
 
     def queueing_delay(self, queue):
         return self.delay.of(queue) if self.fleet.read_seconds else 0.0

@@ -25,6 +25,8 @@ from bucketflow_celery.testing import MemoryStore
 class Worker:
     """A worker with *slots* free slots, which records what leaves it."""
 
+    keeps_deferred = True
+
     def __init__(self, slots, policy):
         self.slots, self.policy, self.left = slots, policy, []
 
