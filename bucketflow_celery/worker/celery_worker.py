@@ -64,7 +64,7 @@ class CeleryWorker:
         self._timer = waker.timer
         self._timer_entry: Any = None
         self._wake_at = float("inf")
-        self._refusal_log = RefusalLog(time.monotonic)
+        self._refusal_log = RefusalLog(waker.timer.call_after)
         # Bound directly: these are called for every task.
         self.hold = window.widen
         self.release = window.narrow
@@ -198,6 +198,7 @@ class CeleryWorker:
             connected: Whether the broker is connected; if not, it delivers unacknowledged messages again by itself.
         """
         self._cancel_timer()
+        self._refusal_log.flush()
         can_defer, now = connected, self.monotonic()
         for task in [*tasks, *self._failures.withdraw(FAILURE_TIMEOUT if connected else 0.0)]:
             # Requeued, a task would lose its reservations.

@@ -36,7 +36,7 @@ class World:
         self.work = self.app.task(name="work", shared=False, **options)(work)
         slots = SimpleNamespace(free=None, when_free=None)
         window = SimpleNamespace(widen=None, narrow=None, can_hold_many=True)
-        waker = SimpleNamespace(timer=None, call_soon=None)
+        waker = SimpleNamespace(timer=SimpleNamespace(call_after=None), call_soon=None)
         queues = SimpleNamespace(get=lambda _name: None)
         consumer = SimpleNamespace(app=SimpleNamespace(amqp=SimpleNamespace(queues=queues)))
         self.worker = CeleryWorker(consumer, slots, window, Republisher(None, delayed=False), waker, self.failures)
