@@ -45,7 +45,7 @@ class AsyncTokenBucket(AsyncWaiting):
         :meth:`bucketflow.TokenBucket.consume`.
         """
         if timeout is not None:
-            check_timeout(timeout, block=block)
+            timeout = check_timeout(timeout, block=block)
         unchecked, refill, _, slot, read, scale, tolerance = self._fast_path
         if tokens is not unchecked:
             refill = self._refill_time(tokens)
@@ -54,7 +54,7 @@ class AsyncTokenBucket(AsyncWaiting):
         try:
             full_at = slot.pop()
         except IndexError:
-            if self._consume(tokens):
+            if self._consume(float(tokens)):
                 return True
         else:
             try:
@@ -65,7 +65,7 @@ class AsyncTokenBucket(AsyncWaiting):
                     return True
             finally:
                 slot.append(full_at)
-        return block and await self._wait_async(tokens, timeout)
+        return block and await self._wait_async(float(tokens), timeout)
 
 
 class AsyncRateLimit(Protocol):

@@ -136,7 +136,7 @@ class HierarchicalTokenBucket:
                 would wait for ever. The error names the bucket with the smallest capacity.
         """
         if timeout is not None:
-            check_timeout(timeout, block=block)
+            timeout = check_timeout(timeout, block=block)
         unchecked, steps, pop, slot, read, scale = self._fast_path
         if tokens is not unchecked:
             steps = self._checked_steps(tokens, block)
@@ -166,9 +166,9 @@ class HierarchicalTokenBucket:
                     finally:
                         slot.append(item)
         except IndexError:
-            if self._consume(tokens):
+            if self._consume(float(tokens)):
                 return True
-        return block and self._tree.wait(self._path, tokens, timeout)
+        return block and self._tree.wait(self._path, float(tokens), timeout)
 
     def try_consume(self, tokens: float = 1) -> Decision:
         """

@@ -16,6 +16,7 @@ SECOND = 1_000_000
 #: Most seconds that a bucket may need to fill. Beyond that, a double does not resolve the µs of ``retry_after``.
 MAX_FILL_TIME = 1e9
 
+_TOKENS_PER_SECOND = "a number of tokens per second above 0"
 _PERIODS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smhd])\s*")
 
@@ -39,8 +40,11 @@ class Limit:
     fill_rate: float
 
     def __post_init__(self) -> None:
-        check_number("capacity", self.capacity, "a number of tokens above 0", above=True)
-        check_number("fill_rate", self.fill_rate, "a number of tokens per second above 0", above=True)
+        for name, expected in (("capacity", "a number of tokens above 0"), ("fill_rate", _TOKENS_PER_SECOND)):
+            value = getattr(self, name)
+            number = check_number(name, value, expected, above=True)
+            if type(value) is not int and type(value) is not float:
+                object.__setattr__(self, name, number)
         if self.capacity / self.fill_rate > MAX_FILL_TIME:
             raise ConfigError("fill_rate", self.fill_rate, f"enough to fill {self.capacity:g} tokens within 31 years")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Sequence
 
@@ -53,8 +54,9 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         """Move the clock by *seconds*. A negative number steps it back, as setting a wall clock can."""
+        moved = round(check_number("seconds", seconds, "a number of seconds", minimum=-math.inf) * SECOND)
         with self._changed:
-            self._now += round(seconds * SECOND)
+            self._now += moved
             self._changed.notify_all()
 
     def sleep(self, seconds: float, wake: threading.Event) -> None:

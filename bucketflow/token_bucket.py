@@ -57,7 +57,7 @@ class TokenBucket(Bucket):
             CostExceedsCapacity: *tokens* is above the capacity, so the call would wait for ever.
         """
         if timeout is not None:
-            check_timeout(timeout, block=block)
+            timeout = check_timeout(timeout, block=block)
         unchecked, refill, pop, slot, read, scale, tolerance = self._fast_path
         if tokens is not unchecked:
             refill = self._refill_time(tokens)
@@ -77,9 +77,9 @@ class TokenBucket(Bucket):
                 finally:
                     slot.append(full_at)
         except IndexError:
-            if self._consume(tokens):
+            if self._consume(float(tokens)):
                 return True
-        return block and self._wait(tokens, timeout)
+        return block and self._wait(float(tokens), timeout)
 
     def _wait(self, cost: float, timeout: float | None) -> bool:
         wake = threading.Event()

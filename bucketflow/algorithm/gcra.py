@@ -164,7 +164,5 @@ def initial_state(limit: Limit, initial_tokens: float | None, now: int) -> float
     Raises:
         ConfigError: *initial_tokens* is not a number from 0 to the capacity.
     """
-    if initial_tokens is None:
-        return FULL
-    check_initial_tokens(initial_tokens, limit.capacity)
-    return take(limit, FULL, now, limit.capacity - initial_tokens)
+    tokens = check_initial_tokens(initial_tokens, limit.capacity)
+    return FULL if tokens is None else take(limit, FULL, now, limit.capacity - tokens)

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from redis.crc import key_slot
 
-from bucketflow.algorithm.gcra import FULL, Decision, initial_state, take
+from bucketflow.algorithm.gcra import Decision, initial_state
 from bucketflow.clock import SYSTEM_CLOCK
 from bucketflow.distributed.leased_path import LeasedPath
 from bucketflow.distributed.path import RedisBucketRef, RedisPath
@@ -103,22 +103,21 @@ class RedisBucket(ABC):
             raise ConfigError("redis_client", redis_client, "the client of its parent: one call evaluates the path")
         self.key: Final = key
         self.limit: Final = Limit(capacity, fill_rate)
-        initial_state(self.limit, initial_tokens, 0)  # only to check it: the current time is known to the server
         self._parent: Any = parent
         self._client: Any = redis_client
         if lease is not None:
-            check_number("lease", lease, "a number of tokens above 0, or None", above=True)
+            lease = check_number("lease", lease, "a number of tokens above 0, or None", above=True)
         self._tag, stored = stored_key(key, parent._tag if parent else None)  # noqa: SLF001
         self._slot = key_slot(stored)
         ancestors: tuple[RedisBucketRef, ...] = parent._levels if parent else ()  # noqa: SLF001
         if any(level.key == stored for level in ancestors):
             raise ConfigError("key", key, "a key that no bucket above it has")
-        deficit = 0.0 if initial_tokens is None else take(self.limit, FULL, 0, capacity - initial_tokens)
+        deficit = initial_state(self.limit, initial_tokens, 0)  # from now: only the server knows the current time
         self._levels = (*ancestors, RedisBucketRef(stored, self.limit, deficit))
         self._leased_path = None if lease is None else LeasedPath(self._levels, lease, clock)
         self._path = self._leased_path or RedisPath(self._levels)
         smallest: Any = parent._smallest if parent else self  # noqa: SLF001
-        self._smallest: Any = smallest if smallest.capacity <= capacity else self
+        self._smallest: Any = smallest if smallest.capacity <= self.capacity else self
         self._max_cost: float = self._smallest.capacity
         self._connect(timeout, clock)
 

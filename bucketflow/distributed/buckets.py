@@ -95,7 +95,7 @@ class RedisTokenBucket(RedisBucket):
                 unknown; no call is repeated.
         """
         if timeout is not None:
-            check_timeout(timeout, block=block)
+            timeout = check_timeout(timeout, block=block)
         cost = tokens
         if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._max_cost:
             cost = self._check_cost(tokens)  # raises the error that says what is wrong
@@ -181,7 +181,7 @@ class AsyncRedisTokenBucket(RedisBucket):
     async def consume(self, tokens: float = 1, block: bool = False, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002 - as in RedisTokenBucket
         """See :meth:`RedisTokenBucket.consume`."""
         if timeout is not None:
-            check_timeout(timeout, block=block)
+            timeout = check_timeout(timeout, block=block)
         cost = tokens
         if (type(tokens) is not int and type(tokens) is not float) or not 0 <= tokens <= self._max_cost:
             cost = self._check_cost(tokens)  # raises the error that says what is wrong

@@ -44,11 +44,11 @@ class Bucket:
         self._state = FastPathState(self._queue)
         # What the fast path of consume needs, computed once: the cost that needs no check, the µs in which it refills,
         # the state, the time, the limit. Below a capacity of 1 every cost is checked: no caller has that object.
-        unchecked: object = 1 if capacity >= 1 else object()
+        unchecked: object = 1 if self.limit.capacity >= 1 else object()
         slot = self._state.slot
         self._fast_path = (
             unchecked,
-            1.0 * SECOND / fill_rate,
+            1.0 * SECOND / self.limit.fill_rate,
             popping(slot),
             slot,
             *fast_reader(clock),

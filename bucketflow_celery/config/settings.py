@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
 from bucketflow.errors import ConfigError
-from bucketflow.validation import check_number
+from bucketflow.validation import check_count, check_number
 from bucketflow_celery.config.choices import OnLimit, OnStoreError, check_choice
 from bucketflow_celery.config.rules import TenantRule
 from bucketflow_celery.config.table import LimitTable
@@ -54,9 +54,7 @@ def _lease(entry: str, value: object, _mistakes: list[ConfigError]) -> float:
 
 
 def _count(entry: str, value: object, _mistakes: list[ConfigError]) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(entry, value, "a whole number of tasks, 1 or more")
-    return value
+    return check_count(entry, value, "a whole number of tasks, 1 or more")
 
 
 def _flag(entry: str, value: object, _mistakes: list[ConfigError]) -> bool:

@@ -12,7 +12,7 @@ from waiting import BlockedCallers, until
 from bucketflow import ConfigError, CostExceedsCapacity, HierarchicalTokenBucket, TokenBucket
 from bucketflow.testing import FakeClock
 
-NO_COST = [-1, -0.5, math.nan, math.inf, True, False, "1", None, Decimal(1), [1]]
+NO_COST = [-1, -0.5, math.nan, math.inf, True, False, "1", None, Decimal(-1), [1]]
 KINDS = [TokenBucket, HierarchicalTokenBucket]
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
