@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 
 from bucketflow.algorithm.window import worst_window
+from bucketflow.clock import SYSTEM_CLOCK
 from bucketflow.fork import reset_after_fork
 from bucketflow.limit import SECOND, Limit
 from bucketflow.validation import check_number
@@ -74,8 +75,11 @@ class FakeClock:
         deadline = self._add_sleeper(seconds)
         try:
             await asyncio.sleep(0)  # first let tasks add their deadlines that are about to sleep for less time
-            while not wake.is_set() and not self._reached(deadline):  # noqa: ASYNC110 - another thread may call advance()
-                await asyncio.sleep(0 if self._jump else 0.001)
+            while not wake.is_set() and not self._reached(deadline):
+                if self._jump:
+                    await asyncio.sleep(0)
+                else:  # polled, because another thread may call advance()
+                    await SYSTEM_CLOCK.sleep_async(0.001, wake)
         finally:
             self._remove_sleeper(deadline)
 

@@ -12,13 +12,13 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import redis
 from redis.exceptions import NoScriptError, ResponseError
 
+from bucketflow.clock import monotonic
 from bucketflow.redis_client.replies import spoils_connection
 from bucketflow.redis_client.spin_wait import SpinWait
 

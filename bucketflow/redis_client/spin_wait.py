@@ -7,7 +7,8 @@ Putting a thread to sleep and waking it takes the processor longer than a round 
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
+
+from bucketflow.clock import monotonic
 
 __all__ = ["SPIN_TIMEOUT", "SpinWait"]
 
