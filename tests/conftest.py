@@ -118,6 +118,6 @@ def fresh_redis(tmp_path):
 
 @pytest.fixture(scope="session")
 def rabbit_server(tmp_path_factory):
-    """Yield the RabbitMQ that tests share."""
-    with RabbitServer.start(tmp_path_factory.mktemp("rabbit")) as server:
+    """Yield the RabbitMQ that tests share. Its user ``limited`` may not publish through the default exchange."""
+    with RabbitServer.start(tmp_path_factory.mktemp("rabbit"), users={"limited": r"^(?!amq\.default$)"}) as server:
         yield server

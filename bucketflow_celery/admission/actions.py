@@ -77,8 +77,12 @@ class TaskActions:
         return self.defer(task, min(self._paused_countdown.after(waited), task.longest_countdown(waited)))
 
     def requeue(self, task: PendingTask) -> bool:
-        """Leave *task* to the broker, for any worker, with its reservations; ``False`` if it must stay here."""
-        if task.can_go_elsewhere:
+        """
+        Leave *task* to the broker, for any worker; ``False`` if it must stay here.
+
+        It keeps its reservations, unless no copy of it can be published.
+        """
+        if task.can_go_elsewhere and self._worker.can_defer(task):
             return self.defer(task, task.time_to_retry(self._worker.monotonic()))
         if not self._worker.requeue(task):
             return False

@@ -56,6 +56,9 @@ class Worker(Protocol):
     def is_revoked_or_expired(self, task: PendingTask) -> bool:
         """Return whether *task* was revoked or has expired; Celery has ended it then."""
 
+    def can_defer(self, task: PendingTask) -> bool:
+        """Return whether :meth:`defer` is worth trying: not if a copy is impossible, or the broker refuses it."""
+
     def defer(self, task: PendingTask, countdown: float) -> bool:
         """
         Publish *task* again, due in *countdown* seconds (0: at once), with its ticket; then acknowledge this delivery.

@@ -20,6 +20,7 @@ from bucketflow_celery.messages.origin import most_likely, queues_of
 from bucketflow_celery.messages.republisher import Republisher
 from bucketflow_celery.scheduling.ticket import HEADER, NO_TICKET, Ticket
 from bucketflow_celery.signals import task_throttled
+from bucketflow_celery.worker.copy_refusals import CopyRefusals
 from bucketflow_celery.worker.event_loop import LoopWaker
 from bucketflow_celery.worker.failures import FailedTask, FailureService
 from bucketflow_celery.worker.prefetch_window import PrefetchWindow
@@ -65,6 +66,7 @@ class CeleryWorker:
         self._timer_entry: Any = None
         self._wake_at = float("inf")
         self._refusal_log = RefusalLog(waker.timer.call_after)
+        self._copy_refusals = CopyRefusals(time.monotonic)
         # Bound directly: these are called for every task.
         self.hold = window.widen
         self.release = window.narrow
@@ -132,9 +134,16 @@ class CeleryWorker:
             logger.exception("end of task cannot be stored: id=%s", task.request.id)
             return True
 
+    def can_defer(self, task: PendingTask) -> bool:
+        """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
+        message = task.request.message
+        # Protocol 1 has the ETA in its body, and no queue would keep a copy of a broadcast.
+        has_copy = "task" in message.headers and not self._is_broadcast(task.queue)
+        return has_copy and not self._copy_refusals.expects(task.queue, len(message.body))
+
     def defer(self, task: PendingTask, countdown: float) -> bool:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
-        if not self._can_be_deferred(task):
+        if not self.can_defer(task):
             return False
         message = task.request.message
         ticket = Ticket(task.reservations, task.waiting_since, task.due_since, _pause_of(task)).write()
@@ -144,9 +153,12 @@ class CeleryWorker:
             self._republisher.publish(message, task.queue, countdown, ticket, lead)
             self._queueing_delay.record_copy(self.monotonic() - started)
         except Exception as error:  # noqa: BLE001 - whatever the transport raises, the task is safe in this worker
-            logger.warning("broker did not accept deferred task, it stays held: id=%s error=%r", task.request.id, error)
             self._republisher.close()
+            if not self._copy_refusals.record(task.queue, len(message.body), error):
+                id_ = task.request.id
+                logger.warning("broker did not accept deferred task, it stays held: id=%s error=%r", id_, error)
             return False
+        self._copy_refusals.forget(task.queue, len(message.body))
         self.acknowledge(task.request)
         return True
 
@@ -202,7 +214,7 @@ class CeleryWorker:
         can_defer, now = connected, self.monotonic()
         for task in [*tasks, *self._failures.withdraw(FAILURE_TIMEOUT if connected else 0.0)]:
             # Requeued, a task would lose its reservations.
-            if can_defer and task.can_go_elsewhere and self._can_be_deferred(task):
+            if can_defer and task.can_go_elsewhere and self.can_defer(task):
                 can_defer = self.defer(task, task.time_to_retry(now))
                 if can_defer:
                     continue
@@ -233,10 +245,6 @@ class CeleryWorker:
             request.reject(requeue=True)
         elif not self.requeue(failed.task):
             self.fail(failed.task, failed.error)
-
-    def _can_be_deferred(self, task: PendingTask) -> bool:
-        # Protocol 1 has the ETA in its body, and no queue would keep a copy of a broadcast.
-        return "task" in task.request.message.headers and not self._is_broadcast(task.queue)
 
     def _reject(self, request: Any) -> None:
         state.task_ready(request)

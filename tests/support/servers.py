@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -268,9 +271,9 @@ class RabbitServer(_Server):
 
     PACKAGED = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the script on the path refuses to run as this user
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, settings: Sequence[str] = (), users: Mapping[str, str] = {}) -> None:
         self.port = free_port()
-        self.url = f"amqp://guest:guest@{HOST}:{self.port}//"
+        self.url = self.url_of("guest")
         _skip_if_forbidden()
         mapper = shutil.which("epmd")
         program = str(self.PACKAGED) if self.PACKAGED.exists() else shutil.which("rabbitmq-server")
@@ -279,6 +282,9 @@ class RabbitServer(_Server):
         mapper_port = free_port()
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "enabled_plugins").write_text("[].\n")
+        (directory / "definitions.json").write_text(json.dumps(_definitions({"guest": ".*", **users})))
+        (directory / "advanced.config").write_text(f"[{{rabbit, [{', '.join(settings)}]}}].\n")
+        (directory / "rabbitmq.conf").write_text(f"load_definitions = {directory / 'definitions.json'}\n")
         env = {
             "HOME": str(directory),
             "ERL_EPMD_PORT": str(mapper_port),
@@ -291,13 +297,28 @@ class RabbitServer(_Server):
             "RABBITMQ_LOG_BASE": str(directory / "logs"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "enabled_plugins"),
             "RABBITMQ_PID_FILE": str(directory / "pid"),
+            "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(directory / "advanced.config"),
         }
         self._mapper = Process([mapper, "-port", str(mapper_port), "-address", HOST], directory / "epmd")
         self.process = Process([program], directory, env)
 
     @classmethod
-    def start(cls, directory: Path) -> RabbitServer:
-        return cls(directory).ready()
+    def start(cls, directory: Path, settings: Sequence[str] = (), users: Mapping[str, str] = {}) -> RabbitServer:
+        """
+        Start a node.
+
+        Args:
+            directory: Of its files.
+            settings: Of its application ``rabbit``, as Erlang terms.
+            users: Besides ``guest``, each with a pattern of the exchanges and queues that it may write to. The password
+                is the name.
+        """
+        return cls(directory, settings, users).ready()
+
+    def url_of(self, user: str) -> str:
+        """Return the URL of the broker for *user*."""
+        return f"amqp://{user}:{user}@{HOST}:{self.port}//"
 
     def wait_ready(self) -> None:
         wait_until(self._greets, timeout=60, pause=0.1)
@@ -310,3 +331,22 @@ class RabbitServer(_Server):
     def stop(self) -> None:
         super().stop()
         self._mapper.stop()
+
+
+def _definitions(users: Mapping[str, str]) -> dict[str, object]:
+    """Return the definitions of a node with *users*; see :meth:`RabbitServer.start`."""
+    salt = b"salt"
+    everything = {"vhost": "/", "configure": ".*", "read": ".*"}
+    return {
+        "vhosts": [{"name": "/"}],
+        "users": [
+            {
+                "name": name,
+                "password_hash": base64.b64encode(salt + hashlib.sha256(salt + name.encode()).digest()).decode(),
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": [],
+            }
+            for name in users
+        ],
+        "permissions": [{"user": name, "write": pattern, **everything} for name, pattern in users.items()],
+    }

@@ -123,6 +123,7 @@ class Fleet:
         lateness: Maps the number of a deferral, from 0, to the seconds by which the broker delivers it late.
         store_down, broker_down: Intervals, in seconds from the start, in which calls to the store, or publishing, fail.
         store_full: Intervals in which the store has no memory for more parked tasks.
+        refuses_copies: Whether the broker refuses every copy of a task, for good.
         lost_replies: Whether a failing call takes effect: only its reply is lost.
         latency: Seconds of one round trip to the store; 0: the reply is immediate.
         parks: Whether the workers park tasks.
@@ -147,6 +148,7 @@ class Fleet:
         store_down=(),
         store_full=(),
         broker_down=(),
+        refuses_copies=False,
         lost_replies=False,
         latency=0.0,
         parks=False,
@@ -159,6 +161,7 @@ class Fleet:
         self.store = MemoryStore(self.clock)
         self.read_seconds, self.lateness, self.lost_replies = read_seconds, lateness, lost_replies
         self.store_down, self.store_full, self.broker_down = store_down, store_full, broker_down
+        self.refuses_copies = refuses_copies
         self.latency, self.parks, self.tells_redelivery = latency, parks, tells_redelivery
         self.settings = Settings(
             limits=parsed(limits), on_store_error=on_store_error, backlog_limit=backlog_limit, lease=lease
@@ -633,7 +636,12 @@ class Worker:
             self.acknowledge(task.request)
         return is_revoked
 
+    def can_defer(self, _task):
+        return not self.fleet.refuses_copies
+
     def defer(self, task, countdown):
+        if not self.can_defer(task):
+            return False
         assert 0 <= countdown <= self.fleet.wait_limits.max_countdown + 10
         job, paused = task.request.job, task.policy.paused
         names = {"tenant": f"tenant:{job.tenant}", "task": f"task:{job.name}"}

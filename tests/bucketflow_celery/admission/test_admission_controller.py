@@ -319,6 +319,20 @@ def test_tasks_that_cannot_be_deferred_are_held_and_start_at_the_limited_rate():
     assert fleet.starts()[-1][0] <= 49 / 5 / 0.98 + 0.1
 
 
+def test_tasks_whose_copies_the_broker_refuses_for_good_wait_as_with_hold():
+    starts = []
+    for on_limit, options in (("retry", {"refuses_copies": True}), ("hold", {})):
+        fleet = Fleet({"tenants": {"*": Limit(1, 5)}}, max_hold=6, **options)
+        for _ in range(100):
+            fleet.send(Job(tenant="a", on_limit=on_limit))
+        fleet.run_out()
+        assert_all_ran_once(fleet)
+        assert_no_window_over(fleet)
+        assert fleet.longest_unacknowledged() <= 6 + 1.1
+        starts.append([at for at, _ in fleet.starts()])
+    assert starts[0] == starts[1]
+
+
 def test_a_task_held_longer_than_max_hold_is_requeued_and_runs_once():
     jobs = [Job() for _ in range(40)]
     fleet = play({"queues": {"q": "1/s"}}, jobs, max_hold=5, workers=2)
