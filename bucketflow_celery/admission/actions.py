@@ -49,7 +49,7 @@ class TaskActions:
         waited = self.begin_waiting(task)
         # At a tenant or task type the task has a reservation of its own, so its wait is known already.
         if queue.level is not None and queue.level.blocks_queue and task.policy.max_wait is not None:
-            wait = queue.wait_ahead(self._worker.monotonic())
+            wait = queue.wait_ahead(self._worker.monotonic(), task.rank)
             failure = exceeds_max_wait(task.policy, queue.level, waited + wait)
             if failure is not None:
                 self.fail(task, failure.error)

@@ -26,6 +26,7 @@ from bucketflow_celery.admission.interfaces import NoParking, Parking, WaitLimit
 from bucketflow_celery.admission.overdue import MAX_SLOT_WAIT, OverdueTasks
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.admission.prechecks import Prechecks
+from bucketflow_celery.admission.priorities import Priorities
 from bucketflow_celery.scheduling.admit import AdmissionRequest
 from bucketflow_celery.store.calls import CallRunner, StoreClient, WorkerContext
 from bucketflow_celery.store.interfaces import StaleLimits
@@ -61,6 +62,7 @@ class AdmissionController:
     Attributes:
         actions: Acts on tasks.
         prechecks: Decides about tasks without a call.
+        priorities: Lets urgent tasks start before less urgent ones.
     """
 
     def __init__(self, worker: Worker, context: WorkerContext, runner: CallRunner, wait_limits: WaitLimits) -> None:
@@ -83,7 +85,8 @@ class AdmissionController:
         self.prechecks = Prechecks(
             self._hold_queues, self.actions, self._breaker, self._on_store_error, worker.monotonic
         )
-        self._decisions = DecisionHandler(self._hold_queues, self.actions, self.prechecks, wait_limits)
+        self.priorities = Priorities(self._hold_queues, self.actions)
+        self._decisions = DecisionHandler(self._hold_queues, self.actions, self.prechecks, self.priorities, wait_limits)
         self._overdue = OverdueTasks(self._inbox, self._hold_queues, self.actions, worker, wait_limits)
 
     def open(self, parking: Parking) -> None:
@@ -193,13 +196,13 @@ class AdmissionController:
                 if queue.level is None:
                     self._inbox.extendleft(reversed(taken))
                 else:
-                    batch += [(task, queue) for task in taken]
+                    batch += [self.priorities.first(task, queue, now) for task in taken]
         if not batch and not self._inbox:
             return None
         while self._inbox and len(batch) < min(limit, self._free()):
             task = self._inbox.popleft()
             if self.prechecks.must_ask(task, now):
-                batch.append((task, None))
+                batch.append(self.priorities.first(task, None, now))
         return batch
 
     def _park_without_asking(self) -> None:

@@ -11,6 +11,7 @@ from bucketflow_celery.admission.hold_queues import HoldQueue, HoldQueues
 from bucketflow_celery.admission.interfaces import WaitLimits
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.admission.prechecks import Prechecks
+from bucketflow_celery.admission.priorities import Priorities
 from bucketflow_celery.admission.refusal import Defer, Fail, Hold, Park, Refusal, on_refusal
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest
@@ -43,15 +44,22 @@ class DecisionHandler:
         hold_queues: Of the worker.
         actions: Acts on each task.
         prechecks: Parks tasks, and remembers which levels are exhausted.
+        priorities: Lets urgent tasks start earlier.
         wait_limits: The longest waits outside of the queue.
     """
 
     def __init__(
-        self, hold_queues: HoldQueues, actions: TaskActions, prechecks: Prechecks, wait_limits: WaitLimits
+        self,
+        hold_queues: HoldQueues,
+        actions: TaskActions,
+        prechecks: Prechecks,
+        priorities: Priorities,
+        wait_limits: WaitLimits,
     ) -> None:
         self._hold_queues = hold_queues
         self._actions = actions
         self._prechecks = prechecks
+        self._priorities = priorities
         self._wait_limits = wait_limits
 
     def apply(self, decided: deque[DecidedTask]) -> None:
@@ -85,6 +93,7 @@ class DecisionHandler:
         task, origin, request, decision = one
         if not task.policy.parks:
             self._hold_queues.keep(task, decision)
+            self._priorities.record(task.rank, task.reservations)
         elif decision.binding is None:
             self._prechecks.park(task)
             return None
@@ -113,7 +122,8 @@ class DecisionHandler:
                 returns_late = refusal.wait <= self._wait_limits.max_hold / 2 and self._actions.would_return_late(
                     task, refusal.wait
                 )
-                return returns_late or not self._actions.defer(task, countdown)
+                is_held = returns_late or self._priorities.may_start_earlier(task, refusal.level, refusal.wait)
+                return is_held or not self._actions.defer(task, countdown)
             case Fail(error):
                 self._actions.fail(task, error)
         return False

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Iterator
 from math import inf
+from operator import attrgetter
 
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission.pending_task import PendingTask
@@ -22,9 +23,9 @@ class HoldQueue:
     """
     The tasks that wait for one bucket.
 
-    At ``all`` and at a queue it is first in, first out, and the hold queue owns the reservations. If its head leaves
-    for any reason, the next task uses them. At a tenant or a task type each task has a reservation of its own, and the
-    queue is ordered by these.
+    At ``all`` and at a queue it is ordered by rank, then first in, first out, and the hold queue owns the reservations.
+    If its head leaves for any reason, the next task uses them. At a tenant or a task type each task has a reservation
+    of its own, and the queue is ordered by these.
 
     Args:
         level: The level that binds; ``None`` for tasks that wait for the store.
@@ -33,12 +34,14 @@ class HoldQueue:
         level: As given.
         tasks: The tasks, head first.
         reservations: Of the queue, sorted, in µs of the store's clock. At most a few: each request takes one.
+        is_mixed: Whether a task may be more urgent than one with an earlier reservation.
     """
 
     def __init__(self, level: Level | None) -> None:
         self.level = level
         self.tasks: deque[PendingTask] = deque()
         self.reservations: list[int] = []
+        self.is_mixed = False
 
     @property
     def retry_at(self) -> float:
@@ -46,21 +49,46 @@ class HoldQueue:
         return self.tasks[0].retry_at if self.tasks else inf
 
     def add(self, task: PendingTask) -> None:
-        """Append *task*, or insert it by its reservation."""
-        level = self.level
+        """Append *task* to those of its rank, or insert it by its reservation."""
+        level, tasks = self.level, self.tasks
         if level is None or level.blocks_queue:
-            self.tasks.append(task)
+            if tasks and task.rank < tasks[0].rank and not task.retry_at:
+                task.retry_at = tasks[0].retry_at  # the head knows when tokens come
+            insort(tasks, task, key=attrgetter("rank"))
         else:
+            self.is_mixed = bool(task.places) or (bool(tasks) and (self.is_mixed or task.rank != tasks[0].rank))
             # Not by retry_at: of many tasks that are due and find no tokens, only the first asks again.
-            insort(self.tasks, task, key=lambda other: other.reservations.get(level.key, 0))
+            insort(tasks, task, key=lambda other: other.reservations.get(level.key, 0))
 
     def put_back(self, tasks: list[PendingTask]) -> None:
-        """Return *tasks*, in their order, to the front that they were taken from."""
+        """Return *tasks*, in their order, to the front of those of their rank, or by their reservations."""
         if self.level is None or self.level.blocks_queue:
-            self.tasks.extendleft(reversed(tasks))
+            for task in reversed(tasks):
+                self.tasks.insert(bisect_left(self.tasks, task.rank, key=attrgetter("rank")), task)
         else:
             for task in tasks:
                 self.add(task)
+
+    def more_urgent(self, due: PendingTask, before: float) -> PendingTask | None:
+        """
+        Return the most urgent task that may exchange its reservation for that of *due*; ``None``: there is none.
+
+        Args:
+            due: A task with a reservation at this level.
+            before: The latest instant at which it may be due again, in seconds of the monotonic clock.
+        """
+        key = self.level.key if self.level is not None else ""
+        reservation, precedence = due.reservations[key], due.precedence(key)
+        # Of the same cost, because a reservation stands for the time in which the level earns it.
+        candidates = [
+            task
+            for task in self.tasks
+            if task.reservations.get(key, 0) > reservation
+            and task.precedence(key) < precedence
+            and task.policy.cost == due.policy.cost
+            and task.retry_at <= before
+        ]
+        return min(candidates, key=lambda task: task.precedence(key), default=None)
 
     def take_ready(self, now: float, limit: int) -> list[PendingTask]:
         """
@@ -77,12 +105,12 @@ class HoldQueue:
             taken.append(self.tasks.popleft())
         return taken
 
-    def wait_ahead(self, now: float) -> float:
-        """Return a lower bound in seconds of the wait of a task that joins at *now*."""
+    def wait_ahead(self, now: float, rank: int = 0) -> float:
+        """Return a lower bound in seconds of the wait of a task of *rank* that joins at *now*."""
         if self.level is None or not self.tasks:
             return 0.0
-        tokens = sum(task.policy.cost for task in self.tasks)
-        return max(0.0, self.retry_at - now) + (tokens - self.tasks[0].policy.cost) / self.level.limit.fill_rate
+        costs = [task.policy.cost for task in self.tasks if task.rank <= rank]
+        return max(0.0, self.retry_at - now) + sum(costs[1:]) / self.level.limit.fill_rate
 
 
 class HoldQueues:
@@ -114,6 +142,13 @@ class HoldQueues:
                 return queue
         return None
 
+    def mixed(self, level: Level, task: PendingTask) -> HoldQueue | None:
+        """Return the queue at *level*, a tenant or task type, if it may hold a task that is more urgent than *task*."""
+        queue = self._queues.get(level.key) if not level.blocks_queue else None
+        if queue is None or not queue.tasks or not (queue.is_mixed or queue.tasks[0].rank < task.rank):
+            return None
+        return queue
+
     def ready(self, now: float) -> list[HoldQueue]:
         """Return the queues whose head is to be asked for at *now*."""
         return [queue for queue in self._queues.values() if queue.retry_at <= now]
@@ -139,8 +174,8 @@ class HoldQueues:
         )
         if policy.max_wait is None and task.expires_at is None:
             return AdmissionRequest(path, cost, reservations)
-        patience = min(task.time_left(waited), inf if policy.max_wait is None else policy.max_wait - waited)
-        return AdmissionRequest(path, cost, reservations, max(0, round(min(patience * SECOND, NO_DEADLINE))))
+        max_wait_us = max(0, round(min(task.patience(waited) * SECOND, NO_DEADLINE)))
+        return AdmissionRequest(path, cost, reservations, max_wait_us)
 
     def keep(self, task: PendingTask, decision: AdmissionDecision) -> None:
         """Keep the reservations of a task that was refused: its own with *task*, the others with their queues."""

@@ -7,6 +7,7 @@ from math import inf
 from typing import Any
 
 from bucketflow_celery.config.levels import ThrottlePolicy
+from bucketflow_celery.scheduling.admit import WAIVER
 
 __all__ = ["PendingTask"]
 
@@ -35,6 +36,8 @@ class PendingTask:
         expires_at: When it expires, in seconds since the Unix epoch; ``None``: never.
         retry_at: When to ask for it again, in seconds of the monotonic clock.
         is_held: Whether it stands in a hold queue.
+        rank: Its rank by priority. The lowest starts first.
+        places: By key, the reservations that it had before it gave way to a more urgent task of this worker.
     """
 
     request: Any
@@ -50,11 +53,27 @@ class PendingTask:
     expires_at: float | None = None
     retry_at: float = 0.0
     is_held: bool = False
+    rank: int = 0
+    places: dict[str, int] = field(default_factory=dict)
 
     @property
     def can_go_elsewhere(self) -> bool:
         """Whether another worker may start it in its turn: it has reservations, and may leave this worker."""
         return bool(self.reservations) and self.policy.on_limit == "retry"
+
+    def precedence(self, key: str) -> tuple[int, int]:
+        """Return the rank and the place by which tasks at the level *key* are to start, the lowest first."""
+        return self.rank, self.places.get(key, self.reservations.get(key, 0))
+
+    def take_reservation_of(self, other: PendingTask, key: str) -> None:
+        """Exchange reservations with *other*, which has the earlier one at the level *key*, and is due."""
+        other.places.setdefault(key, other.reservations[key])
+        mine, theirs = self.reservations, other.reservations
+        later, start = mine[key], other.retry_at
+        # At further levels neither is to come later than at this one.
+        self.reservations = {name: min(at, theirs.get(name, theirs[key] - WAIVER)) for name, at in mine.items()}
+        other.reservations = {name: max(at, mine.get(name, later - WAIVER)) for name, at in theirs.items()}
+        self.retry_at, other.retry_at = start, self.retry_at
 
     def slot_wait(self, now: float) -> float:
         """Return the seconds for which it has waited for a slot of this worker at *now*, on the monotonic clock."""
@@ -63,6 +82,11 @@ class PendingTask:
     def time_to_retry(self, now: float) -> float:
         """Return the seconds until it is due, from *now* on the monotonic clock; 0 if that is not known."""
         return max(0.0, self.retry_at - now) if self.retry_at < inf else 0.0
+
+    def patience(self, waited: float) -> float:
+        """Return the seconds until it expires or exceeds its ``max_wait``, once it has waited *waited* seconds."""
+        longest = inf if self.policy.max_wait is None else self.policy.max_wait - waited
+        return min(self.time_left(waited), longest)
 
     def time_left(self, waited: float) -> float:
         """Return the seconds until it expires, once it has waited *waited* seconds; infinity: it does not expire."""

@@ -12,6 +12,7 @@ from bucketflow.errors import StoreUnavailable
 from bucketflow_celery.admission.controller import AdmissionController
 from bucketflow_celery.admission.interfaces import WaitLimits
 from bucketflow_celery.messages.republisher import Republisher
+from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 from bucketflow_celery.store.calls import CallRunner, WorkerContext
 from bucketflow_celery.worker.celery_worker import CeleryWorker
 from bucketflow_celery.worker.event_loop import LoopWaker, timer_of
@@ -59,6 +60,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._table_check: TableCheck | None = None
         consumer.on_task_request = self._on_request
         signals.worker_shutting_down.connect(self._on_shutting_down)
+        signals.task_received.connect(self._on_received)
         RevocationHandler(self._throttle).connect()
 
     def start(self, consumer: Any) -> None:
@@ -135,6 +137,14 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         admission, worker = self._admission, self._worker
         if admission is not None and worker is not None:
             admission.submit(worker.pending_task(request))
+
+    def _on_received(self, sender: Any, request: Any, **_: Any) -> None:
+        # Celery keeps a deferred task until its ETA, and passes it to _on_request only then.
+        admission, worker = self._admission, self._worker
+        if admission is not None and worker is not None and sender.on_task_request == self._on_request:
+            ticket = Ticket.read(request.request_dict.get(HEADER))
+            if ticket.reservations:
+                admission.priorities.record(worker.rank_of(request), ticket.reservations)
 
     def _runner(self, consumer: Any) -> CallRunner:
         return runner_for(self._throttle.store, consumer.hub, self._throttle.settings.timeout)

@@ -65,6 +65,7 @@ class CeleryWorker:
         self._timer = waker.timer
         self._timer_entry: Any = None
         self._wake_at = float("inf")
+        self._highest_first = consumer.connection.transport.driver_type == "amqp"
         self._refusal_log = RefusalLog(waker.timer.call_after)
         self._copy_refusals = CopyRefusals(time.monotonic)
         # Bound directly: these are called for every task.
@@ -108,7 +109,12 @@ class CeleryWorker:
             due_since=ticket.due_since,
             can_park=is_certain and codec.is_complete(message) and not self._is_broadcast(queue),
             expires_at=None if expires is None else expires.timestamp(),
+            rank=self.rank_of(request),
         )
+
+    def rank_of(self, request: Any) -> int:
+        """Return the rank of Celery's *request* by its priority: the lowest comes first."""
+        return codec.rank_of(request.message, highest_first=self._highest_first)
 
     def resolve(self, task: PendingTask) -> ThrottlePolicy:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""

@@ -42,7 +42,6 @@ class CeleryParkingWorker(CeleryWorker):
     def __init__(self, consumer: Any, *ports: Any) -> None:
         super().__init__(consumer, *ports)
         self._throttle = consumer.app.bucketflow
-        self._highest_first = consumer.connection.transport.driver_type == "amqp"
         self._classes: dict[str, Any] = {}
 
     def queues(self) -> Sequence[str]:
@@ -54,7 +53,7 @@ class CeleryParkingWorker(CeleryWorker):
         request, policy, message = task.request, task.policy, task.request.message
         try:
             uid = codec.uid_of(message, task.queue, os.urandom(8) if is_duplicate else b"")
-            rank = codec.rank_of(message, highest_first=self._highest_first)
+            rank = self.rank_of(request)
             packed = codec.pack(message, since=task.waiting_since)
         except (TypeError, ValueError) as error:
             logger.warning("task cannot be parked, it stays held: id=%s error=%s", request.id, error)

@@ -532,6 +532,7 @@ class Worker:
             has_returned=ticket is not NO_TICKET,
             due_since=ticket.due_since,
             can_park=True,
+            rank=delivery.job.rank,
             expires_at=None if delivery.job.expires_at is None else EPOCH + START + delivery.job.expires_at,
         )
         self.admission.submit(task)

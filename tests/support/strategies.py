@@ -34,6 +34,7 @@ def workloads(draw, *modes):
     waits = draw(st.sampled_from([[None], [None, 0.5, 5.0, 20.0]]))
     mode = draw(st.sampled_from(modes))
     revoking = draw(st.sampled_from([0, 0.3]))
+    ranks = draw(st.sampled_from([[0], [0, 3, 9]]))
     return [
         Job(
             at=0.0 if burst else chance.uniform(0, 20),
@@ -45,6 +46,7 @@ def workloads(draw, *modes):
             max_wait=chance.choice(waits),
             on_limit=chance.choice(mode),
             acks_late=chance.random() < 0.5,
+            rank=chance.choice(ranks),
             revoked_at=chance.uniform(0, 30) if chance.random() < revoking else None,
         )
         for _ in range(draw(st.sampled_from([5, 20, 100, 150])))

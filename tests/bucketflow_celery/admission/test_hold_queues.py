@@ -16,9 +16,9 @@ TENANT = Level("tenant", "q:q/t:a", Limit(1, 1))
 PATH = (QUEUE, TENANT)
 
 
-def pending(*, cost=1.0, max_wait=None, retry_at=0.0, reservation=None):
+def pending(*, cost=1.0, max_wait=None, retry_at=0.0, reservation=None, rank=0):
     reservations = {} if reservation is None else {TENANT.key: reservation}
-    task = PendingTask(object(), "q", 0.0, reservations=reservations, retry_at=retry_at)
+    task = PendingTask(object(), "q", 0.0, reservations=reservations, retry_at=retry_at, rank=rank)
     task.policy = ThrottlePolicy(PATH, cost, max_wait)
     return task
 
@@ -30,6 +30,48 @@ def test_a_hold_queue_of_a_queue_is_first_in_first_out():
     head = queue.take_ready(0.0, 1)
     queue.put_back(head)
     assert list(queue.tasks) == tasks
+
+
+def test_a_hold_queue_of_a_queue_is_ordered_by_rank_first():
+    queue = HoldQueue(QUEUE)
+    usual, urgent = [pending(rank=9, retry_at=7.0) for _ in range(3)], [pending(rank=0) for _ in range(2)]
+    for task in [*usual, *urgent]:
+        queue.add(task)
+    assert list(queue.tasks) == [*urgent, *usual]
+    assert queue.retry_at == 7.0, "no call before the head, which was refused, said that tokens come"
+    assert queue.wait_ahead(1.0, rank=0) == 6 + 1 / 10
+    taken = queue.take_ready(7.0, 2)
+    more_urgent = pending(rank=-1)
+    queue.add(more_urgent)
+    queue.put_back(taken)
+    assert list(queue.tasks) == [more_urgent, *urgent, *usual]
+
+
+EXCHANGES = [
+    # what waits with the later reservation, whether it uses the earlier one of a usual task that is due
+    ({"rank": 0}, True),
+    ({"rank": 9}, False),
+    ({"rank": 12}, False),
+    ({"rank": 0, "cost": 2.0}, False),
+    ({"rank": 0, "retry_at": 31.0}, False),  # the usual task could not wait so long
+]
+
+
+@pytest.mark.parametrize(("waiting", "exchanges"), EXCHANGES)
+def test_a_more_urgent_task_of_the_same_cost_uses_an_earlier_reservation(waiting, exchanges):
+    queue, due = HoldQueue(TENANT), pending(rank=9, reservation=10)
+    task = pending(reservation=20, **waiting)
+    queue.add(task)
+    assert (queue.more_urgent(due, before=30.0) is task) == exchanges
+
+
+def test_an_exchange_swaps_the_reservations_of_two_tasks_and_keeps_the_place_of_the_one_that_gives_way():
+    urgent, due = pending(rank=0, reservation=20, retry_at=8.0), pending(rank=9, reservation=10, retry_at=3.0)
+    due.reservations["other"] = 4
+    urgent.take_reservation_of(due, TENANT.key)
+    assert (urgent.reservations, urgent.retry_at) == ({TENANT.key: 10}, 3.0)
+    assert (due.reservations, due.retry_at) == ({TENANT.key: 20, "other": 19}, 8.0)
+    assert due.precedence(TENANT.key) == (9, 10) < pending(rank=9, reservation=15).precedence(TENANT.key)
 
 
 def test_a_hold_queue_of_a_tenant_is_ordered_by_reservation():
