@@ -11,6 +11,7 @@ __all__ = [
     "BucketflowError",
     "ConfigError",
     "CostExceedsCapacity",
+    "NotPicklable",
     "RateLimitExceeded",
     "StoreAccessDenied",
     "StoreFull",
@@ -104,6 +105,26 @@ class StoreAccessDenied(StoreUnavailable):
 
     def __str__(self) -> str:
         return f"{self.store} denies this user {self.command or 'access'}: {self.reason}"
+
+
+class NotPicklable(BucketflowError, TypeError):
+    """
+    An object that was to be pickled or copied, but lives in one process.
+
+    A copy of a bucket would be another bucket: both together would exceed the limit.
+
+    Attributes:
+        kind: Class of the object.
+        instead: What to do in place of it.
+    """
+
+    def __init__(self, kind: str, instead: str) -> None:
+        super().__init__(kind, instead)
+        self.kind = kind
+        self.instead = instead
+
+    def __str__(self) -> str:
+        return f"a {self.kind} lives in one process and can be neither pickled nor copied: {self.instead}"
 
 
 class ConfigError(BucketflowError, ValueError):

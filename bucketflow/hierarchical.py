@@ -14,6 +14,7 @@ from bucketflow.hierarchy_config import parse_hierarchy
 from bucketflow.limit import SECOND, Limit
 from bucketflow.local.fast_path import DISABLED, popping
 from bucketflow.local.locked_tree import LockedTree
+from bucketflow.process_bound import USE_REDIS, ProcessBound
 from bucketflow.validation import check_cost, check_timeout
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["HierarchicalTokenBucket", "create_bucket_hierarchy"]
 
 
-class HierarchicalTokenBucket:
+class HierarchicalTokenBucket(ProcessBound):
     """
     A token bucket that is the root of a tree of buckets, or the child of another bucket.
 
@@ -39,6 +40,8 @@ class HierarchicalTokenBucket:
     Raises:
         ConfigError: A number is invalid or out of range, *parent* is not a bucket, or a child was given a clock.
     """
+
+    _instead = USE_REDIS
 
     def __init__(  # noqa: PLR0913 - the signature of 0.1.0, and a clock
         self,

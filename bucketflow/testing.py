@@ -11,12 +11,13 @@ from bucketflow.algorithm.window import worst_window
 from bucketflow.clock import SYSTEM_CLOCK
 from bucketflow.fork import reset_after_fork
 from bucketflow.limit import SECOND, Limit
+from bucketflow.process_bound import ProcessBound
 from bucketflow.validation import check_number
 
 __all__ = ["FakeClock", "worst_excess"]
 
 
-class FakeClock:
+class FakeClock(ProcessBound):
     """
     A clock that a test controls.
 
@@ -31,6 +32,8 @@ class FakeClock:
     Raises:
         ConfigError: *start* is not a number of 0 or more.
     """
+
+    _instead = "create one in each process"
 
     def __init__(self, start: float = 0.0, *, jump: bool = True) -> None:
         self._now = round(check_number("start", start, "seconds, 0 or more") * SECOND)

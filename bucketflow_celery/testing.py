@@ -14,6 +14,7 @@ from typing import Any
 
 from bucketflow.clock import SYSTEM_CLOCK, Clock
 from bucketflow.limit import SECOND
+from bucketflow.process_bound import ProcessBound
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.scheduling.admit import (
     EMPTY,
@@ -29,13 +30,15 @@ from bucketflow_celery.store.memory_backlog import MemoryBacklogs, MemoryStoreCa
 __all__ = ["MemoryStore"]
 
 
-class MemoryStore:
+class MemoryStore(ProcessBound):
     """
     Keeps levels, limits and backlogs in memory, for workers and publishers in one process.
 
     Args:
         clock: The clock of the store. With a :class:`bucketflow.testing.FakeClock` the test controls the time.
     """
+
+    _instead = "create one in each process, or keep the limits of several processes in Redis"
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock

@@ -12,6 +12,7 @@ from celery import Celery, signals
 from kombu.utils.url import maybe_sanitize_url
 
 from bucketflow.errors import ConfigError, StoreAccessDenied, StoreUnavailable
+from bucketflow.process_bound import ProcessBound
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow_celery.config.choices import OnLimit, OnStoreError
 from bucketflow_celery.config.rules import TenantRule, rules_of
@@ -33,7 +34,7 @@ logger = logging.getLogger("bucketflow_celery.throttle")
 _STEP = "bucketflow_celery.worker.bootstep:ThrottleStep"
 
 
-class Throttle:
+class Throttle(ProcessBound):
     """
     Applies shared limits to the tasks of every worker of *app*: all, queue, tenant, task.
 
@@ -65,6 +66,8 @@ class Throttle:
     Raises:
         ConfigErrors: Every mistake in the arguments. Options in ``app.conf`` are checked when a worker starts.
     """
+
+    _instead = "each process that imports its app creates one"
 
     def __init__(  # noqa: PLR0913 - each is one option, by name
         self,

@@ -15,6 +15,7 @@ from bucketflow.distributed.path import RedisBucketRef, RedisPath
 from bucketflow.distributed.polling_queue import AsyncPollingQueue, ThreadPollingQueue
 from bucketflow.errors import ConfigError
 from bucketflow.limit import Limit
+from bucketflow.process_bound import ProcessBound
 from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
 from bucketflow.validation import check_cost, check_number
 
@@ -73,12 +74,14 @@ def stored_key(key: str, root_tag: str | None = None) -> tuple[str, bytes]:
     return root_tag, f"{KEY_PREFIX}{key if tag else own}".encode()
 
 
-class RedisBucket(ABC):
+class RedisBucket(ProcessBound, ABC):
     """
     A bucket in Redis, without the calls that evaluate it.
 
     Parameters and errors are those of :class:`bucketflow.distributed.RedisTokenBucket`.
     """
+
+    _instead = "create a RedisTokenBucket or AsyncRedisTokenBucket with the same Redis and key in each process"
 
     _levels: tuple[RedisBucketRef, ...]
     _polling_queue: ThreadPollingQueue | AsyncPollingQueue

@@ -12,6 +12,7 @@ from bucketflow.clock import SYSTEM_CLOCK, fast_reader
 from bucketflow.fork import reset_after_fork
 from bucketflow.limit import SECOND, Limit
 from bucketflow.local.fast_path import FastPathState, popping
+from bucketflow.process_bound import USE_REDIS, ProcessBound
 from bucketflow.validation import check_cost
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["Bucket", "Reservation"]
 
 
-class Bucket:
+class Bucket(ProcessBound):
     """A :class:`~bucketflow.algorithm.wait_queue.WaitQueue`, a lock and a clock. No caller sleeps under the lock."""
+
+    _instead = USE_REDIS
 
     #: Name of the bucket in errors if it was given none.
     _KIND = "bucket"
@@ -184,7 +187,7 @@ class Bucket:
         return True
 
 
-class Reservation:
+class Reservation(ProcessBound):
     """
     Tokens reserved by :meth:`Bucket.reserve`.
 
@@ -193,6 +196,8 @@ class Reservation:
     """
 
     __slots__ = ("_bucket", "_cancelled", "_waiter")
+
+    _instead = "reserve in the process that uses the tokens"
 
     def __init__(self, bucket: Bucket, waiter: Waiter) -> None:
         self._bucket = bucket

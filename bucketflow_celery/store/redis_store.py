@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bucketflow.limit import SECOND
+from bucketflow.process_bound import ProcessBound
 from bucketflow.redis_client.encoding import exact
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow_celery.config.levels import Level
@@ -23,7 +24,7 @@ __all__ = ["RedisStore"]
 ANY_VERSION = "*"
 
 
-class RedisStore:
+class RedisStore(ProcessBound):
     """
     Implements :class:`bucketflow_celery.store.interfaces.Store`; the server's clock is the only clock.
 
@@ -31,6 +32,8 @@ class RedisStore:
         runner: Runs scripts on the server, with a deadline and without retries.
         namespace: Prefix of every key. It is a hash tag, so that a cluster keeps all keys in one slot.
     """
+
+    _instead = "create one in each process, with the same Redis"
 
     def __init__(self, runner: ScriptRunner, namespace: str) -> None:
         self.runner = runner

@@ -11,6 +11,7 @@ from bucketflow import (
     BucketflowError,
     ConfigError,
     CostExceedsCapacity,
+    NotPicklable,
     RateLimitExceeded,
     StoreAccessDenied,
     StoreFull,
@@ -27,6 +28,7 @@ ERRORS = [
         StoreAccessDenied("redis://h", "no permissions to access a key"),
         "redis://h denies this user access: no permissions to access a key",
     ),
+    (NotPicklable("B", "make two"), "a B lives in one process and can be neither pickled nor copied: make two"),
     (ConfigError("fill_rate", "x", "a number"), "fill_rate is 'x', expected a number"),
 ]
 

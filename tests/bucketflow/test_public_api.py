@@ -21,6 +21,7 @@ NAMES = [
     "Decision",
     "HierarchicalTokenBucket",
     "Limit",
+    "NotPicklable",
     "RateLimitExceeded",
     "StoreAccessDenied",
     "StoreFull",

@@ -38,7 +38,16 @@ OF_THE_LIBRARY = {
 #: The modules at the top of each package, by layer.
 TOP = {
     "bucketflow": {
-        "foundation": {"errors", "validation", "limit", "clock", "fork", "hierarchy_config", "limited_call"},
+        "foundation": {
+            "errors",
+            "validation",
+            "limit",
+            "clock",
+            "fork",
+            "hierarchy_config",
+            "limited_call",
+            "process_bound",
+        },
         "public": {"", "token_bucket", "async_token_bucket", "hierarchical", "decorators", "testing"},
     },
     "bucketflow_celery": {
