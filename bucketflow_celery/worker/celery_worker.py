@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from functools import partial
 from typing import Any
 
@@ -65,7 +66,6 @@ class CeleryWorker:
         self._timer = waker.timer
         self._timer_entry: Any = None
         self._wake_at = float("inf")
-        self._highest_first = consumer.connection.transport.driver_type == "amqp"
         self._refusal_log = RefusalLog(waker.timer.call_after)
         self._copy_refusals = CopyRefusals(time.monotonic)
         # Bound directly: these are called for every task.
@@ -111,6 +111,10 @@ class CeleryWorker:
             expires_at=None if expires is None else expires.timestamp(),
             rank=self.rank_of(request),
         )
+
+    @cached_property
+    def _highest_first(self) -> bool:
+        return bool(self._consumer.connection.transport.driver_type == "amqp")
 
     def rank_of(self, request: Any) -> int:
         """Return the rank of Celery's *request* by its priority: the lowest comes first."""
