@@ -7,13 +7,18 @@ Throttling for Celery: shared, hierarchical token buckets in Redis that every ta
 from __future__ import annotations
 
 from bucketflow.errors import BucketflowError, ConfigError, CostExceedsCapacity, StoreUnavailable
-from bucketflow_celery.config.choices import OnLimit, OnStoreError
-from bucketflow_celery.config.limit import Limit
-from bucketflow_celery.decorator import throttled_task
-from bucketflow_celery.errors import ConfigErrors, LimitsChanged, ThrottleTimeout
-from bucketflow_celery.operations.backlog import QueueBacklog, TenantBacklog
-from bucketflow_celery.signals import task_throttled
-from bucketflow_celery.throttle import LevelView, Throttle
+from bucketflow.extras import explained
+
+try:
+    from bucketflow_celery.config.choices import OnLimit, OnStoreError
+    from bucketflow_celery.config.limit import Limit
+    from bucketflow_celery.decorator import throttled_task
+    from bucketflow_celery.errors import ConfigErrors, LimitsChanged, ThrottleTimeout
+    from bucketflow_celery.operations.backlog import QueueBacklog, TenantBacklog
+    from bucketflow_celery.signals import task_throttled
+    from bucketflow_celery.throttle import LevelView, Throttle
+except ImportError as error:
+    raise explained(error, "bucketflow_celery", "celery") from error
 
 __all__ = [
     "BucketflowError",

@@ -4,12 +4,17 @@ Token buckets in Redis, shared by any number of processes: one script call and o
 Install ``bucketflow[distributed]``.
 """
 
-from bucketflow.distributed.buckets import (
-    AsyncRedisTokenBucket,
-    RedisTokenBucket,
-    create_async_redis_bucket_hierarchy,
-    create_redis_bucket_hierarchy,
-)
+from bucketflow.extras import explained
+
+try:
+    from bucketflow.distributed.buckets import (
+        AsyncRedisTokenBucket,
+        RedisTokenBucket,
+        create_async_redis_bucket_hierarchy,
+        create_redis_bucket_hierarchy,
+    )
+except ImportError as error:
+    raise explained(error, "bucketflow.distributed", "distributed") from error
 
 __all__ = [
     "AsyncRedisTokenBucket",

@@ -40,6 +40,7 @@ TOP = {
     "bucketflow": {
         "foundation": {
             "errors",
+            "extras",
             "validation",
             "limit",
             "clock",
