@@ -51,16 +51,19 @@ class CostExceedsCapacity(BucketflowError, ValueError):
         key: The bucket or level that can never grant it.
         cost: Tokens requested.
         capacity: Most tokens that bucket holds.
+        advice: What can be done about it; empty if there is no more to say.
     """
 
-    def __init__(self, key: str, cost: float, capacity: float) -> None:
-        super().__init__(key, cost, capacity)
+    def __init__(self, key: str, cost: float, capacity: float, advice: str = "") -> None:
+        super().__init__(key, cost, capacity, *([advice] if advice else []))
         self.key = key
         self.cost = cost
         self.capacity = capacity
+        self.advice = advice
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.cost:g} token(s) can never be granted, its capacity is {self.capacity:g}"
+        text = f"{self.key}: {self.cost:g} token(s) can never be granted, its capacity is {self.capacity:g}"
+        return f"{text}: {self.advice}" if self.advice else text
 
 
 class StoreUnavailable(BucketflowError):

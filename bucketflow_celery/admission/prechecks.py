@@ -59,7 +59,7 @@ class Prechecks:
         if self._may_be_parked(task):
             return True  # it may have run under other limits; parking finds out, and dispatch fails it if it must
         try:
-            check_cost(task.policy.path, task.policy.cost)
+            check_cost(task.policy.path, task.policy.cost, task.policy.calls)
         except CostExceedsCapacity as error:
             self._actions.fail(task, error)
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from bucketflow_celery.config.built_in_tasks import is_built_in
 from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.config.rules import NO_RULES, TaskRules
 from bucketflow_celery.config.table import SECTIONS, LimitTable
@@ -86,7 +87,7 @@ def entries_of(table: LimitTable, rules: Mapping[str, TaskRules]) -> Iterator[Li
 
 def _constant_costs(rules: Mapping[str, TaskRules]) -> dict[str, float]:
     """Return the constant costs by name of the task, highest first."""
-    own = {name: one.cost for name, one in rules.items() if not name.startswith("celery.")}
+    own = {name: one.cost for name, one in rules.items() if not is_built_in(name)}
     costs = {name: float(cost) for name, cost in own.items() if isinstance(cost, (int, float))}
     return dict(sorted(costs.items(), key=lambda item: -item[1])) if own else {_ANY_TASK: 1.0}
 

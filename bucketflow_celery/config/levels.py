@@ -48,6 +48,8 @@ class ThrottlePolicy:
         on_limit: ``"retry"``, ``"hold"`` or ``"park"``.
         tenant: Tenant of the task, if any.
         paused: Level at which the task is paused, if it is.
+        task: Name of the task type that is limited: of a chunk the one that it calls.
+        calls: Calls of that task; more than 1 for a chunk.
     """
 
     path: tuple[Level, ...]
@@ -56,6 +58,8 @@ class ThrottlePolicy:
     on_limit: OnLimit = "retry"
     tenant: str | None = None
     paused: LevelName | None = None
+    task: str = ""
+    calls: int = 1
 
     @property
     def parks(self) -> bool:
@@ -73,13 +77,25 @@ def quoted(name: str) -> str:
     return quote(name, safe="@ ")
 
 
-def check_cost(path: tuple[Level, ...], cost: float) -> None:
+def check_cost(path: tuple[Level, ...], cost: float, calls: int = 1) -> None:
     """
     Raise if a level of *path* can never grant *cost* tokens.
 
+    Args:
+        path: The levels.
+        cost: Tokens that a message takes from each.
+        calls: Calls that the message makes, for the advice in the error.
+
     Raises:
-        CostExceedsCapacity: The error names the bucket and its capacity.
+        CostExceedsCapacity: The error names the bucket and its capacity, and for a chunk what can be done.
     """
     for level in path:
         if cost > level.limit.capacity:
-            raise CostExceedsCapacity(level.key, cost, level.limit.capacity)
+            advice = () if calls == 1 else (_advice(path, cost, calls),)
+            raise CostExceedsCapacity(level.key, cost, level.limit.capacity, *advice)
+
+
+def _advice(path: tuple[Level, ...], cost: float, calls: int) -> str:
+    fitting = int(min(level.limit.capacity for level in path) * calls / cost)
+    smaller = f"use chunks of at most {fitting} call(s) in place of {calls}, or " if fitting else ""
+    return f"{smaller}give its limits a capacity of at least {cost:g}"

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from bucketflow.errors import ConfigError
 from bucketflow.validation import check_number
+from bucketflow_celery.config.built_in_tasks import is_built_in
 from bucketflow_celery.config.choices import OnLimit
 from bucketflow_celery.config.limit import Limit
 
@@ -172,7 +173,7 @@ def tenant_of(
     Args:
         task: Task that the message calls.
         default: Rule of the throttle, for a task without a rule. The name of an argument applies only to tasks that
-            have that argument.
+            have that argument. It does not apply to Celery's own tasks: their arguments are none of the user's.
         headers: Headers of the message.
         args: Positional arguments of the call.
         kwargs: Keyword arguments of the call.
@@ -186,6 +187,8 @@ def tenant_of(
     rule = rules_of(task).tenant
     if rule is not None:
         return tenant_from(rule, task.run, args, kwargs)
+    if is_built_in(task.name):
+        return None
     try:
         return tenant_from(default, task.run, args, kwargs)
     except ConfigError:

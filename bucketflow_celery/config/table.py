@@ -9,6 +9,7 @@ from typing import Any
 
 from bucketflow.errors import ConfigError
 from bucketflow.validation import check_number
+from bucketflow_celery.config.built_in_tasks import is_built_in
 from bucketflow_celery.config.levels import Level, LevelName, quoted
 from bucketflow_celery.config.limit import Limit, LimitSpec, parse_limit
 
@@ -87,9 +88,15 @@ class LimitTable:
         entries = self.levels.get(level, {})
         return entries[name] if name in entries else entries.get("*")
 
+    def frees(self, task: str) -> bool:
+        """Return whether *task* passes no level: it is a task of Celery's own, to which no entry gives a limit."""
+        return is_built_in(task) and self.levels.get("task", {}).get(task) is None
+
     def path(self, queue: str, tenant: str | None, task: str, task_limit: Limit | None = None) -> tuple[Level, ...]:
         """
         Return the levels that a task passes: all, queue, tenant, task, without those that have no limit.
+
+        Celery's own tasks pass none, unless the table has an entry with the name of the task.
 
         Args:
             queue: Queue that delivered the task.
@@ -109,6 +116,8 @@ class LimitTable:
 
 @lru_cache(maxsize=8192)
 def _path(table: LimitTable, queue: str, tenant: str | None, task: str, task_limit: Limit | None) -> tuple[Level, ...]:
+    if table.frees(task):
+        return ()
     own = table.find("task", task)
     if task_limit is not None and task not in table.levels.get("task", {}):
         own = task_limit

@@ -11,7 +11,8 @@ from typing import Any
 from celery import current_task
 
 from bucketflow.errors import ConfigError
-from bucketflow_celery.config.rules import HEADER, TenantRule, tenant_of
+from bucketflow_celery.config.rules import HEADER, TenantRule
+from bucketflow_celery.config.task_calls import calls_of, tenant_of_calls
 from bucketflow_celery.scheduling import ticket
 
 __all__ = ["stamp"]
@@ -43,7 +44,7 @@ def stamp(app: Any, default: TenantRule, name: str, headers: dict[str, Any], bod
     if task is None or not isinstance(body, tuple):
         return
     try:
-        tenant = tenant_of(task, default, headers, body[0], body[1])
+        tenant = tenant_of_calls(calls_of(app.tasks, task, body[0], body[1]), default, headers)
     except ConfigError:
         return
     if tenant is not None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from typing import Any
 
 from bucketflow.errors import BucketflowError, ConfigError
 from bucketflow.fork import reset_after_fork
+from bucketflow_celery.config.built_in_tasks import is_built_in
+from bucketflow_celery.config.choices import OnLimit
 from bucketflow_celery.config.exemption import is_exempt
 from bucketflow_celery.config.levels import Level, ThrottlePolicy
-from bucketflow_celery.config.rules import cost_of, rules_of, tenant_of
+from bucketflow_celery.config.rules import rules_of
 from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.config.table import LimitTable
+from bucketflow_celery.config.task_calls import TaskCall, calls_of, cost_of_calls, tenant_of_calls
 from bucketflow_celery.errors import ConfigErrors
 from bucketflow_celery.scheduling.model import TaskSpec, TenantSpec, TenantSummary
 from bucketflow_celery.store.interfaces import Store
@@ -123,28 +126,49 @@ class ActiveLimits:
             kwargs: Keyword arguments.
             queue: The queue it was delivered from.
 
+        Returns:
+            Of a ``celery.map``, a ``celery.starmap`` or a chunk: what limits all its calls together. Other tasks of
+            Celery's own are not limited, unless the table has an entry for them.
+
         Raises:
             ConfigError: Its tenant or its cost cannot be determined from its arguments.
         """
-        rules, settings, table = rules_of(task), self._settings(), self.table
         try:
-            tenant = tenant_of(task, settings.tenant, headers, args, kwargs)
-            cost = cost_of(rules.cost, task.run, args, kwargs)
-            path = table.path(queue, tenant, task.name, rules.limit) if cost else ()
+            calls = calls_of(self._tasks(), task, args, kwargs)
+            if not calls or self.table.frees(calls[0].task.name):
+                return self._free(task, queue)
+            return self._limited(calls, headers, queue)
         except BucketflowError:
             raise
         except Exception as error:  # the content of one message must end neither this worker nor the next one
             raise ConfigError(
                 f"a message for {task.name}", repr(error), "a tenant and a cost that can be determined"
             ) from error
+
+    def _limited(self, calls: Sequence[TaskCall], headers: Mapping[str, Any], queue: str) -> ThrottlePolicy:
+        task, settings, table = calls[0].task, self._settings(), self.table
+        rules = rules_of(task)
+        tenant = tenant_of_calls(calls, settings.tenant, headers)
+        cost = cost_of_calls(calls)
+        max_wait = rules.max_wait
+        if max_wait is None and not is_built_in(task.name):  # a chord whose unlocking task fails would wait for ever
+            max_wait = settings.max_wait
         return ThrottlePolicy(
-            path,
+            table.path(queue, tenant, task.name, rules.limit) if cost else (),
             cost,
-            None if is_exempt(headers) else settings.max_wait if rules.max_wait is None else rules.max_wait,
+            None if is_exempt(headers) else max_wait,
             rules.on_limit or settings.on_limit,
             tenant,
             table.pause(queue, tenant, task.name) if table.paused else None,
+            task.name,
+            len(calls),
         )
+
+    def _free(self, task: Any, queue: str) -> ThrottlePolicy:
+        # It is never parked: it need not wait for a limit, and in a backlog it would wait for a worker's next poll.
+        on_limit: OnLimit = "hold" if self._settings().on_limit == "hold" else "retry"
+        paused = self.table.pause(queue, None, task.name)
+        return ThrottlePolicy((), 0.0, on_limit=on_limit, paused=paused, task=task.name)
 
     def can_run(self, task: str) -> bool:
         """Return whether this worker has the task type *task*."""
@@ -162,7 +186,7 @@ class ActiveLimits:
                 continue
             path = table.path(queue, tenant, name, rules_of(tasks.get(name)).limit)
             levels = {level.name: level for level in path}
-            own = levels.get("tenant")
+            own = levels.get("tenant", own)
             is_paused = table.pause(queue, tenant, name) is not None
             types.append(TaskSpec(name, ranks, levels.get("task"), is_paused))
         return TenantSpec(summary.tenant, tuple(types), table.weight(summary.tenant), own)

@@ -58,7 +58,7 @@ class CeleryParkingWorker(CeleryWorker):
         except (TypeError, ValueError) as error:
             logger.warning("task cannot be parked, it stays held: id=%s error=%s", request.id, error)
             return None
-        lane = Lane(policy.tenant or "", request.task.name, rank)
+        lane = Lane(policy.tenant or "", policy.task, rank)
         return ParkedMessage(uid, lane, packed, policy.cost, _max_wait_us(task), redelivered=bool(task.redelivered))
 
     def on_parked(self, task: PendingTask, position: int) -> None:
@@ -92,7 +92,7 @@ class CeleryParkingWorker(CeleryWorker):
             return self.is_acknowledged(task)
         try:
             policy = task.policy = self.resolve(task)
-            check_cost(policy.path, policy.cost)
+            check_cost(policy.path, policy.cost, policy.calls)
         except BucketflowError as error:
             return self._fail_dispatched(task, error)
         waited = 0.0 if task.waiting_since is None else self.time() - task.waiting_since

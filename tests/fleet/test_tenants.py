@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from records import JITTER, excess
@@ -13,11 +11,8 @@ SLOW = {"rate": "5/s", "capacity": 1}
 
 
 def publish(fleet, calls):
-    """Run *calls* in a separate process, as a publisher that has the tasks; return the headers it has sent."""
-    env = {**fleet.environment("publisher"), "PATH": ""}
-    subprocess.run(
-        [sys.executable, "-c", "\n".join(["from workloads import *", *calls])], env=env, check=True, timeout=30
-    )
+    """Run *calls* in a publisher that has the tasks; return the headers that it has sent."""
+    fleet.publish(*calls)
     return [json.loads(message)["headers"] for message in fleet.server.client().lrange("celery", 0, -1)][::-1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -141,6 +142,12 @@ class Fleet:
         """Publish the task *name* *times* times, with *options* of ``apply_async``."""
         signature = self.app.signature(f"workloads.{name}", args, app=self.app)
         return [signature.apply_async(**options) for _ in range(times)]
+
+    def publish(self, *code: str) -> None:
+        """Run lines of *code* in a process of their own: a publisher that has the workers' tasks and throttle."""
+        env = {**self.environment("publisher"), "PATH": ""}
+        source = "\n".join(["from workloads import *", *code])
+        subprocess.run([sys.executable, "-c", source], env=env, check=True, timeout=30)
 
     def worker(
         self,
