@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
 
-__all__ = ["Stats"]
+__all__ = ["OTHER", "Stats", "no_waiting_tasks"]
+
+#: The key of tasks that wait for something else than a level: for the store, or for the end of a pause.
+OTHER = "other"
+
+
+def no_waiting_tasks() -> dict[str, int]:
+    """Return the value of ``waiting_by_level`` where no task waits."""
+    return dict.fromkeys(("all", "queue", "tenant", "task", OTHER), 0)
 
 
 @dataclass(slots=True)
@@ -24,7 +34,9 @@ class Stats:
             that cannot be determined.
         round_trips: Calls to the store.
         store_errors: Calls to the store that failed.
-        waiting: Tasks that wait in the worker now. A gauge, not a counter.
+        waiting: Tasks that wait in the worker now, for their limits or for a slot. A gauge, not a counter.
+        waiting_by_level: Returns the tasks that wait in the worker now for their limits, held or deferred, by name of
+            the level that they wait for: ``all``, ``queue``, ``tenant``, ``task``, or ``other``. Gauges.
     """
 
     admitted: int = 0
@@ -38,7 +50,9 @@ class Stats:
     round_trips: int = 0
     store_errors: int = 0
     waiting: int = 0
+    waiting_by_level: Callable[[], dict[str, int]] = no_waiting_tasks
 
-    def snapshot(self) -> dict[str, int]:
-        """Return the values by name."""
-        return asdict(self)
+    def snapshot(self) -> dict[str, Any]:
+        """Return the values by name: numbers, and the mapping ``waiting_by_level``."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "waiting_by_level": self.waiting_by_level()}

@@ -172,7 +172,7 @@ class Throttle(ProcessBound):
             self.active_limits.warn(table)
         self.active_limits.refresh()
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, Any]:
         """Return the counters of this process: see :class:`~bucketflow_celery.stats.Stats`."""
         return self.counters.snapshot()
 

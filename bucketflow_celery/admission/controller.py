@@ -63,6 +63,7 @@ class AdmissionController:
         actions: Acts on tasks.
         prechecks: Decides about tasks without a call.
         priorities: Lets urgent tasks start before less urgent ones.
+        held_levels: Returns the level of each held task.
     """
 
     def __init__(self, worker: Worker, context: WorkerContext, runner: CallRunner, wait_limits: WaitLimits) -> None:
@@ -74,6 +75,7 @@ class AdmissionController:
         # Other threads append to it at any time, so it is never replaced, and iterated only as a copy.
         self._inbox: Final[deque[PendingTask]] = deque()
         self._hold_queues = HoldQueues()
+        self.held_levels = self._hold_queues.levels
         self._parking: Parking = NoParking()
         self._parking_first = False
         self._version = self._limits.version  # the one that the policies of all tasks here come from

@@ -149,6 +149,10 @@ class HoldQueues:
             return None
         return queue
 
+    def levels(self) -> list[Level | None]:
+        """Return the level of each task; ``None``: it waits for something else. Any thread may call."""
+        return [queue.level for queue in list(self._queues.values()) for _ in range(len(queue.tasks))]
+
     def ready(self, now: float) -> list[HoldQueue]:
         """Return the queues whose head is to be asked for at *now*."""
         return [queue for queue in self._queues.values() if queue.retry_at <= now]

@@ -13,10 +13,13 @@ from bucketflow_celery.admission.controller import AdmissionController
 from bucketflow_celery.admission.interfaces import WaitLimits
 from bucketflow_celery.messages.republisher import Republisher
 from bucketflow_celery.scheduling.ticket import HEADER, Ticket
+from bucketflow_celery.stats import no_waiting_tasks
 from bucketflow_celery.store.calls import CallRunner, WorkerContext
 from bucketflow_celery.worker.celery_worker import CeleryWorker
 from bucketflow_celery.worker.event_loop import LoopWaker, timer_of
+from bucketflow_celery.worker.events import ReceivedEvents
 from bucketflow_celery.worker.failures import FailureService
+from bucketflow_celery.worker.held_requests import HeldRequests
 from bucketflow_celery.worker.parking_service import ParkingService
 from bucketflow_celery.worker.parking_worker import CeleryParkingWorker
 from bucketflow_celery.worker.pause_watch import PauseWatch
@@ -26,6 +29,7 @@ from bucketflow_celery.worker.redis_event_loop import runner_for
 from bucketflow_celery.worker.revocation import RevocationHandler, RevocationWatch
 from bucketflow_celery.worker.slots import slots_of
 from bucketflow_celery.worker.table_check import TableCheck
+from bucketflow_celery.worker.waiting_tasks import WaitingTasks
 
 __all__ = ["ThrottleStep"]
 
@@ -52,6 +56,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._slots = slots_of(consumer.controller, self._waker.call_soon, self._waker.timer.call_after)
         self._pool_flush = PoolFlush(consumer.pool)
         self._failures = FailureService(self._waker.call_soon)
+        self._held_requests = HeldRequests(consumer.controller)
         self._worker: CeleryWorker | None = None
         self._admission: AdmissionController | None = None
         self._parking: ParkingService | None = None
@@ -59,6 +64,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._pauses: PauseWatch | None = None
         self._table_check: TableCheck | None = None
         consumer.on_task_request = self._on_request
+        ReceivedEvents(consumer)
         signals.worker_shutting_down.connect(self._on_shutting_down)
         signals.task_received.connect(self._on_received)
         RevocationHandler(self._throttle).connect()
@@ -67,6 +73,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Start admission, on a new connection to the broker."""
         self._slots.forget()
         self._pool_flush.connect()
+        self._held_requests.connect(consumer)
         throttle = self._throttle
         throttle.active_limits.is_followed = True
         self._refresh_limits()
@@ -75,7 +82,8 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._parking = ParkingService(context, consumer.hostname)
         quorum, _ = detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)
         republisher = Republisher(consumer.app, delayed=quorum)
-        ports = (self._slots, PrefetchWindow(consumer), republisher, self._waker, self._failures)
+        window = PrefetchWindow(consumer, self._held_requests)
+        ports = (self._slots, window, republisher, self._waker, self._failures)
         limits = _wait_limits(consumer, throttle.settings.max_hold, throttle.settings.max_countdown)
         if self._table_check is None:
             settings, call_after = throttle.settings, self._waker.timer.call_after
@@ -90,6 +98,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._worker = worker = CeleryParkingWorker(consumer, *ports)
             self._admission = AdmissionController(worker, context, self._runner(consumer), limits)
             self._admission.open(self._parking.open(worker, self._admission, self._runner(consumer)))
+        throttle.counters.waiting_by_level = WaitingTasks(consumer, self._admission).by_level
         self._pauses = PauseWatch(
             consumer,
             lambda: throttle.active_limits.table.paused,
@@ -105,6 +114,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         After a lost connection there is nothing to requeue: the broker delivers unacknowledged messages again.
         """
         self._throttle.active_limits.is_followed = False
+        self._throttle.counters.waiting_by_level = no_waiting_tasks
         admission, self._admission = self._admission, None
         worker, self._worker = self._worker, None
         for part in (self._revocations, self._pauses, self._table_check):

@@ -6,8 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from celery.worker import state
@@ -23,6 +22,7 @@ from bucketflow_celery.scheduling.ticket import HEADER, NO_TICKET, Ticket
 from bucketflow_celery.signals import task_throttled
 from bucketflow_celery.worker.copy_refusals import CopyRefusals
 from bucketflow_celery.worker.event_loop import LoopWaker
+from bucketflow_celery.worker.events import send_refused
 from bucketflow_celery.worker.failures import FailedTask, FailureService
 from bucketflow_celery.worker.prefetch_window import PrefetchWindow
 from bucketflow_celery.worker.queueing_delay import QueueingDelay
@@ -194,7 +194,7 @@ class CeleryWorker:
             "%s[%s] refused by %s, %.6f s to wait", request.name, request.id, level.key, wait, extra={"data": facts}
         )
         self._refusal_log.add(level.key, wait)
-        request.send_event("task-throttled", **facts)
+        send_refused(request, **facts)
         task_throttled.send(sender=request.task, request=request, level=level.name, wait=wait)
 
     def call_after(self, seconds: float, callback: Callable[[], None]) -> None:

@@ -15,10 +15,10 @@ from collections import Counter
 from typing import Any
 
 from celery.utils.quorum_queues import detect_quorum_queues
-from celery.worker import state
 
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level
+from bucketflow_celery.worker.held_requests import HeldRequests
 
 __all__ = ["PrefetchWindow"]
 
@@ -29,13 +29,15 @@ class PrefetchWindow:
 
     Args:
         consumer: Celery's ``Consumer``, connected.
+        held_requests: Where the requests of held messages are recorded.
 
     Attributes:
         can_hold_many: Whether held messages leave room for others: the window can be widened, or is unlimited.
     """
 
-    def __init__(self, consumer: Any) -> None:
+    def __init__(self, consumer: Any, held_requests: HeldRequests) -> None:
         self._consumer = consumer
+        self._held_requests = held_requests
         # Without global QoS (RabbitMQ's quorum queues) every queue has a window of its own, which cannot be changed.
         amqp = consumer.connection.transport.driver_type == "amqp"
         self._is_shared = bool(consumer.initial_prefetch_count) and (not amqp or _is_global(consumer))
@@ -60,7 +62,7 @@ class PrefetchWindow:
             before = self._consumer.qos.value
             blocks_queue = level is None or level.blocks_queue
             self._widened[task] = self._consumer.qos.increment_eventually() - before, blocks_queue
-            state.reserved_requests.discard(task.request)  # or worker_disable_prefetch would count it
+            self._held_requests.add(task.request)
             if blocks_queue:
                 self._held[task.queue] += 1
                 self._pause_or_resume(task.queue)
@@ -71,8 +73,7 @@ class PrefetchWindow:
             if task not in self._widened:
                 return
             widened, blocks_queue = self._widened.pop(task)
-            if not task.request.acknowledged:
-                state.reserved_requests.add(task.request)
+            self._held_requests.discard(task.request)
             if widened:
                 self._consumer.qos.decrement_eventually(widened)
             if blocks_queue:

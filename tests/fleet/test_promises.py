@@ -160,7 +160,7 @@ def events(app, kind):
 def test_a_refusal_reports_the_binding_level_and_the_wait(fleet, limits, level, key):
     fleet.configure(limits=limits, bucketflow_tenant="tenant")
     fleet.worker("threads", "-E")
-    with events(fleet.app, "task-throttled") as drain:
+    with events(fleet.app, "throttle-refused") as drain:
         fleet.send("work", "acme", times=2)
         _, start = fleet.records.wait("starts", 2)
         [event] = drain()
@@ -169,7 +169,8 @@ def test_a_refusal_reports_the_binding_level_and_the_wait(fleet, limits, level, 
     assert (refusal["id"], refusal["level"]) == (start["id"], level)
     assert 0.5 <= refusal["wait"] <= 1
     assert -0.05 <= start["at"] - (refusal["at"] + refusal["wait"]) <= 0.5
-    assert (event["uuid"], event["level"], event["key"]) == (start["id"], level, key)
+    assert (event["uuid"], event["name"]) == (start["id"], "workloads.work")
+    assert (event["level"], event["key"]) == (level, key)
     assert event["wait"] == pytest.approx(refusal["wait"])
 
 

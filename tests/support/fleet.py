@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -223,10 +224,11 @@ class Fleet:
 
     def stats(self) -> dict[str, int]:
         """Return the sums of the workers' counters."""
-        total: dict[str, int] = {}
+        total: Counter[str] = Counter()
         for answer in (self.inspect().stats() or {}).values():
-            for counter, value in answer["throttle"].items():
-                total[counter] = total.get(counter, 0) + value
+            counters = answer["throttle"]
+            total.update(counters.pop("waiting_by_level"))  # "tenant": tasks that wait for their tenants
+            total.update(counters)
         return total
 
     def close(self) -> None:

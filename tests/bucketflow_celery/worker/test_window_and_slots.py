@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 from billiard.pool import ApplyResult
-from celery.worker import state
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.asynchronous.semaphore import LaxBoundedSemaphore
@@ -17,6 +16,7 @@ from kombu.common import QoS
 from bucketflow_celery import Limit
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level
+from bucketflow_celery.worker.held_requests import HeldRequests
 from bucketflow_celery.worker.prefetch_window import PrefetchWindow
 from bucketflow_celery.worker.slots import CountedSlots, ProcessSlots, slots_of
 
@@ -73,6 +73,10 @@ def pending_task(queue="q"):
     return PendingTask(Request(), queue, 0.0)
 
 
+def window_of(consumer):
+    return PrefetchWindow(consumer, HeldRequests(None))
+
+
 @pytest.mark.parametrize(
     ("queues", "level", "widened_by"),
     [
@@ -86,7 +90,7 @@ def pending_task(queue="q"):
 )
 def test_a_held_message_widens_the_window_only_if_others_could_start(queues, level, widened_by):
     consumer = worker(*queues)
-    window, held = PrefetchWindow(consumer), pending_task()
+    window, held = window_of(consumer), pending_task()
     window.widen(held, level)
     assert consumer.qos.value == PREFETCH + widened_by
     window.narrow(held)
@@ -96,7 +100,7 @@ def test_a_held_message_widens_the_window_only_if_others_could_start(queues, lev
 @pytest.mark.parametrize("level", [QUEUE, None])
 def test_a_queue_whose_held_messages_fill_a_window_is_paused_until_half_of_them_have_gone(level):
     consumer = worker("q", "r")
-    window, held = PrefetchWindow(consumer), [pending_task() for _ in range(PREFETCH)]
+    window, held = window_of(consumer), [pending_task() for _ in range(PREFETCH)]
     for task in held[:-1]:
         window.widen(task, level)
     assert consumer.task_consumer.queues == {"q", "r"}
@@ -111,7 +115,7 @@ def test_a_queue_whose_held_messages_fill_a_window_is_paused_until_half_of_them_
 
 def test_a_paused_queue_that_the_user_has_cancelled_is_not_resumed():
     consumer = worker("q", "r")
-    window, held = PrefetchWindow(consumer), [pending_task() for _ in range(PREFETCH)]
+    window, held = window_of(consumer), [pending_task() for _ in range(PREFETCH)]
     for task in held:
         window.widen(task, QUEUE)
     del consumer.app.amqp.queues["q"]
@@ -124,7 +128,7 @@ def test_a_paused_queue_that_the_user_has_cancelled_is_not_resumed():
 def test_an_unlimited_or_per_queue_window_is_not_changed(options):
     consumer = worker("q", "r", **options)
     before = consumer.qos.value
-    window, held = PrefetchWindow(consumer), pending_task()
+    window, held = window_of(consumer), pending_task()
     window.widen(held, TENANT)
     assert consumer.qos.value == before
     window.narrow(held)
@@ -133,14 +137,8 @@ def test_an_unlimited_or_per_queue_window_is_not_changed(options):
 
 def test_narrowing_for_a_task_that_was_not_held_changes_nothing():
     consumer = worker("q", "r")
-    PrefetchWindow(consumer).narrow(pending_task())
+    window_of(consumer).narrow(pending_task())
     assert consumer.qos.value == PREFETCH
-
-
-@pytest.fixture(autouse=True)
-def clear_reserved_requests():
-    yield
-    state.reserved_requests.clear()
 
 
 # Slots

@@ -1,0 +1,51 @@
+"""Counts the tasks that wait in a worker, by the level that they wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from celery.worker.request import Request
+
+from bucketflow_celery.admission.controller import AdmissionController
+from bucketflow_celery.scheduling.ticket import HEADER, Ticket
+from bucketflow_celery.stats import OTHER, no_waiting_tasks
+
+__all__ = ["WaitingTasks"]
+
+
+class WaitingTasks:
+    """
+    The tasks that a worker holds, and the deferred ones that wait in it for their ETA.
+
+    Args:
+        consumer: Celery's ``Consumer``, connected.
+        admission: Admission on its connection.
+    """
+
+    def __init__(self, consumer: Any, admission: AdmissionController) -> None:
+        self._consumer = consumer
+        self._admission = admission
+
+    def by_level(self) -> dict[str, int]:
+        """Return their numbers by name of the level; see :attr:`bucketflow_celery.stats.Stats.waiting_by_level`."""
+        counts = no_waiting_tasks()
+        for level in self._admission.held_levels():
+            counts[OTHER if level is None else level.name] += 1
+        for ticket in self._deferred():
+            counts[_binding(ticket)] += 1
+        return counts
+
+    def _deferred(self) -> Iterator[Ticket]:
+        for event in self._consumer.timer.queue:
+            request = event.entry.args[0] if event.entry.args else None
+            if isinstance(request, Request) and HEADER in request.request_dict and not event.entry.canceled:
+                yield Ticket.read(request.request_dict[HEADER])
+
+
+def _binding(ticket: Ticket) -> str:
+    """Return the name of the level with the latest reservation."""
+    if not ticket.reservations:
+        return OTHER
+    key = max(ticket.reservations, key=lambda key: ticket.reservations[key])
+    return "task" if key.rpartition("/")[2].startswith("f:") else "tenant"
