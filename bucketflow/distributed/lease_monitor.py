@@ -156,7 +156,8 @@ class AsyncLeaseMonitor:
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timers.pop(loop, None)
         watched = self._watched[loop]
-        idle = watched.idle()
+        # One at a time: while Redis is slow, each further task would open a connection of its own.
+        idle = [] if any(task.get_loop() is loop for task in self._tasks) else watched.idle()
         if idle:
             task = asyncio.ensure_future(self._return_all(idle))
             self._tasks.add(task)

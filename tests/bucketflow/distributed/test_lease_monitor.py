@@ -107,3 +107,43 @@ async def test_a_lease_unused_by_coroutines_is_returned_without_a_call(async_cli
             break
     assert other.tokens == about(99)
     await bucket.close()
+
+
+class SlowRedis:
+    """Replies to no call until it is resumed."""
+
+    def __init__(self):
+        self.resumed = asyncio.Event()
+        self.running = self.most = self.calls = 0
+
+    async def run_all(self, calls):
+        self.calls += 1
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await self.resumed.wait()
+        self.running -= 1
+        return [b""] * len(calls)
+
+
+class Lease:
+    """A path that holds tokens until they are returned."""
+
+    left = 5.0
+
+    def settle(self):
+        call, self.left = (self if self.left else None), 0.0
+        return call
+
+
+async def test_coroutines_return_one_lease_at_a_time_while_redis_is_slow(monkeypatch):
+    monkeypatch.setattr(lease_monitor, "CHECK_INTERVAL", 0.001)
+    redis, leases = SlowRedis(), [Lease() for _ in range(10)]
+    monitor = lease_monitor.AsyncLeaseMonitor(redis)
+    for lease in leases:
+        monitor.watch(lease)
+        await asyncio.sleep(0.005)
+    assert (redis.calls, redis.most) == (1, 1)
+    redis.resumed.set()
+    while any(lease.left for lease in leases):
+        await asyncio.sleep(0.001)
+    assert (redis.calls, redis.most) == (10, 1)
