@@ -55,6 +55,7 @@ class Throttle(ProcessBound):
         max_wait: Maximum total wait in seconds before a task fails with ``ThrottleTimeout``.
         max_hold: Seconds that a message is held in a worker before it is requeued.
         max_countdown: Longest countdown in seconds.
+        consumer_timeout: RabbitMQ's, in seconds, if it is not the default.
         tenant: How to find the tenant of a task whose decorator does not say: the name of an argument or a callable.
         namespace: Prefix and hash tag of every key.
         timeout: Seconds within which Redis must accept a connection, and answer a call.
@@ -82,6 +83,7 @@ class Throttle(ProcessBound):
         max_wait: float | None = None,
         max_hold: float | None = None,
         max_countdown: float | None = None,
+        consumer_timeout: float | None = None,
         tenant: TenantRule = None,
         namespace: str | None = None,
         timeout: float | None = None,

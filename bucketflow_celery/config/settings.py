@@ -86,9 +86,12 @@ class Settings:
             start without limits. ``"refuse"``: they are republished with a countdown.
         max_wait: Maximum total wait in seconds before a task fails with ``ThrottleTimeout``; ``None`` for unlimited.
         max_hold: Maximum seconds for which a worker holds a message before it returns to the broker. Capped at a
-            quarter of the broker's visibility timeout.
-        max_countdown: Longest countdown in seconds. Capped at a fifth of the visibility timeout. A task that may start
+            quarter of the broker's visibility timeout, and at a third of ``consumer_timeout``.
+        max_countdown: Longest countdown in seconds. Capped at a fifth of the visibility timeout, and at half of
+            ``consumer_timeout``. A task that may start
             later is delivered early, and republished with the reservation that it has.
+        consumer_timeout: Seconds after which RabbitMQ closes the channel of an unacknowledged message, as configured in
+            the server or by a policy.
         tenant: Rule for the tenant of a task whose decorator has none.
         namespace: Prefix of every key, and their hash tag.
         timeout: Maximum seconds to wait for a reply of Redis.
@@ -105,6 +108,7 @@ class Settings:
     max_wait: float | None = field(default=None, metadata={"check": _seconds})
     max_hold: float = field(default=600.0, metadata={"check": _seconds})
     max_countdown: float = field(default=900.0, metadata={"check": _seconds})
+    consumer_timeout: float = field(default=1800.0, metadata={"check": _seconds})
     tenant: TenantRule = field(default=None, metadata={"check": _tenant})
     namespace: str = field(default="bucketflow", metadata={"check": _namespace})
     timeout: float = field(default=1.0, metadata={"check": _seconds})

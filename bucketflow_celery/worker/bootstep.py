@@ -10,7 +10,6 @@ from celery.utils.quorum_queues import detect_quorum_queues
 
 from bucketflow.errors import StoreUnavailable
 from bucketflow_celery.admission.controller import AdmissionController
-from bucketflow_celery.admission.interfaces import WaitLimits
 from bucketflow_celery.messages.republisher import Republisher
 from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 from bucketflow_celery.stats import no_waiting_tasks
@@ -29,6 +28,7 @@ from bucketflow_celery.worker.redis_event_loop import runner_for
 from bucketflow_celery.worker.revocation import RevocationHandler, RevocationWatch
 from bucketflow_celery.worker.slots import slots_of
 from bucketflow_celery.worker.table_check import TableCheck
+from bucketflow_celery.worker.wait_limits import wait_limits_of
 from bucketflow_celery.worker.waiting_tasks import WaitingTasks
 
 __all__ = ["ThrottleStep"]
@@ -84,7 +84,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         republisher = Republisher(consumer.app, delayed=quorum)
         window = PrefetchWindow(consumer, self._held_requests)
         ports = (self._slots, window, republisher, self._waker, self._failures)
-        limits = _wait_limits(consumer, throttle.settings.max_hold, throttle.settings.max_countdown)
+        limits = wait_limits_of(consumer, throttle.settings)
         if self._table_check is None:
             settings, call_after = throttle.settings, self._waker.timer.call_after
             self._table_check = TableCheck(throttle.store, settings.limits, settings.namespace, call_after)
@@ -178,10 +178,3 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         # Runs inside a signal handler: no I/O, no lock. The waiting tasks are requeued when the step stops.
         if self._admission is not None:
             self._admission.stop()
-
-
-def _wait_limits(consumer: Any, max_hold: float, max_countdown: float) -> WaitLimits:
-    # The broker delivers a message again that is not acknowledged within its visibility timeout.
-    visibility = getattr(consumer.connection.default_channel, "visibility_timeout", None) or float("inf")
-    # Of the quarter that a message may wait here, its ETA takes four fifths, and the rest is for a slot.
-    return WaitLimits(min(max_hold, visibility / 4), min(max_countdown, visibility / 5), visibility / 4)
