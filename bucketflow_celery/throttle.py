@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery
+from celery.local import Proxy
 from kombu.utils.url import maybe_sanitize_url
 
-from bucketflow.errors import ConfigError, StoreAccessDenied, StoreUnavailable
+from bucketflow.errors import ConfigError
 from bucketflow.process_bound import ProcessBound
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow_celery.config.choices import OnLimit, OnStoreError
@@ -19,7 +19,7 @@ from bucketflow_celery.config.rules import TenantRule, rules_of
 from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.config.table import LimitTable, pause_of
 from bucketflow_celery.errors import ConfigErrors, LimitsChanged
-from bucketflow_celery.messages.stamp import stamp
+from bucketflow_celery.hooks import Hooks
 from bucketflow_celery.operations.backlog import QueueBacklog, backlog_report
 from bucketflow_celery.operations.levels import LevelView, level_view
 from bucketflow_celery.stats import Stats
@@ -28,8 +28,6 @@ from bucketflow_celery.store.interfaces import Store
 from bucketflow_celery.store.redis_store import RedisStore
 
 __all__ = ["LevelView", "Throttle"]
-
-logger = logging.getLogger("bucketflow_celery.throttle")
 
 _STEP = "bucketflow_celery.worker.bootstep:ThrottleStep"
 
@@ -96,6 +94,8 @@ class Throttle(ProcessBound):
         Settings.read(self._given, {})
         if not isinstance(app, Celery):
             raise ConfigError("app", app, "a Celery app")
+        if isinstance(app, Proxy):  # such as celery.current_app
+            app = app._get_current_object()  # noqa: SLF001 - Celery has no other way
         if sum(source is not None for source in (url, client, store)) > 1:
             raise ConfigError("url, client, store", "more than one of them", "one place where the buckets live")
         if getattr(app, "bucketflow", None) is not None:
@@ -107,9 +107,7 @@ class Throttle(ProcessBound):
         self.counters = Stats()
         app.bucketflow = self
         app.steps["consumer"].add(_STEP)
-        signals.worker_init.connect(self._on_worker_init, weak=False)
-        signals.worker_process_init.connect(self._on_worker_process_init, weak=False)
-        signals.before_task_publish.connect(self._on_publish, weak=False)
+        self._hooks = Hooks(self)
 
     @cached_property
     def settings(self) -> Settings:
@@ -271,37 +269,3 @@ class Throttle(ProcessBound):
             return ScriptRunner.from_url(url, timeout)
         except ValueError as error:
             raise ConfigError("url", maybe_sanitize_url(url), f"a Redis URL ({error})") from None  # it has a password
-
-    def _on_worker_init(self, sender: Any, **_: Any) -> None:
-        if sender.app is not self.app:
-            return
-        try:
-            limited = set(self.settings.limits.levels.get("task", {}))
-            self._check_access()
-        except (ConfigError, StoreAccessDenied) as error:
-            # Celery ignores exceptions of signal receivers, except for this one.
-            raise SystemExit(f"bucketflow cannot start:\n{error}") from error
-        unknown = limited - {*self.app.tasks, "*"}
-        self.active_limits.warn(self.settings.limits)
-        if unknown:
-            names = ", ".join(sorted(unknown))
-            logger.warning("limits['tasks'] names tasks that this worker does not have: %s", names)
-
-    def _check_access(self) -> None:
-        # A wrong URL and missing rights must be reported now; whether the server is up is another matter.
-        store = self.store
-        try:
-            store.check_access(parks=self.active_limits.parks)
-        except StoreAccessDenied:
-            raise
-        except StoreUnavailable as error:
-            logger.debug("access not checked: %s", error)
-        finally:
-            store.close()  # the pool's processes are about to be forked
-
-    def _on_worker_process_init(self, **_: Any) -> None:
-        if "store" in self.__dict__:
-            self.store.after_fork()
-
-    def _on_publish(self, sender: str, headers: dict[str, Any], body: Any, **_: Any) -> None:
-        stamp(self.app, self.settings.tenant, sender, headers, body)

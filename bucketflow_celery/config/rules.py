@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 from bucketflow.errors import ConfigError
 from bucketflow.validation import check_number
+from bucketflow_celery.config.arguments import arguments_of
 from bucketflow_celery.config.built_in_tasks import is_built_in
 from bucketflow_celery.config.choices import OnLimit
 from bucketflow_celery.config.limit import Limit
@@ -69,8 +68,8 @@ class TaskRules:
             ConfigError: An argument does not exist. The error names *entry*, the option and the arguments.
         """
         for option, name in (("tenant", self.tenant), ("cost", self.cost)):
-            if isinstance(name, str) and not _accepts(function, name):
-                names = ", ".join(map(repr, _signature(function).parameters)) or "none"
+            if isinstance(name, str) and not arguments_of(function).accepts(name):
+                names = ", ".join(map(repr, arguments_of(function).signature.parameters)) or "none"
                 raise ConfigError(f"{entry}: {option}", name, f"the name of an argument ({names}) or a callable")
 
 
@@ -122,36 +121,17 @@ def _apply(
             return rule(*args, **kwargs)
         if rule in kwargs:
             return kwargs[rule]
-        position = _position(function, rule)
+        known = arguments_of(function)
+        # Binding the whole call costs ten times as much.
+        position = known.positions.get(rule)
         if position is not None and position < len(args):
             return args[position]
-        call = _signature(function).bind_partial(*args, **kwargs)
+        call = known.signature.bind_partial(*args, **kwargs)
         call.apply_defaults()
         return call.arguments[rule]
     except Exception as error:  # the user's callable may raise anything, and no task may be lost by that
         shown = f"{rule if isinstance(rule, str) else getattr(rule, '__name__', rule)}: {error!r}"
         raise ConfigError(entry, shown, "applicable to the arguments of the call") from error
-
-
-@lru_cache(maxsize=1024)
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(function)
-
-
-@lru_cache(maxsize=1024)
-def _position(function: Callable[..., Any], name: str) -> int | None:
-    """Return the index of the positional argument *name*. Binding the whole call costs ten times as much."""
-    for position, parameter in enumerate(_signature(function).parameters.values()):
-        if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            return None
-        if parameter.name == name:
-            return position
-    return None
-
-
-def _accepts(function: Callable[..., Any], name: str) -> bool:
-    parameters = _signature(function).parameters
-    return name in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
 
 def rules_of(task: Any) -> TaskRules:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -83,6 +84,10 @@ def _revocations() -> tuple[int, float, int]:
     return len(known), latest, sum(len(maybe_list(values)) for values in state.revoked_stamps.values())
 
 
+#: The handler of each throttle. It ends with the throttle, and Celery then disconnects it.
+_handlers: weakref.WeakKeyDictionary[Any, RevocationHandler] = weakref.WeakKeyDictionary()
+
+
 class RevocationHandler:
     """
     Cancels the reservations of a task that was revoked: the next task that is refused reserves an earlier time.
@@ -92,16 +97,20 @@ class RevocationHandler:
     """
 
     def __init__(self, throttle: Any) -> None:
-        self._throttle = throttle
+        self._throttle = weakref.ref(throttle)
         self._breaker = CircuitBreaker()
 
     def connect(self) -> None:
         """Connect to Celery's signal, once per throttle: two workers in one process must not both cancel."""
-        signals.task_revoked.connect(self.on_revoked, weak=False, dispatch_uid=f"bucketflow-{id(self._throttle)}")
+        throttle = self._throttle()
+        if throttle is not None and _handlers.setdefault(throttle, self) is self:
+            signals.task_revoked.connect(self.on_revoked, dispatch_uid=id(self))
 
     def on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
         """Handle Celery's signal ``task_revoked``."""
-        throttle = self._throttle
+        throttle = self._throttle()
+        if throttle is None:
+            return
         ticket = Ticket.read(request.get(HEADER))
         # While the store is away a call would block the worker's loop, once for each of many revoked tasks.
         if not ticket.reservations or sender.app is not throttle.app or self._breaker.open_until > monotonic():

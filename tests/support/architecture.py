@@ -53,7 +53,7 @@ TOP = {
     },
     "bucketflow_celery": {
         "leaves": {"errors", "signals", "stats"},
-        "public": {"", "throttle", "decorator", "testing"},
+        "public": {"", "throttle", "hooks", "decorator", "testing"},
     },
 }
 CELERY = {"celery", "kombu", "billiard", "vine"}
