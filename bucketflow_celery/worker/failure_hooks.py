@@ -17,7 +17,7 @@ from celery._state import _task_stack
 from celery.app.task import Context
 
 from bucketflow.errors import BucketflowError
-from bucketflow_celery.config.exemption import exempted
+from bucketflow_celery.config.exemption import exempted, has_errbacks, with_exempt_errbacks
 
 __all__ = ["call_hooks", "info_of", "store_failure"]
 
@@ -36,6 +36,8 @@ def store_failure(request: Any, error: BucketflowError, info: ExceptionInfo) -> 
     """
     Store *error* as the result of *request*'s task, and tell its chord and the rest of its chain.
 
+    A chord that has errbacks is told by :func:`call_hooks`, because Celery then calls them at once.
+
     Args:
         request: Celery's request.
         error: The error.
@@ -44,13 +46,21 @@ def store_failure(request: Any, error: BucketflowError, info: ExceptionInfo) -> 
     Raises:
         Exception: Any error of the result backend.
     """
+    context = request._context  # noqa: SLF001 - as Celery's own request does
+    if not _calls_errbacks_of_chord(context):
+        _mark_as_failure(request, context, error, info)
+    elif request.store_errors:
+        request.task.backend.store_result(request.id, error, states.FAILURE, traceback=info.traceback, request=context)
+
+
+def _calls_errbacks_of_chord(context: Context) -> bool:
+    steps = context.chain or ()
+    return any(has_errbacks(chord) for chord in (context.chord, *(step["options"].get("chord") for step in steps)))
+
+
+def _mark_as_failure(request: Any, context: Context, error: BucketflowError, info: ExceptionInfo) -> None:
     request.task.backend.mark_as_failure(
-        request.id,
-        error,
-        info.traceback,
-        request=request._context,  # noqa: SLF001 - as Celery's own request does
-        store_result=request.store_errors,
-        call_errbacks=False,
+        request.id, error, info.traceback, request=context, store_result=request.store_errors, call_errbacks=False
     )
 
 
@@ -64,10 +74,12 @@ def call_hooks(request: Any, error: BucketflowError, info: ExceptionInfo) -> Non
     context = Context(vars(request._context), called_directly=False)  # noqa: SLF001 - see above
     # The limit that has failed the task must not fail the tasks that report it.
     context.errbacks = [exempted(errback) for errback in context.errbacks or ()]
+    context.chord = context.chord and with_exempt_errbacks(context.chord)
+    context.chain = [with_exempt_errbacks(step) for step in context.chain or ()]
     _task_stack.push(task)
     task.request_stack.push(context)
     try:
-        for name, call in _hooks(task, context, error, info):
+        for name, call in _hooks(request, context, error, info):
             try:
                 call()
             except (Exception, SystemExit):  # whatever a user's code raises
@@ -78,11 +90,14 @@ def call_hooks(request: Any, error: BucketflowError, info: ExceptionInfo) -> Non
 
 
 def _hooks(
-    task: Any, context: Any, error: BucketflowError, info: ExceptionInfo
+    request: Any, context: Context, error: BucketflowError, info: ExceptionInfo
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     """Return the name and the call of each, in Celery's order."""
+    task = request.task
     facts = (error, context.id, context.args, context.kwargs)
     call = {"sender": task, "task_id": context.id, "args": context.args, "kwargs": context.kwargs}
+    if _calls_errbacks_of_chord(context):
+        yield "errback of chord", lambda: _mark_as_failure(request, context, error, info)
     if context.errbacks:
         # Celery has no public function for this.
         yield "errback", lambda: task.backend._call_task_errbacks(context, error, info.traceback)  # noqa: SLF001

@@ -7,7 +7,7 @@ from uuid import uuid4
 from celery import Celery
 from celery.worker.request import Request
 
-__all__ = ["app_in_memory", "received", "waiting_messages"]
+__all__ = ["app_in_memory", "received", "request_of", "waiting_messages"]
 
 
 def app_in_memory(**config) -> Celery:
@@ -33,6 +33,11 @@ def received(app: Celery, signature, **options) -> Request:
     """Publish *signature* with *options* of ``apply_async``, and return the request that a worker would make of it."""
     signature.apply_async(**options)
     [message] = waiting_messages(app)
+    return request_of(app, message)
+
+
+def request_of(app: Celery, message) -> Request:
+    """Return the request that a worker would make of *message*."""
     task = app.tasks[message.headers["task"]]
     return Request(message, app=app, task=task, hostname="worker", on_ack=noop, on_reject=noop)
 

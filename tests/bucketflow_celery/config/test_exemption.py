@@ -7,7 +7,7 @@ from celery import chain, chord, group, signature
 from celery_requests import app_in_memory, received, waiting_messages
 
 from bucketflow_celery import Throttle
-from bucketflow_celery.config.exemption import HEADER, exempted
+from bucketflow_celery.config.exemption import HEADER, exempted, has_errbacks, with_exempt_errbacks
 from bucketflow_celery.testing import MemoryStore
 
 
@@ -57,3 +57,20 @@ def test_an_exempt_task_has_no_max_wait(app, headers, max_wait):
     request = received(app, app.tasks["work"].s(), headers=headers)
     policy = throttle.active_limits.resolve(request.task, request.request_dict, request.args, request.kwargs, "q")
     assert (policy.max_wait, len(policy.path)) == (max_wait, 1)
+
+
+def test_errbacks_are_found_and_exempt_at_any_depth_and_the_tasks_are_not(app):
+    def one():
+        return app.signature("work", app=app)
+
+    plain = chain(one(), chord([one(), one()], group(one(), one())))
+    assert not has_errbacks(plain)
+    assert not has_errbacks(None)
+    failing = chain(one(), chord([one(), one()], group(one(), one().on_error(one()))))
+    assert has_errbacks(failing)
+    assert str(with_exempt_errbacks(failing)).count(HEADER) == 1
+    assert str(with_exempt_errbacks(plain)).count(HEADER) == 0
+    member = one().set(chord=dict(one().on_error(one())))
+    assert with_exempt_errbacks(member)["options"]["chord"]["options"]["link_error"][0]["options"] == {
+        "headers": {HEADER: True}
+    }

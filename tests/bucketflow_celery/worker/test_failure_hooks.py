@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-from celery import chain, current_task, group, signals
+from celery import chain, chord, current_task, group, signals
 from celery.app.trace import trace_task
-from celery_requests import app_in_memory, received, waiting_messages
+from celery_requests import app_in_memory, received, request_of, waiting_messages
 
 from bucketflow_celery import ConfigError, CostExceedsCapacity, ThrottleTimeout
 from bucketflow_celery.config.exemption import HEADER
@@ -139,6 +139,49 @@ def test_the_rest_of_a_chain_fails_with_it(make_app):
         outcomes.append(app.outcome(request))
     assert outcomes[1] == outcomes[0]
     assert [status for status, _ in outcomes[1][2]] == ["FAILURE", "FAILURE"]
+
+
+CHORD_ERRBACKS = {name: ERRBACKS[name] for name in ("none", "function of three arguments", "several", "chain")}
+
+
+def header_of_chord(app, errback):
+    body = app.short.s().set(task_id="body")
+    if errback is not None:
+        for one in errback if isinstance(errback, list) else [errback]:
+            body.link_error(one)
+    header = [app.work.s(1, two=2).set(task_id=task_id) for task_id in ("42", "43")]
+    chord(header, body, app=app.app).apply_async()
+    return [request_of(app.app, message) for message in waiting_messages(app.app)]
+
+
+@pytest.mark.parametrize("errback", CHORD_ERRBACKS.values(), ids=CHORD_ERRBACKS)
+def test_a_chord_fails_with_its_header_and_its_errbacks_are_called(make_app, errback):
+    in_pool, without_running = make_app(), make_app()
+    outcomes = []
+    for app, fail in ((in_pool, fail_in_pool), (without_running, fail_without_running)):
+        for request in header_of_chord(app, errback(app)):
+            fail(app, request)
+        calls, published, results = app.outcome(request)
+        body = app.app.backend.get_task_meta("body")
+        # The text of a chord's error ends with the id of a task, and its errbacks have the id of the chord.
+        calls = [(name, *(type(fact) for fact in facts)) for name, *facts in calls]
+        outcomes.append((calls, [sent[0] for sent in published], results, body["status"]))
+    assert outcomes[1] == outcomes[0]
+    assert outcomes[1][3] == "FAILURE"
+
+
+def test_errbacks_of_a_chord_are_called_after_the_result_is_stored_and_are_exempt(make_app):
+    app = make_app()
+    requests = header_of_chord(app, [app.long.s(), app.short.s()])
+    for request in requests:
+        store_failure(request, ERROR, info_of(ERROR))
+    assert [app.app.backend.get_state(request.id) for request in requests] == ["FAILURE", "FAILURE"]
+    assert app.calls == []
+    for request in requests:
+        call_hooks(request, ERROR, info_of(ERROR))
+    assert [name for name, *_ in app.calls].count("errback") == 1
+    [message] = waiting_messages(app.app)
+    assert message.headers[HEADER] is True
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
