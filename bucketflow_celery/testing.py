@@ -24,7 +24,7 @@ from bucketflow_celery.scheduling.admit import (
     admit,
     cancel_reservation,
 )
-from bucketflow_celery.store.interfaces import FleetLimits, StaleLimits
+from bucketflow_celery.store.interfaces import Announced, FleetLimits, StaleLimits
 from bucketflow_celery.store.memory_backlog import MemoryBacklogs, MemoryStoreCall
 
 __all__ = ["MemoryStore"]
@@ -45,7 +45,7 @@ class MemoryStore(ProcessBound):
         self._lock = threading.Lock()
         self._states: dict[str, LevelState] = {}
         self._fleet_limits = FleetLimits("", None, frozenset())
-        self._tables: dict[str, int] = {}
+        self._workers: dict[tuple[str, str], int] = {}
         self.backlogs = MemoryBacklogs(clock, self._lock, self._states, lambda: self._fleet_limits.version)
 
     def admit(
@@ -85,15 +85,15 @@ class MemoryStore(ProcessBound):
         self.backlogs.notify_all()
         return None
 
-    def announce_table(self, digest: str, seconds: float) -> MemoryStoreCall[list[str]]:
+    def announce_worker(self, worker: str, digest: str, seconds: float) -> MemoryStoreCall[Announced]:
         """See :class:`bucketflow_celery.store.interfaces.Store`."""
 
-        def announce() -> list[str]:
+        def announce() -> Announced:
             with self._lock:
                 now = self._clock.now()
-                fresh = {other: at for other, at in self._tables.items() if at > now - seconds * SECOND}
-                self._tables = {**fresh, digest: now}
-                return sorted(fresh.keys() - {digest})
+                fresh = {other: at for other, at in self._workers.items() if at > now - seconds * SECOND}
+                self._workers = {**fresh, (digest, worker): now}
+                return Announced(len(self._workers), sorted({other for other, _ in self._workers} - {digest}))
 
         return MemoryStoreCall(announce)
 

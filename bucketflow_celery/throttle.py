@@ -49,7 +49,9 @@ class Throttle(ProcessBound):
             default of a level.
         on_limit: What happens to a task refused by its tenant or its task type: ``"retry"`` defers it, ``"hold"``
             keeps it in the worker. ``"park"`` stores a task in Redis, whichever level refuses it.
-        on_store_error: What happens to tasks while Redis is away: ``"hold"``, ``"admit"`` or ``"refuse"``.
+        on_store_error: What happens to tasks while Redis is away: ``"hold"``, ``"admit"``, ``"refuse"`` or ``"local"``.
+        local_share: Share of each limit by which each worker goes meanwhile under ``"local"``, above 0 and at most 1.
+            By default one over the number of workers last seen.
         max_wait: Maximum total wait in seconds before a task fails with ``ThrottleTimeout``.
         max_hold: Seconds that a message is held in a worker before it is requeued.
         max_countdown: Longest countdown in seconds.
@@ -78,6 +80,7 @@ class Throttle(ProcessBound):
         limits: Mapping[str, Any] | None = None,
         on_limit: OnLimit | None = None,
         on_store_error: OnStoreError | None = None,
+        local_share: float | None = None,
         max_wait: float | None = None,
         max_hold: float | None = None,
         max_countdown: float | None = None,

@@ -12,21 +12,21 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from math import inf
-from operator import attrgetter
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
-from bucketflow.errors import BucketflowError, StoreUnavailable
+from bucketflow.errors import StoreUnavailable
 from bucketflow_celery.admission.actions import TaskActions
-from bucketflow_celery.admission.decisions import DecidedTask, DecisionHandler
-from bucketflow_celery.admission.hold_queues import HoldQueue, HoldQueues
+from bucketflow_celery.admission.decisions import Batch, DecisionHandler
+from bucketflow_celery.admission.hold_queues import HoldQueues
 from bucketflow_celery.admission.interfaces import NoParking, Parking, WaitLimits, Worker
+from bucketflow_celery.admission.local_limits import LocalLimits
 from bucketflow_celery.admission.overdue import MAX_SLOT_WAIT, OverdueTasks
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.admission.prechecks import Prechecks
 from bucketflow_celery.admission.priorities import Priorities
+from bucketflow_celery.admission.resolution import PolicyResolver
 from bucketflow_celery.scheduling.admit import AdmissionRequest
 from bucketflow_celery.store.calls import CallRunner, StoreClient, WorkerContext
 from bucketflow_celery.store.interfaces import StaleLimits
@@ -34,9 +34,6 @@ from bucketflow_celery.store.interfaces import StaleLimits
 __all__ = ["AdmissionController"]
 
 logger = logging.getLogger("bucketflow_celery.admission")
-
-#: Tasks to ask for, each with the hold queue that it was taken from, if it was held.
-Batch: TypeAlias = "list[tuple[PendingTask, HoldQueue | None]]"
 
 #: Most tasks asked for in one call.
 MAX_BATCH = 64
@@ -48,6 +45,10 @@ class _Asked(NamedTuple):
     batch: Batch
     requests: Sequence[AdmissionRequest]
 
+    @property
+    def tasks(self) -> list[PendingTask]:
+        return [task for task, _ in self.batch]
+
 
 class AdmissionController:
     """
@@ -58,6 +59,7 @@ class AdmissionController:
         context: What its components share.
         runner: Runs calls to the store.
         wait_limits: The longest waits outside of the queue.
+        local: Decides while the store is away, under ``on_store_error="local"``; by default, as the settings say.
 
     Attributes:
         actions: Acts on tasks.
@@ -66,27 +68,34 @@ class AdmissionController:
         held_levels: Returns the level of each held task.
     """
 
-    def __init__(self, worker: Worker, context: WorkerContext, runner: CallRunner, wait_limits: WaitLimits) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        context: WorkerContext,
+        runner: CallRunner,
+        wait_limits: WaitLimits,
+        local: LocalLimits | None = None,
+    ) -> None:
         settings, self._store, self._limits, self._stats = context
         self._worker = worker
-        self._on_store_error = settings.on_store_error
         self._client: StoreClient[_Asked] = StoreClient(logger, runner, context, self.run, worker.monotonic)
         self._breaker = self._client.breaker
+        self._local = local or LocalLimits(settings)
+        self._local.prepare(self._breaker)
+        self._version = self._limits.version  # the one that the policies of all tasks here come from
         # Other threads append to it at any time, so it is never replaced, and iterated only as a copy.
         self._inbox: Final[deque[PendingTask]] = deque()
         self._hold_queues = HoldQueues()
         self.held_levels = self._hold_queues.levels
         self._parking: Parking = NoParking()
         self._parking_first = False
-        self._version = self._limits.version  # the one that the policies of all tasks here come from
         self._limits.checked_at = -inf
         self._round_lock = threading.Lock()
         self._again = False
         self._closed = False
         self.actions = TaskActions(worker, self._stats, wait_limits.max_countdown)
-        self.prechecks = Prechecks(
-            self._hold_queues, self.actions, self._breaker, self._on_store_error, worker.monotonic
-        )
+        self.prechecks = Prechecks(self._hold_queues, self.actions, self._breaker, self._local, worker.monotonic)
+        self._resolver = PolicyResolver(self._inbox, self._hold_queues, self.actions, self.prechecks, worker)
         self.priorities = Priorities(self._hold_queues, self.actions)
         self._decisions = DecisionHandler(self._hold_queues, self.actions, self.prechecks, self.priorities, wait_limits)
         self._overdue = OverdueTasks(self._inbox, self._hold_queues, self.actions, worker, wait_limits)
@@ -98,11 +107,11 @@ class AdmissionController:
 
     def submit(self, task: PendingTask) -> None:
         """Admit *task* when its limits allow: from here on it starts, waits, leaves the worker, or fails."""
-        if not self._resolve(task):
+        if not self._resolver.resolve(task):
             return
         self._inbox.append(task)
         # While a call is in flight no other can be sent: the round that takes its reply asks for all new tasks.
-        if self._client.context is None:
+        if self._can_ask():
             self.run()
 
     def run(self) -> None:
@@ -125,7 +134,7 @@ class AdmissionController:
         self.stop()
         with self._round_lock:
             asked = self._client.drop()
-            waiting = list(self._take_all([] if asked is None else asked.batch))
+            waiting = list(self._resolver.take_all([] if asked is None else asked.tasks))
             self._stats.waiting = 0
         self._client.close()
         return waiting
@@ -140,7 +149,7 @@ class AdmissionController:
             self._parking.work(self._free)
         self._check_version()
         self._park_without_asking()
-        while self._client.context is None and (free := self._free()) > 0:
+        while self._can_ask() and (free := self._free()) > 0:
             batch = self._collect(min(free, MAX_BATCH))
             if batch is None:
                 break
@@ -153,27 +162,21 @@ class AdmissionController:
         self._stats.waiting = len(self._hold_queues) + len(self._inbox)
         self._schedule_next_round()
 
+    def _can_ask(self) -> bool:
+        """Return whether tasks can be asked for: no call is in flight, or this worker's own buckets decide."""
+        return self._client.context is None or self._local.is_active
+
     def _free(self) -> int:
         """Return the number of free slots that no call in flight may fill."""
         asked = self._client.context
         return self._worker.free() - (0 if asked is None else len(asked.batch)) - self._parking.reserved_slots
 
     def _schedule_next_round(self) -> None:
-        now, wake_at = self._worker.monotonic(), inf
-        if self._client.context is None:
-            retry_at = max(self._hold_queues.next_retry_at(), self._breaker.open_until)
-            if self._inbox or retry_at <= now:
-                self._run_when_free()
-            if retry_at > now:
-                wake_at = retry_at
-            parkable = self.prechecks.first_parkable(self._inbox)
-            if parkable is not None:
-                wake_at = min(wake_at, max(parkable.received_at + MAX_SLOT_WAIT, self._breaker.open_until))
-            if self._inbox or len(self._hold_queues):
-                check_at = max(self._limits.next_check, self._breaker.open_until)
-                wake_at = min(wake_at, self._overdue.next_sweep, check_at)
-                if self._worker.free() <= 0:
-                    wake_at = min(wake_at, self._overdue.next_pass_on_at(now))
+        now = self._worker.monotonic()
+        wake_at = self._next_ask_at(now) if self._can_ask() else inf
+        if self._client.context is None and (self._local.is_active or self._inbox or len(self._hold_queues)):
+            check_at = 0.0 if self._local.is_active else self._limits.next_check
+            wake_at = min(wake_at, max(check_at, self._breaker.open_until))
         parking_at = self._parking.next_work_at()
         if parking_at is not None and parking_at <= now:
             self._run_when_free()
@@ -181,6 +184,21 @@ class AdmissionController:
             wake_at = min(wake_at, parking_at)
         if wake_at < inf:
             self._worker.call_after(max(0.001, wake_at - now), self.run)
+
+    def _next_ask_at(self, now: float) -> float:
+        """Return when to ask for, park or return a task next; what can be asked for at *now* waits for a free slot."""
+        retry_at = max(self._hold_queues.next_retry_at(), 0.0 if self._local.is_active else self._breaker.open_until)
+        if self._inbox or retry_at <= now:
+            self._run_when_free()
+        wake_at = retry_at if retry_at > now else inf
+        parkable = self.prechecks.first_parkable(self._inbox)
+        if parkable is not None:
+            wake_at = min(wake_at, max(parkable.received_at + MAX_SLOT_WAIT, self._breaker.open_until))
+        if self._inbox or len(self._hold_queues):
+            wake_at = min(wake_at, self._overdue.next_sweep)
+            if self._worker.free() <= 0:
+                wake_at = min(wake_at, self._overdue.next_pass_on_at(now))
+        return wake_at
 
     def _run_when_free(self) -> None:
         if self._free() > 0:  # a slot became free during the round
@@ -192,7 +210,7 @@ class AdmissionController:
         """Take up to *limit* tasks to ask for; ``None`` if there is nothing to do."""
         now = self._worker.monotonic()
         batch: Batch = []
-        if self._breaker.open_until <= now:
+        if self._breaker.open_until <= now or self._local.is_active:
             for queue in self._hold_queues.ready(now):
                 taken = queue.take_ready(now, limit - len(batch))
                 if queue.level is None:
@@ -216,50 +234,64 @@ class AdmissionController:
         self.prechecks.park_early(self._inbox, received_before, now)
 
     def _check_version(self) -> None:
-        """Compare the version of the limits, if no call has done so recently: no task here may be limited yet."""
+        """
+        Compare the version of the limits, if no call has done so recently: no task here may be limited yet.
+
+        Under ``on_store_error="local"`` the same call finds out whether the store answers again.
+        """
         now = self._worker.monotonic()
-        if self._client.context is None and self._breaker.open_until <= now and self._limits.needs_check(now):
+        is_due = self._local.is_active or self._limits.needs_check(now)
+        if self._client.context is None and self._breaker.open_until <= now and is_due:
             self._send([], [])
 
     def _ask(self, batch: Batch) -> None:
         batch = [(task, queue) for task, queue in batch if not self.actions.has_ended(task)]
         if batch:
             requests = [self._hold_queues.request(task, self.actions.begin_waiting(task)) for task, _ in batch]
-            self._send(batch, requests)
+            if self._local.is_active:
+                decisions = self._local.admit(requests, self._worker.monotonic())
+                self._decisions.apply(self._inbox, batch, requests, decisions)
+            else:
+                self._send(batch, requests)
 
     def _send(self, batch: Batch, requests: Sequence[AdmissionRequest]) -> None:
         self._limits.checked_at, self._limits.is_stale = self._worker.monotonic(), False
+        asked = _Asked(batch, requests)
         if self._limits.version != self._version:  # another component has refreshed them
             self._hold_queues.restore(requests)
-            self._resolve_all(batch)
+            self._resolve_all(asked.tasks)
             return
         call = self._store.admit(requests, self._version)
-        self._client.send(call, _Asked(batch, requests), inline=bool(requests and self._inbox))
+        self._client.send(call, asked, inline=bool(requests and self._inbox))
         self._on_reply()
 
     def _on_reply(self) -> None:
         """Act on the reply to the call in flight, if there is one."""
-        taken = self._client.take(f"on_store_error={self._on_store_error!r}")
+        taken = self._client.take(f"on_store_error={self._local.on_store_error!r}")
         if taken is None:
             return
-        (batch, requests), reply = taken
-        if isinstance(reply, (StoreUnavailable, StaleLimits)):
-            self._hold_queues.restore(requests)
-            (self._resolve_all if isinstance(reply, StaleLimits) else self._on_failure)(batch)
+        asked, reply = taken
+        if isinstance(reply, StaleLimits):
+            self._hold_queues.restore(asked.requests)
+            self._resolve_all(asked.tasks)
+        elif isinstance(reply, StoreUnavailable):
+            self._hold_queues.restore(asked.requests)
+            self._on_failure(asked.batch)
         else:
-            decided = deque(
-                DecidedTask(task, queue, request, decision)
-                for (task, queue), request, decision in zip(batch, requests, reply, strict=True)
-            )
-            try:
-                self._decisions.apply(decided)
-            finally:
-                self._inbox.extendleft(one.task for one in reversed(decided))
+            self._decisions.apply(self._inbox, *asked, reply)
+        if self._local.follow(self._breaker, self._worker.monotonic()):
+            self._resolve_all([])
+
+    def _resolve_all(self, taken: Iterable[PendingTask]) -> None:
+        self._version = self._limits.version
+        self._resolver.resolve_all(taken)
 
     def _on_failure(self, batch: Batch) -> None:
-        if self._on_store_error != "hold":
+        if self._local.is_active:
+            return
+        if self._local.on_store_error != "hold":
             # No task waits for the store, so no task keeps its place in a queue for the store's tokens either.
-            self._inbox.extendleft(reversed(self._take_all(batch)))
+            self._inbox.extendleft(reversed(self._resolver.take_all(task for task, _ in batch)))
             return
         for task, queue in batch:
             if queue is None:
@@ -268,33 +300,3 @@ class AdmissionController:
             if queue is not None:
                 task.retry_at = self._breaker.open_until
                 queue.put_back([task])
-
-    def _resolve(self, task: PendingTask) -> bool:
-        """Determine the policy of *task*; return whether it can start under it. If not, it has failed."""
-        try:
-            policy = self._worker.resolve(task)
-        except BucketflowError as error:
-            self.actions.fail(task, error)
-            return False
-        task.policy = policy if task.can_park or not policy.parks else replace(policy, on_limit="hold")
-        return self.prechecks.can_start(task)
-
-    def _resolve_all(self, batch: Batch) -> None:
-        """Queue all tasks anew, in their order: under new limits other levels may bind."""
-        self._version = self._limits.version
-        self.prechecks.forget_exhausted()
-        tasks = self._take_all(batch)
-        try:
-            while tasks:
-                task = tasks.popleft()
-                task.retry_at = 0.0
-                if self._resolve(task):
-                    self._inbox.append(task)
-        finally:  # an error with one task must not lose the others
-            self._inbox.extend(tasks)
-
-    def _take_all(self, batch: Batch) -> deque[PendingTask]:
-        """Take all tasks out of *batch*, hold queues and inbox, in the order in which they were received."""
-        newcomers = [self._inbox.popleft() for _ in range(len(self._inbox))]
-        tasks = [*(task for task, _ in batch), *self._hold_queues.clear(), *newcomers]
-        return deque(sorted(tasks, key=attrgetter("received_at")))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission.actions import TaskActions
@@ -16,7 +17,10 @@ from bucketflow_celery.admission.refusal import Defer, Fail, Hold, Park, Refusal
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest
 
-__all__ = ["DecidedTask", "DecisionHandler"]
+__all__ = ["Batch", "DecidedTask", "DecisionHandler"]
+
+#: Tasks that were asked for, each with the hold queue that it was taken from, if it was held.
+Batch: TypeAlias = "list[tuple[PendingTask, HoldQueue | None]]"
 
 
 class DecidedTask(NamedTuple):
@@ -41,6 +45,7 @@ class DecisionHandler:
     Applies decisions.
 
     Args:
+        inbox: The received tasks that were not asked for yet. Other threads append to it at any time.
         hold_queues: Of the worker.
         actions: Acts on each task.
         prechecks: Parks tasks, and remembers which levels are exhausted.
@@ -62,8 +67,32 @@ class DecisionHandler:
         self._priorities = priorities
         self._wait_limits = wait_limits
 
-    def apply(self, decided: deque[DecidedTask]) -> None:
-        """Apply all of *decided*, in order. Those that are still in it when this raises were not reached."""
+    def apply(
+        self,
+        inbox: deque[PendingTask],
+        batch: Batch,
+        requests: Sequence[AdmissionRequest],
+        decisions: Sequence[AdmissionDecision],
+    ) -> None:
+        """
+        Apply *decisions*, in order.
+
+        Args:
+            inbox: To its front go the tasks that are left if an error ends this.
+            batch: The tasks.
+            requests: What was asked for each.
+            decisions: What was decided for each; all of the same length and order.
+        """
+        decided = deque(
+            DecidedTask(task, queue, request, decision)
+            for (task, queue), request, decision in zip(batch, requests, decisions, strict=True)
+        )
+        try:
+            self._apply(decided)
+        finally:  # an error with one task must not lose the others
+            inbox.extendleft(one.task for one in reversed(decided))
+
+    def _apply(self, decided: deque[DecidedTask]) -> None:
         fronts: dict[HoldQueue, list[PendingTask]] = {}
         exhausted: dict[str, Level] = {}
         departed: list[AdmissionRequest] = []

@@ -9,6 +9,7 @@ from math import inf
 from operator import attrgetter
 
 from bucketflow.limit import SECOND
+from bucketflow_celery.admission.local_limits import is_local
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.scheduling.admit import NO_DEADLINE, AdmissionDecision, AdmissionRequest
@@ -211,8 +212,9 @@ class HoldQueues:
         self._queues = {key: queue for key, queue in self._queues.items() if queue.tasks or queue.reservations}
 
     def clear(self) -> list[PendingTask]:
-        """Remove all tasks and return them. Reservations stay."""
+        """Remove all tasks and return them. Reservations stay, except for those in this worker's own buckets."""
         tasks = list(self)
+        self._queues = {key: queue for key, queue in self._queues.items() if not is_local(key)}
         for queue in self._queues.values():
             queue.tasks.clear()
         return tasks

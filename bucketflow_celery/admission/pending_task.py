@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+from bucketflow_celery.admission.local_limits import is_local
 from bucketflow_celery.config.levels import ThrottlePolicy
 from bucketflow_celery.scheduling.admit import WAIVER
+from bucketflow_celery.scheduling.ticket import Ticket
 
 __all__ = ["PendingTask"]
 
@@ -70,10 +72,30 @@ class PendingTask:
         other.places.setdefault(key, other.reservations[key])
         mine, theirs = self.reservations, other.reservations
         later, start = mine[key], other.retry_at
-        # At further levels neither is to come later than at this one.
-        self.reservations = {name: min(at, theirs.get(name, theirs[key] - WAIVER)) for name, at in mine.items()}
-        other.reservations = {name: max(at, mine.get(name, later - WAIVER)) for name, at in theirs.items()}
+        # At further levels neither is to come later than at this one. This worker's own levels have another clock.
+        self.reservations = mine | {
+            name: min(at, theirs.get(name, theirs[key] - WAIVER))
+            for name, at in mine.items()
+            if is_local(name) == is_local(key)
+        }
+        other.reservations = theirs | {
+            name: max(at, mine.get(name, later - WAIVER))
+            for name, at in theirs.items()
+            if is_local(name) == is_local(key)
+        }
         self.retry_at, other.retry_at = start, self.retry_at
+
+    def ticket(self, paused: str | None = None) -> Ticket:
+        """
+        Return what the task takes along when it leaves this worker.
+
+        Its reservations in this worker's own buckets stay behind.
+
+        Args:
+            paused: The pause that it waits for, if any.
+        """
+        reservations = {key: at for key, at in self.reservations.items() if not is_local(key)}
+        return Ticket(reservations, self.waiting_since, self.due_since, paused)
 
     def slot_wait(self, now: float) -> float:
         """Return the seconds for which it has waited for a slot of this worker at *now*, on the monotonic clock."""

@@ -10,13 +10,15 @@ from bucketflow.errors import CostExceedsCapacity
 from bucketflow_celery.admission.actions import TaskActions
 from bucketflow_celery.admission.hold_queues import HoldQueues
 from bucketflow_celery.admission.interfaces import NoParking, Parking
+from bucketflow_celery.admission.local_limits import LocalLimits
 from bucketflow_celery.admission.pending_task import PendingTask
-from bucketflow_celery.config.choices import OnStoreError
 from bucketflow_celery.config.levels import Level, check_cost
 from bucketflow_celery.store.circuit_breaker import CircuitBreaker
 
 __all__ = ["Prechecks"]
 
+#: The countdown in seconds of a task that costs more than this worker's own buckets can hold, while the store is away.
+BEYOND_SHARE_COUNTDOWN = 10.0
 #: Most levels remembered as exhausted.
 MAX_EXHAUSTED = 10_000
 #: Keys of the hold queues of tasks that wait for the store, for a place in a full backlog, and for the end of a pause.
@@ -31,7 +33,7 @@ class Prechecks:
         hold_queues: Of the worker.
         actions: Acts on each task.
         breaker: Of the connection to the store.
-        on_store_error: ``"hold"``, ``"admit"`` or ``"refuse"``: what happens while it is open.
+        local: Says what happens while it is open, and decides under ``on_store_error="local"``.
         monotonic: Returns the worker's time in seconds.
 
     Attributes:
@@ -43,13 +45,13 @@ class Prechecks:
         hold_queues: HoldQueues,
         actions: TaskActions,
         breaker: CircuitBreaker,
-        on_store_error: OnStoreError,
+        local: LocalLimits,
         monotonic: Callable[[], float],
     ) -> None:
         self._hold_queues = hold_queues
         self._actions = actions
         self._breaker = breaker
-        self._on_store_error = on_store_error
+        self._local = local
         self._monotonic = monotonic
         self._exhausted_until: dict[str, float] = {}  # by key of the level, as refusals of parked tasks said
         self.parking: Parking = NoParking()
@@ -74,6 +76,8 @@ class Prechecks:
             self._pause(task)
         elif not policy.path:
             self._actions.start(task)
+        elif self._local.is_active:
+            return self._must_ask_locally(task)
         elif self._breaker.open_until > now:
             self.without_store(task)
         elif policy.parks and self.blocks(task, now):
@@ -138,11 +142,25 @@ class Prechecks:
 
     def without_store(self, task: PendingTask) -> None:
         """Treat *task* as ``on_store_error`` says."""
-        if self._on_store_error == "admit":
+        if self._local.on_store_error == "admit":
             self._actions.start(task)
-        elif self._on_store_error != "refuse" or not self._actions.defer(task, max(1.0, self._breaker.pause)):
+        elif self._local.on_store_error != "refuse" or not self._actions.defer(task, max(1.0, self._breaker.pause)):
             task.retry_at = self._breaker.open_until
             self._actions.hold(task, self._hold_queues.of(STORE, None))
+
+    def _must_ask_locally(self, task: PendingTask) -> bool:
+        """Return whether this worker's own buckets must decide about *task*; if not, it was decided here."""
+        policy = self._local.localized(task.policy)
+        if policy is None:
+            if not self._actions.defer(task, BEYOND_SHARE_COUNTDOWN):
+                task.retry_at = self._monotonic() + BEYOND_SHARE_COUNTDOWN
+                self._actions.hold(task, self._hold_queues.of(STORE, None))
+            return False
+        task.policy = policy
+        queue = self._hold_queues.blocking(policy.path)
+        if queue is not None:
+            self._actions.hold(task, queue)
+        return queue is None
 
     def _may_be_parked(self, task: PendingTask) -> bool:
         """Return whether an earlier delivery of *task* may have been parked; only parking it finds out."""

@@ -12,7 +12,7 @@ __all__ = ["OnLimit", "OnStoreError", "check_choice"]
 OnLimit: TypeAlias = Literal["retry", "hold", "park"]
 
 #: What happens to tasks while the store is unavailable.
-OnStoreError: TypeAlias = Literal["hold", "admit", "refuse"]
+OnStoreError: TypeAlias = Literal["hold", "admit", "refuse", "local"]
 
 
 def check_choice(entry: str, value: object, choices: object) -> None:

@@ -49,6 +49,14 @@ def _seconds(entry: str, value: object, _mistakes: list[ConfigError]) -> float:
     return check_number(entry, value, "a number of seconds above 0", above=True)
 
 
+def _share(entry: str, value: object, _mistakes: list[ConfigError]) -> float:
+    expected = "a share of each limit, above 0 and at most 1"
+    share = check_number(entry, value, expected, above=True)
+    if share > 1:
+        raise ConfigError(entry, value, expected)
+    return share
+
+
 def _lease(entry: str, value: object, _mistakes: list[ConfigError]) -> float:
     return check_number(entry, value, "a number of seconds, 1 or more", minimum=1.0)
 
@@ -83,7 +91,9 @@ class Settings:
             republished with a countdown, and one refused by ``all`` or its queue is held. ``"hold"``: it is held in the
             worker. ``"park"``: it is parked in Redis, and dispatched to a worker when it may start.
         on_store_error: What happens to tasks while Redis is unavailable. ``"hold"``: they are held. ``"admit"``: they
-            start without limits. ``"refuse"``: they are republished with a countdown.
+            start without limits. ``"refuse"``: they are republished with a countdown. ``"local"``: each worker starts
+            them by its own buckets, which have a share of each limit.
+        local_share: That share, above 0 and at most 1; ``None``: one over the number of workers last seen.
         max_wait: Maximum total wait in seconds before a task fails with ``ThrottleTimeout``; ``None`` for unlimited.
         max_hold: Maximum seconds for which a worker holds a message before it returns to the broker. Capped at a
             quarter of the broker's visibility timeout, and at a third of ``consumer_timeout``.
@@ -105,6 +115,7 @@ class Settings:
     limits: LimitTable = field(default=LimitTable(), metadata={"check": _limits})
     on_limit: OnLimit = field(default="retry", metadata={"check": _choice(OnLimit)})
     on_store_error: OnStoreError = field(default="hold", metadata={"check": _choice(OnStoreError)})
+    local_share: float | None = field(default=None, metadata={"check": _share})
     max_wait: float | None = field(default=None, metadata={"check": _seconds})
     max_hold: float = field(default=600.0, metadata={"check": _seconds})
     max_countdown: float = field(default=900.0, metadata={"check": _seconds})

@@ -13,6 +13,7 @@ from bucketflow_celery.scheduling.model import DispatchReply, DispatchRequest, L
 
 __all__ = [
     "ALL_QUEUES",
+    "Announced",
     "BacklogStore",
     "BacklogView",
     "FleetLimits",
@@ -178,6 +179,19 @@ class FleetLimits(NamedTuple):
     paused: frozenset[str]
 
 
+class Announced(NamedTuple):
+    """
+    The announcements that count now.
+
+    Attributes:
+        workers: Number of workers, the one that asks included.
+        other_tables: Digests of other configured tables than its own, sorted.
+    """
+
+    workers: int
+    other_tables: list[str]
+
+
 class Store(Protocol):
     """
     Keeps the levels and the fleet's limits.
@@ -224,8 +238,8 @@ class Store(Protocol):
             ``None``, or the version in force if it is another one; nothing has changed then.
         """
 
-    def announce_table(self, digest: str, seconds: float) -> StoreCall[list[str]]:
-        """Announce for *seconds* the *digest* of a configured table; reply with those of other workers, sorted."""
+    def announce_worker(self, worker: str, digest: str, seconds: float) -> StoreCall[Announced]:
+        """Announce for *seconds* that *worker* runs, and the *digest* of its configured table."""
 
     def pause(self, name: str, *, paused: bool) -> None:
         """Pause or resume *name* in the whole fleet; see :func:`bucketflow_celery.config.table.pause_name`."""

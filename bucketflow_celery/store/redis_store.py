@@ -13,7 +13,7 @@ from bucketflow.redis_client.encoding import exact
 from bucketflow.redis_client.runner import ScriptRunner
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.scheduling.admit import AdmissionDecision, AdmissionRequest, LevelState
-from bucketflow_celery.store.interfaces import FleetLimits, StaleLimits
+from bucketflow_celery.store.interfaces import Announced, FleetLimits, StaleLimits
 from bucketflow_celery.store.permissions import check_access
 from bucketflow_celery.store.redis_backlog import RedisBacklogs, RedisStoreCall
 from bucketflow_celery.store.scripts import level_script
@@ -108,11 +108,14 @@ class RedisStore(ProcessBound):
         current = self.runner.run(level_script("set_limits"), self._table_keys, args)
         return StaleLimits(current[0].decode(errors="replace")) if current else None
 
-    def announce_table(self, digest: str, seconds: float) -> RedisStoreCall[list[str]]:
+    def announce_worker(self, worker: str, digest: str, seconds: float) -> RedisStoreCall[Announced]:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""
-        keys, args = [self._key("limits:tables")], [digest, str(round(seconds * SECOND))]
-        script = level_script("announce_table")
-        return RedisStoreCall(self.runner, script, keys, args, lambda reply: [other.decode() for other in reply])
+        keys, args = [self._key("limits:tables")], [digest, worker, str(round(seconds * SECOND))]
+
+        def read(reply: Any) -> Announced:
+            return Announced(int(reply[0]), [other.decode() for other in reply[1:]])
+
+        return RedisStoreCall(self.runner, level_script("announce_worker"), keys, args, read)
 
     def pause(self, name: str, *, paused: bool) -> None:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""

@@ -10,6 +10,7 @@ from celery.utils.quorum_queues import detect_quorum_queues
 
 from bucketflow.errors import StoreUnavailable
 from bucketflow_celery.admission.controller import AdmissionController
+from bucketflow_celery.admission.local_limits import LocalLimits
 from bucketflow_celery.messages.republisher import Republisher
 from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 from bucketflow_celery.stats import no_waiting_tasks
@@ -63,6 +64,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._revocations: RevocationWatch | None = None
         self._pauses: PauseWatch | None = None
         self._table_check: TableCheck | None = None
+        self._local: LocalLimits = LocalLimits(self._throttle.settings)
         consumer.on_task_request = self._on_request
         ReceivedEvents(consumer)
         signals.worker_shutting_down.connect(self._on_shutting_down)
@@ -88,15 +90,16 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if self._table_check is None:
             settings, call_after = throttle.settings, self._waker.timer.call_after
             self._table_check = TableCheck(throttle.store, settings.limits, settings.namespace, call_after)
+            self._table_check.on_count = self._local.record_workers
         self._table_check.start(self._runner(consumer))
         self._revocations = RevocationWatch(consumer, self._waker.timer.call_after)
         self._revocations.start()
         if self._parking is None:
             self._worker = CeleryWorker(consumer, *ports)
-            self._admission = AdmissionController(self._worker, context, self._runner(consumer), limits)
+            self._admission = AdmissionController(self._worker, context, self._runner(consumer), limits, self._local)
         else:
             self._worker = worker = CeleryParkingWorker(consumer, *ports)
-            self._admission = AdmissionController(worker, context, self._runner(consumer), limits)
+            self._admission = AdmissionController(worker, context, self._runner(consumer), limits, self._local)
             self._admission.open(self._parking.open(worker, self._admission, self._runner(consumer)))
         throttle.counters.waiting_by_level = WaitingTasks(consumer, self._admission).by_level
         self._pauses = PauseWatch(

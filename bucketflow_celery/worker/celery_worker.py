@@ -135,7 +135,7 @@ class CeleryWorker:
     def is_revoked_or_expired(self, task: PendingTask) -> bool:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
         if task.reservations:  # RevocationHandler cancels what the header says
-            task.request.request_dict[HEADER] = Ticket(task.reservations, task.waiting_since).write()
+            task.request.request_dict[HEADER] = task.ticket().write()
         try:
             return bool(task.request.revoked())
         except Exception:
@@ -156,7 +156,7 @@ class CeleryWorker:
         if not self.can_defer(task):
             return False
         message = task.request.message
-        ticket = Ticket(task.reservations, task.waiting_since, task.due_since, _pause_of(task)).write()
+        ticket = task.ticket(_pause_of(task)).write()
         started = self.monotonic()
         try:
             lead = self._queueing_delay.of(task.queue) if self._republisher.delayed else 0.0

@@ -1,4 +1,4 @@
-"""Warns once if the workers of a namespace are configured with different tables of limits."""
+"""Announces a worker to the others: they count the workers, and notice if they are configured with different limits."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Callable
 from math import inf
 from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 from bucketflow.errors import StoreAccessDenied
 from bucketflow_celery.config.table import LimitTable
 from bucketflow_celery.store.calls import CallRunner
-from bucketflow_celery.store.interfaces import Store
+from bucketflow_celery.store.interfaces import Announced, Store
 
 __all__ = ["TableCheck"]
 
@@ -27,18 +28,25 @@ TTL = 1.2 * INTERVAL
 
 class TableCheck:
     """
-    Announces the configured table of a worker, and reads those of the others.
+    Announces a worker and its configured table, and reads what the others have announced.
+
+    It warns once if the tables of a namespace differ.
 
     Args:
         store: Of the worker.
         table: The configured table.
         namespace: Its namespace, for the warning.
         call_after: Runs a callback in the worker's loop after a number of seconds.
+
+    Attributes:
+        on_count: Called with the number of workers that the store has seen, this one included.
     """
 
     def __init__(
         self, store: Store, table: LimitTable, namespace: str, call_after: Callable[[float, Callable[[], None]], Any]
     ) -> None:
+        self.on_count: Callable[[int], None] = lambda _count: None
+        self._worker = uuid4().hex[:12]
         self._store = store
         self._digest = hashlib.sha256(json.dumps(table.dump(), sort_keys=True).encode()).hexdigest()[:16]
         self._namespace = namespace
@@ -64,14 +72,17 @@ class TableCheck:
     def _announce(self, runner: CallRunner) -> None:
         if self._runner is not runner:
             return
-        runner.run(self._store.announce_table(self._digest, TTL), self._on_reply)
+        runner.run(self._store.announce_worker(self._worker, self._digest, TTL), self._on_reply)
         self._call_after(INTERVAL, lambda: self._announce(runner))
 
-    def _on_reply(self, others: Any) -> None:
-        if isinstance(others, StoreAccessDenied) and not self._was_denied:
-            logger.error("workers with different limits are not noticed: %s", others)
-        self._was_denied = isinstance(others, StoreAccessDenied)
-        if isinstance(others, list) and others and not self._warned and monotonic() >= self._warns_from:
+    def _on_reply(self, reply: Any) -> None:
+        if isinstance(reply, StoreAccessDenied) and not self._was_denied:
+            logger.error("workers with different limits are not noticed: %s", reply)
+        self._was_denied = isinstance(reply, StoreAccessDenied)
+        if not isinstance(reply, Announced):
+            return
+        self.on_count(reply.workers)
+        if reply.other_tables and not self._warned and monotonic() >= self._warns_from:
             self._warned = True
             logger.warning(
                 "workers of namespace %s are configured with different limits: the larger one holds where they differ",

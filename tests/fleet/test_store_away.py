@@ -81,6 +81,27 @@ def test_admit_starts_every_task_during_an_outage(fleet, store, outage):
     assert excess(starts, CAPACITY, RATE) <= JITTER
 
 
+def test_local_starts_tasks_by_the_workers_shares_during_an_outage(fleet, store):
+    fleet.configure(bucketflow_on_store_error="local", limits={"all": {"rate": "10/s", "capacity": 4}})
+    workers = fleet.start(2)
+    sent = {result.id for result in fleet.send("work", times=110)}
+    time.sleep(5.5)  # each worker has announced itself twice
+    end_of_outage = kill(store)
+    for worker in workers:
+        worker.wait_log("by its own buckets until the store answers: share=0.5")
+    began = time.time()
+    time.sleep(2.5)
+    recovered = time.time()
+    end_of_outage()
+
+    starts = finish(fleet, sent)
+
+    assert excess([start for start in starts if start["at"] < recovered], 4, 10) <= JITTER
+    assert sum(began < start["at"] < recovered for start in starts) >= 10
+    assert {start["node"] for start in starts if began < start["at"] < recovered} == {"w0", "w1"}
+    assert excess([start for start in starts if start["at"] > recovered + 1], 4, 10) <= JITTER
+
+
 @pytest.mark.parametrize("policy", ["hold", "admit", "refuse"])
 def test_a_worker_starts_during_an_outage(fleet, store, policy):
     fleet.configure(bucketflow_on_store_error=policy)

@@ -178,7 +178,7 @@ def test_the_guide_names_every_permission_a_redis_user_needs(url, redis_client, 
             "assert store.admit([ask], '').run().version\n"
             "assert store.limits().table['all']['fill_rate'] == 5\n"
             "throttle.set_limits(None)\n"
-            "assert store.announce_table('x', 9.0).run() == []\n"
+            "assert store.announce_worker('w', 'x', 9.0).run() == (1, [])\n"
             "throttle.peek('emails', 'shop.refund')\n"
             "throttle.pause(queue='emails')\n"
             "throttle.resume(queue='emails')\n"

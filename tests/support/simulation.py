@@ -129,7 +129,7 @@ class Fleet:
         parks: Whether the workers park tasks.
         queues: Queues that the workers consume, beside those that jobs are sent to.
         tells_redelivery: Whether the broker flags redeliveries, as RabbitMQ does.
-        on_store_error, backlog_limit, lease: See :class:`bucketflow_celery.config.settings.Settings`.
+        on_store_error, local_share, backlog_limit, lease: See :class:`bucketflow_celery.config.settings.Settings`.
     """
 
     def __init__(  # noqa: PLR0913
@@ -140,6 +140,7 @@ class Fleet:
         slots=4,
         prefetch=16,
         on_store_error="hold",
+        local_share=None,
         max_hold=600.0,
         max_countdown=900.0,
         max_unacknowledged=math.inf,
@@ -164,7 +165,11 @@ class Fleet:
         self.refuses_copies = refuses_copies
         self.latency, self.parks, self.tells_redelivery = latency, parks, tells_redelivery
         self.settings = Settings(
-            limits=parsed(limits), on_store_error=on_store_error, backlog_limit=backlog_limit, lease=lease
+            limits=parsed(limits),
+            on_store_error=on_store_error,
+            local_share=local_share,
+            backlog_limit=backlog_limit,
+            lease=lease,
         )
         self.jobs = []
         self.queues = {queue: deque() for queue in queues}
@@ -646,7 +651,8 @@ class Worker:
         assert 0 <= countdown <= self.fleet.wait_limits.max_countdown + 10
         job, paused = task.request.job, task.policy.paused
         names = {"tenant": f"tenant:{job.tenant}", "task": f"task:{job.name}"}
-        ticket = Ticket(dict(task.reservations), task.waiting_since, task.due_since, names.get(paused))
+        ticket = task.ticket(names.get(paused))
+        assert not any(key.startswith("local") for key in ticket.reservations)
         if not self.fleet.publish_deferred(task.request.job, countdown, ticket):
             return False
         task.request.job.deferrals += 1

@@ -24,7 +24,8 @@ def tenant_of_call(*_args):
 GOOD = {
     "url": ["redis://localhost/1", "unix:///run/redis.sock"],
     "on_limit": ["retry", "hold", "park"],
-    "on_store_error": ["hold", "admit", "refuse"],
+    "on_store_error": ["hold", "admit", "refuse", "local"],
+    "local_share": [1, 0.25, 1e-3],
     "max_wait": [1, 0.5],
     "max_hold": [1, 3600.0],
     "max_countdown": [1, 900],
@@ -42,6 +43,7 @@ BAD = {
     "limits": ["10/s", [], 3],
     "on_limit": ["wait", "", 1, "Retry"],
     "on_store_error": ["retry", True],
+    "local_share": [0, -0.5, 1.01, 2, "1", True, float("nan"), float("inf")],
     "max_wait": SECONDS,
     "max_hold": SECONDS,
     "max_countdown": SECONDS,

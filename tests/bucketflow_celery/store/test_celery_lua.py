@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from importlib.resources import files
+from time import sleep
 
 import pytest
 
 from bucketflow.redis_client.runner import ScriptRunner
+from bucketflow.testing import FakeClock
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.config.limit import Limit
 from bucketflow_celery.scheduling.admit import AdmissionRequest
@@ -98,8 +100,8 @@ def recorded(request, redis_client):
     store.set_limits({"all": "1/s"})
     store.pause("queue:q", paused=True)
     store.limits()
-    store.announce_table("other", 9.0).run()
-    store.announce_table("digest", 9.0).run()
+    store.announce_worker("a", "other", 9.0).run()
+    store.announce_worker("b", "digest", 9.0).run()
     store.check_access(parks=False)
     return depth, tasks, recorder
 
@@ -175,12 +177,24 @@ def test_limits_and_set_limits(recorded):
     assert paused == [b"queue:q"]
 
 
-def test_announce_table(recorded):
+def test_announce_worker(recorded):
     _, _, recorder = recorded
-    keys, args, reply = recorder.calls["announce_table"]
+    keys, args, reply = recorder.calls["announce_worker"]
     assert len(keys) == 1
-    assert words(header("announce_table")["argv"]) == len(args)
-    assert reply == [b"other"]
+    assert words(header("announce_worker")["argv"]) == len(args)
+    assert reply == [2, b"other"]
+
+
+def test_workers_are_counted_while_they_announce_themselves(redis_client):
+    clock = FakeClock(1000.0)
+    for store, wait in ((MemoryStore(clock), clock.advance), (RedisStore(ScriptRunner(redis_client), "twin"), sleep)):
+        announced = [("a", "x"), ("b", "x"), ("c", "y"), ("d", "y"), ("a", "x")]
+        replies = [store.announce_worker(worker, digest, 0.2).run() for worker, digest in announced]
+        assert replies == [(1, []), (2, []), (3, ["x"]), (4, ["x"]), (4, ["y"])]
+        wait(0.25)
+        assert store.announce_worker("b", "x", 0.2).run() == (1, [])
+    wait(0.25)
+    assert not redis_client.keys()
 
 
 def test_pause(recorded):

@@ -82,7 +82,7 @@ def test_the_documented_rights_suffice_for_every_operation_on_a_numbered_databas
         assert (first.admitted, second.admitted) == (True, False)
         store.cancel_reservation(AdmissionRequest(path, 1, second.reservations))
         assert len(store.peek(path)[1]) == 2
-        assert store.announce_table("x", 9.0).run() == []
+        assert store.announce_worker("w", "x", 9.0).run().other_tables == []
         with store.backlogs.listen() as notifications:
             notifications.get(0.1)
             run_every_operation(store)
@@ -104,7 +104,7 @@ def test_the_documented_rights_without_those_for_parking_suffice_for_buckets(ser
         first, second = store.admit([AdmissionRequest(path, 1, (0,))] * 2, version).run()
         assert (first.admitted, second.admitted) == (True, False)
         store.cancel_reservation(AdmissionRequest(path, 1, second.reservations))
-        assert store.announce_table("x", 9.0).run() == []
+        assert store.announce_worker("w", "x", 9.0).run().other_tables == []
         assert len(store.peek(path)[1]) == 1
         assert store.backlogs.queues() == []
         store.close()
