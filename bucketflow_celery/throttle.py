@@ -9,7 +9,6 @@ from typing import Any
 
 from celery import Celery
 from celery.local import Proxy
-from kombu.utils.url import maybe_sanitize_url
 
 from bucketflow.errors import ConfigError
 from bucketflow.process_bound import ProcessBound
@@ -20,6 +19,7 @@ from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.config.table import LimitTable, pause_of
 from bucketflow_celery.errors import ConfigErrors, LimitsChanged
 from bucketflow_celery.hooks import Hooks
+from bucketflow_celery.location import locate
 from bucketflow_celery.operations.backlog import QueueBacklog, backlog_report
 from bucketflow_celery.operations.levels import LevelView, level_view
 from bucketflow_celery.stats import Stats
@@ -41,12 +41,13 @@ class Throttle(ProcessBound):
 
     Args:
         app: The Celery app; it keeps its throttle as ``app.bucketflow``.
-        url: The Redis that keeps the buckets, such as ``"redis://localhost/1"``.
+        url: The Redis that keeps the buckets, such as ``"redis://localhost/1"``; by default the broker's, else the
+            result backend's. With a broker in memory they are kept in memory, too.
+        url_options: Options beside those of the URL: ``master_name``, ``sentinel_kwargs``, ``ssl_ca_certs``...
         client: A client of redis-py in place of *url*: plain, from a Sentinel, or of a cluster.
         store: Any other store in their place, such as :class:`bucketflow_celery.testing.MemoryStore`.
-        limits: The table of limits: ``all``, ``queues``, ``tenants``, ``tasks``, and ``weights``. Each limit is
-            ``"100/s"``, ``"5/m"``, ``"1000/h"``, ``"5000/d"`` or ``Limit(capacity, fill_rate)``; ``"*"`` is the
-            default of a level.
+        limits: The table of limits: ``all``, ``queues``, ``tenants``, ``tasks``, ``weights``. A limit is ``"100/s"``,
+            ``"5/m"``, ``"1000/h"``, ``"5000/d"`` or ``Limit(capacity, fill_rate)``; ``"*"`` is a level's default.
         on_limit: What happens to a task refused by its tenant or its task type: ``"retry"`` defers it, ``"hold"``
             keeps it in the worker. ``"park"`` stores a task in Redis, whichever level refuses it.
         on_store_error: What happens to tasks while Redis is away: ``"hold"``, ``"admit"``, ``"refuse"`` or ``"local"``.
@@ -75,6 +76,7 @@ class Throttle(ProcessBound):
         app: Celery,
         *,
         url: str | None = None,
+        url_options: Mapping[str, Any] | None = None,
         client: Any = None,
         store: Store | None = None,
         limits: Mapping[str, Any] | None = None,
@@ -132,7 +134,14 @@ class Throttle(ProcessBound):
         """
         if self._store is not None:
             return self._store
-        return RedisStore(self._runner(), self.settings.namespace)
+        if self._client is not None:
+            return RedisStore(ScriptRunner(self._client, self.settings.timeout), self.settings.namespace)
+        return locate(self.settings, self.app.conf).store(self.settings.timeout, self.settings.namespace)
+
+    def announce_location(self) -> None:
+        """Log where the levels live, unless the user has said so."""
+        if self._store is None and self._client is None:
+            locate(self.settings, self.app.conf).announce()
 
     @property
     def limits(self) -> LimitTable:
@@ -261,14 +270,3 @@ class Throttle(ProcessBound):
         """Close the connections to the store. The next call opens new ones."""
         if "store" in self.__dict__:
             self.store.close()
-
-    def _runner(self) -> ScriptRunner:
-        url, timeout = self.settings.url, self.settings.timeout
-        if self._client is not None:
-            return ScriptRunner(self._client, timeout)
-        if url is None:
-            raise ConfigError("url", None, 'where the buckets live, such as "redis://localhost/1"')
-        try:
-            return ScriptRunner.from_url(url, timeout)
-        except ValueError as error:
-            raise ConfigError("url", maybe_sanitize_url(url), f"a Redis URL ({error})") from None  # it has a password

@@ -26,7 +26,7 @@ REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379/0")
 CUSTOMERS = {"key-of-acme": "acme", "key-of-brick": "brick"}
 
 app = Celery("fastapi_publisher", broker=REDIS_URL, backend=REDIS_URL)
-throttle = Throttle(app, url=REDIS_URL, limits={"tenants": {"*": "2/s"}})
+throttle = Throttle(app, limits={"tenants": {"*": "2/s"}})
 api = FastAPI()
 
 

@@ -22,7 +22,7 @@ REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379/0")
 
 app = Celery("plain_app", broker=REDIS_URL, backend=REDIS_URL)
 app.conf.task_default_queue = "emails"
-throttle = Throttle(app, url=REDIS_URL, limits={"queues": {"emails": "5/s"}})
+throttle = Throttle(app, limits={"queues": {"emails": "5/s"}})
 
 
 @app.task

@@ -28,7 +28,6 @@ app = Celery("tenant_api_client", broker=REDIS_URL, backend=REDIS_URL)
 app.conf.task_routes = {"*.sync_order": "syncs", "*.monthly_report": "reports"}
 throttle = Throttle(
     app,
-    url=REDIS_URL,
     limits={
         "tenants": {
             "*": Limit(capacity=10, fill_rate=5, shared=True),

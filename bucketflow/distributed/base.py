@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, overload
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from redis.crc import key_slot
@@ -17,11 +17,12 @@ from bucketflow.errors import ConfigError
 from bucketflow.limit import Limit
 from bucketflow.process_bound import ProcessBound
 from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
+from bucketflow.redis_client.url_clients import shared_client
 from bucketflow.validation import check_cost, check_number
 
 if TYPE_CHECKING:
     from bucketflow.clock import Clock
-    from bucketflow.redis_client.private_clients import AsyncClient, Client
+    from bucketflow.redis_client.private_clients import AsyncClient, Client, Driver
 
 __all__ = ["RedisBucket", "shared_runner", "stored_key"]
 
@@ -83,11 +84,13 @@ class RedisBucket(ProcessBound, ABC):
 
     _instead = "create a RedisTokenBucket or AsyncRedisTokenBucket with the same Redis and key in each process"
 
+    _driver: ClassVar[Driver]
     _levels: tuple[RedisBucketRef, ...]
     _polling_queue: ThreadPollingQueue | AsyncPollingQueue
     _tag: str
 
-    def __init__(  # noqa: PLR0913 - the signature of 0.1.0, and the options of a path
+    @overload
+    def __init__(
         self,
         redis_client: Client | AsyncClient,
         key: str,
@@ -95,11 +98,45 @@ class RedisBucket(ProcessBound, ABC):
         fill_rate: float,
         initial_tokens: float | None = None,
         *,
-        parent: Any = None,  # noqa: ANN401 - of the same class, checked below
+        parent: Any = None,  # noqa: ANN401 - of the same class
+        timeout: float = 1.0,
+        lease: float | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        *,
+        url: str,
+        key: str,
+        capacity: float,
+        fill_rate: float,
+        initial_tokens: float | None = None,
+        parent: Any = None,  # noqa: ANN401
+        timeout: float = 1.0,
+        lease: float | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None: ...
+
+    def __init__(  # noqa: PLR0913
+        self,
+        redis_client: Any = None,
+        key: str = "",
+        capacity: float = 0.0,
+        fill_rate: float = 0.0,
+        initial_tokens: float | None = None,
+        *,
+        url: str | None = None,
+        parent: Any = None,
         timeout: float = 1.0,
         lease: float | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        if url is not None:
+            if redis_client is not None:
+                raise ConfigError("url", type(url), "either a client or a URL")
+            redis_client = shared_client(self._driver, url)
         if parent is not None and not isinstance(parent, type(self)):
             raise ConfigError("parent", parent, f"a {type(self).__name__} or None")
         if parent is not None and parent._client is not redis_client:  # noqa: SLF001 - of the same class

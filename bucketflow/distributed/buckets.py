@@ -8,7 +8,7 @@ Address, credentials and TLS settings are the user's client's; timeouts and retr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bucketflow.algorithm.gcra import Decision
@@ -17,6 +17,7 @@ from bucketflow.distributed.lease_monitor import AsyncLeaseMonitor, ThreadLeaseM
 from bucketflow.distributed.polling_queue import AsyncPollingQueue, ThreadPollingQueue
 from bucketflow.hierarchy_config import parse_hierarchy
 from bucketflow.redis_client.batching import PathReply
+from bucketflow.redis_client.private_clients import ASYNC, SYNC
 from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
 from bucketflow.validation import check_timeout
 
@@ -52,12 +53,15 @@ class RedisTokenBucket(RedisBucket):
             ``None``: no leases. A lease decays as the bucket refills, so the limit holds in every window. Unspent
             tokens go back with the next call, on :meth:`close`, and after one to two idle seconds. Until then no other
             object can take them.
+        url: A URL in place of *redis_client*, such as ``"redis://localhost/1"``,
+            ``"sentinel://a;sentinel://b/1?master_name=m"`` or ``"redis+cluster://a"``.
         clock: Measures and sleeps waiting time, and measures the decay of leases. The buckets' time is the server's.
 
     Raises:
         ConfigError: A number is not one, or out of its range; *key*, *parent* or *redis_client* cannot work.
     """
 
+    _driver = SYNC
     _runner: ScriptRunner
     _polling_queue: ThreadPollingQueue
     _monitor: ThreadLeaseMonitor
@@ -165,6 +169,7 @@ class AsyncRedisTokenBucket(RedisBucket):
     A coroutine that is cancelled while waiting has spent nothing. Cancelled during a call, it may have spent tokens.
     """
 
+    _driver = ASYNC
     _runner: AsyncScriptRunner
     _polling_queue: AsyncPollingQueue
     _monitor: AsyncLeaseMonitor
@@ -259,7 +264,7 @@ def create_async_redis_bucket_hierarchy(
 
 
 def _hierarchy(
-    kind: type[BucketT],
+    kind: Callable[..., BucketT],
     client: Client | AsyncClient,
     config: Mapping[str, Any],
     **options: Any,  # noqa: ANN401 - the constructor's

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import redis
@@ -35,6 +36,7 @@ __all__ = [
     "Address",
     "AsyncClient",
     "Client",
+    "ClusterSeeds",
     "Driver",
     "is_cluster",
     "node_at",
@@ -95,6 +97,9 @@ class Driver:
     blocking_pool: Any
     brief_pool: Any
     sentinel_pool: Any
+    sentinel: Any
+    connection: Any
+    tls_connection: Any
     retry: Any
     name: str
 
@@ -106,6 +111,9 @@ SYNC = Driver(
     redis.BlockingConnectionPool,
     _BriefPool,
     redis.sentinel.SentinelConnectionPool,
+    redis.sentinel.Sentinel,
+    redis.Connection,
+    redis.SSLConnection,
     redis.retry.Retry,
     "redis",
 )
@@ -116,9 +124,26 @@ ASYNC = Driver(
     redis.asyncio.BlockingConnectionPool,
     _AsyncBriefPool,
     redis.asyncio.sentinel.SentinelConnectionPool,
+    redis.asyncio.sentinel.Sentinel,
+    redis.asyncio.Connection,
+    redis.asyncio.SSLConnection,
     redis.asyncio.retry.Retry,
     "redis.asyncio",
 )
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterSeeds:
+    """
+    What is known of a Redis Cluster before a node has replied: redis-py's own client would have to connect first.
+
+    Attributes:
+        addresses: The nodes to start with.
+        settings: Of the connections to each node.
+    """
+
+    addresses: tuple[Address, ...]
+    settings: Mapping[str, Any] = field(repr=False)
 
 
 def is_cluster(driver: Driver, client: object) -> bool:
@@ -128,9 +153,12 @@ def is_cluster(driver: Driver, client: object) -> bool:
     Raises:
         ConfigError: *client* is not a client of *driver*, or is connected to replicas.
     """
-    expected = f"a client of {driver.name}: Redis or RedisCluster"
+    if isinstance(client, ClusterSeeds):
+        return True
     if not isinstance(client, (driver.client, driver.cluster)):
-        raise ConfigError("redis_client", client, expected)
+        holds_text = isinstance(client, (str, bytes, list, tuple, dict))  # which may be a URL with a password
+        shown = type(client) if holds_text else client
+        raise ConfigError("redis_client", shown, f"a client of {driver.name}: Redis or RedisCluster; or use url=")
     if isinstance(client, driver.cluster):
         return True
     if not getattr(client.connection_pool, "is_master", True):
@@ -149,12 +177,17 @@ def nodes_of_cluster(driver: Driver, client: Any, timeout: float) -> dict[Addres
 
     They are only the nodes to start with: :func:`node_at` makes those that are discovered later.
     """
+    if isinstance(client, ClusterSeeds):
+        return {address: node_at(driver, client, address, timeout) for address in client.addresses}
     known = [*client.nodes_manager.startup_nodes.values(), *client.get_nodes()]
     return {(node.host, node.port): node_at(driver, client, (node.host, node.port), timeout) for node in known}
 
 
 def node_at(driver: Driver, client: Any, address: Address, timeout: float) -> Node:  # noqa: ANN401
     """Return a private node for the cluster node at *address*, with the settings of the cluster client *client*."""
+    if isinstance(client, ClusterSeeds):
+        host, port = address
+        return _node(driver, None, _override(driver, {**client.settings, "host": host, "port": port}, timeout), timeout)
     if driver is SYNC:
         pool = client.get_redis_connection(client.get_nodes()[0]).connection_pool
         settings = _settings(driver, pool, timeout)

@@ -15,8 +15,6 @@ from functools import cached_property
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-import redis
-import redis.asyncio
 from redis.exceptions import RedisError
 
 from bucketflow.errors import StoreUnavailable
@@ -27,6 +25,8 @@ from bucketflow.redis_client.private_clients import ASYNC, SYNC, AsyncClient, Cl
 from bucketflow.redis_client.replies import is_unexecuted
 from bucketflow.redis_client.scripts import Script
 from bucketflow.redis_client.topology import FAILURES, CallPlan, ScriptCall, Topology, advance, topology_of, unavailable
+from bucketflow.redis_client.url import parse_url
+from bucketflow.redis_client.url_clients import client_at
 from bucketflow.validation import check_number
 
 __all__ = ["AsyncScriptRunner", "ScriptRunner", "Subscription"]
@@ -99,8 +99,8 @@ class ScriptRunner:
 
     @classmethod
     def from_url(cls, url: str, timeout: float = 1.0) -> ScriptRunner:
-        """Return a runner for the single server at *url*. Raises ``ValueError`` if *url* is malformed."""
-        return cls(redis.Redis.from_url(url), timeout)
+        """Return a runner for the servers at *url*. Raises ``ConfigError``: see :func:`~.url.parse_url`."""
+        return cls(client_at(SYNC, parse_url(url)), timeout)
 
     def run(self, script: Script, keys: Sequence[bytes], args: Sequence[str | bytes]) -> Any:  # noqa: ANN401 - depends on the script
         """

@@ -32,6 +32,23 @@ def _text(entry: str, value: object, _mistakes: list[ConfigError]) -> str:
     return value
 
 
+def _without_secrets(value: object) -> object:
+    """Return *value*, or its type if it may hold a password."""
+    return value if not value or isinstance(value, (int, float)) else type(value)
+
+
+def _url(entry: str, value: object, _mistakes: list[ConfigError]) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(entry, _without_secrets(value), 'a URL such as "redis://localhost/1"')
+    return value
+
+
+def _options(entry: str, value: object, _mistakes: list[ConfigError]) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(entry, _without_secrets(value), 'a dict such as {"master_name": "mymaster"}')
+    return value
+
+
 def _namespace(entry: str, value: object, mistakes: list[ConfigError]) -> str:
     text = _text(entry, value, mistakes)
     if set(text) & set("{}"):
@@ -85,7 +102,8 @@ class Settings:
     The checked options of a throttle.
 
     Attributes:
-        url: URL of the server that keeps the buckets, as ``redis.Redis.from_url`` takes it.
+        url: URL of the Redis that keeps the buckets; ``None``: that of the broker or of the result backend.
+        url_options: Options beside those of the URL, such as ``master_name``.
         limits: Table of limits: ``all``, ``queues``, ``tenants``, ``tasks``, and ``weights``.
         on_limit: What happens to a refused task. ``"retry"``: a task refused by its tenant's or its own limit is
             republished with a countdown, and one refused by ``all`` or its queue is held. ``"hold"``: it is held in the
@@ -111,7 +129,8 @@ class Settings:
             start time.
     """
 
-    url: str | None = field(default=None, metadata={"check": _text})
+    url: str | None = field(default=None, repr=False, metadata={"check": _url})
+    url_options: Mapping[str, Any] | None = field(default=None, repr=False, metadata={"check": _options})
     limits: LimitTable = field(default=LimitTable(), metadata={"check": _limits})
     on_limit: OnLimit = field(default="retry", metadata={"check": _choice(OnLimit)})
     on_store_error: OnStoreError = field(default="hold", metadata={"check": _choice(OnStoreError)})

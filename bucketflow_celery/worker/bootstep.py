@@ -70,6 +70,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         signals.worker_shutting_down.connect(self._on_shutting_down)
         signals.task_received.connect(self._on_received)
         RevocationHandler(self._throttle).connect()
+        self._throttle.announce_location()  # not in the signal worker_init, when logging is not set up
 
     def start(self, consumer: Any) -> None:
         """Start admission, on a new connection to the broker."""

@@ -42,10 +42,15 @@ LIMIT = {"rate": "10/s", "capacity": 2}
                 "'{x}'",
             ],
         ),
-        ({"bucketflow_url": None}, ["url", "redis://"]),
+        (
+            {"bucketflow_url": None, "broker_url": "amqp://localhost:1//", "result_backend": None},
+            ["url is None", "redis://"],
+        ),
         ({"bucketflow_url": "localhost:6379"}, ["url", "localhost:6379"]),
+        ({"bucketflow_url": "redis://:XXX/XXX@localhost/1"}, ["url is 'redis://**@localhost/1'", "%2F"]),
+        ({"bucketflow_url": "redis://localhost/1?visibility_timeout=9"}, ["no option 'visibility_timeout'"]),
     ],
-    ids=["many", "no url", "no scheme"],
+    ids=["many", "no url", "no scheme", "password", "option"],
 )
 def test_a_worker_with_an_invalid_configuration_exits_and_names_every_mistake(fleet, config, named):
     fleet.configure(**config)
@@ -55,7 +60,25 @@ def test_a_worker_with_an_invalid_configuration_exits_and_names_every_mistake(fl
     assert worker.wait_end() != 0
     assert [entry for entry in named if entry not in worker.log] == []
     assert "Traceback" not in worker.log
+    assert "XXX" not in worker.log
     assert "ready." not in worker.log
+
+
+@pytest.mark.parametrize("entry", ["broker_url", "result_backend"])
+def test_without_a_url_the_limits_live_in_the_redis_of_celery(fleet, request, entry):
+    if entry == "result_backend":
+        queue = fleet.directory.name
+        fleet.configure(broker_url=request.getfixturevalue("rabbit_server").url, task_default_queue=queue)
+    fleet.configure(limits={"all": LIMIT}, bucketflow_url=None)
+    worker = fleet.worker()
+    fleet.send("work", times=8)
+
+    starts = fleet.records.wait("starts", 8)
+
+    assert excess(starts, 2, 10) <= JITTER
+    assert worker.log.count(f"url is not set, the levels live where {entry} says: redis://") == 1
+    with fleet.server.client(db=0 if entry == "broker_url" else 2) as client:
+        assert client.exists("{bucketflow}:all")
 
 
 def test_a_limit_of_an_unknown_task_is_a_warning(fleet):

@@ -53,7 +53,7 @@ TOP = {
     },
     "bucketflow_celery": {
         "leaves": {"errors", "signals", "stats"},
-        "public": {"", "throttle", "hooks", "decorator", "testing"},
+        "public": {"", "throttle", "hooks", "decorator", "location", "testing"},
     },
 }
 CELERY = {"celery", "kombu", "billiard", "vine"}

@@ -23,6 +23,7 @@ def tenant_of_call(*_args):
 
 GOOD = {
     "url": ["redis://localhost/1", "unix:///run/redis.sock"],
+    "url_options": [{}, {"master_name": "mymaster"}],
     "on_limit": ["retry", "hold", "park"],
     "on_store_error": ["hold", "admit", "refuse", "local"],
     "local_share": [1, 0.25, 1e-3],
@@ -39,7 +40,8 @@ GOOD = {
 }
 SECONDS = [0, -1, "1", True, float("nan"), float("inf"), [1]]
 BAD = {
-    "url": ["", 3, b"redis://"],
+    "url": ["", 3, b""],
+    "url_options": ["", 3, True],
     "limits": ["10/s", [], 3],
     "on_limit": ["wait", "", 1, "Retry"],
     "on_store_error": ["retry", True],
@@ -82,6 +84,15 @@ def test_an_invalid_value_is_an_error_that_names_it(place, option, value):
     (mistake,) = caught.value.mistakes
     assert mistake.entry == option
     assert f"{option} is {value!r}, expected " in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["url", "url_options"])
+def test_what_may_hold_a_password_is_not_shown(option):
+    with pytest.raises(ConfigErrors) as caught:
+        Settings.read({option: [b"redis://:secret@host"]}, {})
+    assert "list" in str(caught.value)
+    settings = Settings.read({"url": "redis://:secret@host", "url_options": {"password": "secret"}}, {})
+    assert "secret" not in str(caught.value) + repr(caught.value) + repr(settings)
 
 
 def test_an_argument_takes_precedence_over_the_configuration():
@@ -157,7 +168,7 @@ def test_an_app_has_one_throttle():
         Throttle(shop, store=MemoryStore())
 
 
-@pytest.mark.parametrize("url", [None, "localhost", "http://localhost"])
+@pytest.mark.parametrize("url", ["localhost", "http://localhost"])
 def test_a_url_without_a_redis_scheme_is_an_error(url):
     with pytest.raises(ConfigError, match="url"):
         _ = Throttle(app(), url=url).store
