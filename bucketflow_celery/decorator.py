@@ -30,6 +30,7 @@ def throttled_task(
     capacity: float | None = ...,
     shared: bool = ...,
     tenant: TenantRule = ...,
+    tenant_inherits: bool | None = ...,
     cost: CostRule = ...,
     max_wait: float | None = ...,
     on_limit: OnLimit | None = ...,
@@ -46,6 +47,7 @@ def throttled_task(  # noqa: PLR0913 - each is one option of a task
     capacity: float | None = None,
     shared: bool = False,
     tenant: TenantRule = None,
+    tenant_inherits: bool | None = None,
     cost: CostRule = 1.0,
     max_wait: float | None = None,
     on_limit: OnLimit | None = None,
@@ -66,6 +68,8 @@ def throttled_task(  # noqa: PLR0913 - each is one option of a task
         shared: Use one bucket for the whole fleet, instead of one for each queue and tenant.
         tenant: The tenant of a call: the name of an argument, or a callable that gets the call's arguments and returns
             the tenant or ``None``.
+        tenant_inherits: Whether a call without a tenant has that of the task that publishes it; ``None`` for the option
+            of the ``Throttle``.
         cost: Tokens that a call takes at every level, >= 0: a number, the name of an argument, or a callable like
             *tenant*.
         max_wait: Maximum total wait of a call in seconds, > 0. A call that would wait longer fails with
@@ -85,9 +89,12 @@ def throttled_task(  # noqa: PLR0913 - each is one option of a task
         cost=cost if isinstance(cost, str) or callable(cost) else _cost(cost),
         max_wait=None if max_wait is None else check_number("max_wait", max_wait, "seconds above 0", above=True),
         on_limit=on_limit,
+        tenant_inherits=tenant_inherits,
     )
     if tenant is not None and not callable(tenant) and not (isinstance(tenant, str) and tenant):
         raise ConfigError("tenant", tenant, "the name of an argument or a callable")
+    if tenant_inherits not in (None, True, False):
+        raise ConfigError("tenant_inherits", tenant_inherits, "True or False, or None for the option of the throttle")
     if on_limit is not None:
         check_choice("on_limit", on_limit, OnLimit)
 

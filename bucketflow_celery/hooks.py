@@ -67,4 +67,5 @@ class Hooks:
     def _on_publish(self, sender: str, headers: dict[str, Any], body: Any, **_: Any) -> None:
         throttle = self._throttle
         if is_published_by(throttle.app, sender):
-            stamp(throttle.app, throttle.settings.tenant, sender, headers, body)
+            settings = throttle.settings
+            stamp(throttle.app, settings.tenant, sender, headers, body, inherits=settings.tenant_inherits)

@@ -58,6 +58,8 @@ class Throttle(ProcessBound):
         max_countdown: Longest countdown in seconds.
         consumer_timeout: RabbitMQ's, in seconds, if it is not the default.
         tenant: How to find the tenant of a task whose decorator does not say: the name of an argument or a callable.
+        tenant_inherits: Whether a task that a running task publishes has the tenant of that one, if it has none of its
+            own. ``False`` by default.
         namespace: Prefix and hash tag of every key.
         timeout: Seconds within which Redis must accept a connection, and answer a call.
         backlog_limit: Most tasks parked of one queue; further ones stay with the broker.
@@ -88,6 +90,7 @@ class Throttle(ProcessBound):
         max_countdown: float | None = None,
         consumer_timeout: float | None = None,
         tenant: TenantRule = None,
+        tenant_inherits: bool | None = None,
         namespace: str | None = None,
         timeout: float | None = None,
         backlog_limit: int | None = None,

@@ -45,6 +45,8 @@ class TaskRules:
     Attributes:
         limit: Limit of the task type, if any.
         tenant: Rule for the tenant; ``None`` for the option ``tenant`` of the throttle.
+        tenant_inherits: Whether a call without a tenant has that of the task that publishes it; ``None`` for the option
+            of the throttle.
         cost: Rule for the tokens that a call takes at every level.
         max_wait: Maximum total wait in seconds; ``None`` for the option of the throttle.
         on_limit: ``"retry"``, ``"hold"`` or ``"park"``; ``None`` for the option of the throttle.
@@ -55,6 +57,7 @@ class TaskRules:
     cost: CostRule = 1.0
     max_wait: float | None = None
     on_limit: OnLimit | None = None
+    tenant_inherits: bool | None = None
 
     def check_names(self, entry: str, function: Callable[..., Any]) -> None:
         """

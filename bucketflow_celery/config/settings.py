@@ -121,6 +121,8 @@ class Settings:
         consumer_timeout: Seconds after which RabbitMQ closes the channel of an unacknowledged message, as configured in
             the server or by a policy.
         tenant: Rule for the tenant of a task whose decorator has none.
+        tenant_inherits: Whether a task that a running task publishes has the tenant of that one, if it has none of its
+            own.
         namespace: Prefix of every key, and their hash tag.
         timeout: Maximum seconds to wait for a reply of Redis.
         backlog_limit: Maximum number of parked tasks in one queue. Further tasks stay with the broker.
@@ -140,6 +142,7 @@ class Settings:
     max_countdown: float = field(default=900.0, metadata={"check": _seconds})
     consumer_timeout: float = field(default=1800.0, metadata={"check": _seconds})
     tenant: TenantRule = field(default=None, metadata={"check": _tenant})
+    tenant_inherits: bool = field(default=False, metadata={"check": _flag})
     namespace: str = field(default="bucketflow", metadata={"check": _namespace})
     timeout: float = field(default=1.0, metadata={"check": _seconds})
     backlog_limit: int = field(default=1_000_000, metadata={"check": _count})

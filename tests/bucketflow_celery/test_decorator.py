@@ -102,6 +102,7 @@ BAD = [
     ({"tenant": 3}, "tenant is 3"),
     ({"max_wait": 0}, "max_wait is 0"),
     ({"max_wait": "1"}, "max_wait is '1'"),
+    ({"tenant_inherits": "yes"}, "tenant_inherits is 'yes'"),
     ({"on_limit": "wait"}, "on_limit is 'wait'"),
     ({"tenant": "acount"}, "job: tenant is 'acount'"),
     ({"cost": "sise"}, "job: cost is 'sise'"),

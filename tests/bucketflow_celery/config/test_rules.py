@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 from celery import Celery
 from celery._state import _task_stack
@@ -163,10 +165,95 @@ def test_a_tenant_that_no_rule_yields_is_left_to_the_worker(app, task, plain):
 
 def test_a_task_that_retries_itself_keeps_its_tenant(app, task):
     _task_stack.push(task)
-    task.push_request(id="1", tenant="acme", headers={})
+    task.push_request(id="1", tenant="acme", headers={}, called_directly=False)
     try:
         assert stamped(app, task.name, ((), {}, {}), {"id": "1"}) == "acme"
         assert stamped(app, task.name, ((), {}, {}), {"id": "2"}) is None
     finally:
         task.pop_request()
         _task_stack.pop()
+
+
+# Inheritance
+
+
+@contextmanager
+def running(task, args=(), **request):
+    """Run *task* as a worker does."""
+    _task_stack.push(task)
+    task.push_request(**{"id": "parent", "args": args, "kwargs": {}, "called_directly": False, **request})
+    try:
+        yield
+    finally:
+        task.pop_request()
+        _task_stack.pop()
+
+
+def child_of(app, name, body, headers=None, **options):
+    headers = {"id": "child", **(headers or {})}
+    stamp(app, None, name, headers, body, **options)
+    return headers.get("tenant")
+
+
+@pytest.mark.parametrize(
+    ("parent", "args", "request_headers", "tenant"),
+    [
+        ("shop.sync", ("acme",), {"tenant": "stamped"}, "stamped"),
+        ("shop.sync", ("acme",), {}, "acme"),  # published without a throttle
+        ("shop.sync", (), {}, None),  # it has run without limits, or under other rules
+        ("shop.plain", (5,), {}, None),
+        ("shop.sync", ("acme",), {"tenant": ""}, None),
+        ("celery.chord_unlock", ("group", {}), {"tenant": "acme"}, "acme"),  # it publishes the body of a chord
+        ("celery.starmap", ("shop.sync", [["acme"], ["acme"]]), {}, "acme"),
+    ],
+)
+def test_a_child_inherits_the_tenant_of_the_task_that_runs(app, task, plain, parent, args, request_headers, tenant):  # noqa: PLR0913, PLR0917
+    with running(app.tasks[parent], args, **request_headers):
+        body = ((5,), {}, {})
+        assert child_of(app, plain.name, body, inherits=True) == tenant
+        assert child_of(app, plain.name, body) is None
+        assert child_of(app, "celery.chord_unlock", ((), {}, {}), inherits=True) == tenant
+        assert child_of(app, "another.app's", body, inherits=True) is None
+        assert child_of(app, task.name, (("own",), {}, {}), inherits=True) == "own"
+
+
+def test_a_task_that_another_task_calls_as_a_function_does_not_hide_the_one_that_runs(app, task, plain):
+    with running(task, ("acme",)), running(plain, called_directly=True):
+        assert child_of(app, plain.name, ((5,), {}, {}), inherits=True) == "acme"
+
+
+def test_a_replacement_has_a_tenant_of_its_own(app, task, plain):
+    with running(task, ("acme",), tenant="acme"):
+        replacement, retry = {"id": "parent", "replaced_task_nesting": 1}, {"id": "parent"}
+        assert child_of(app, task.name, (("umbrella",), {}, {}), replacement) == "umbrella"
+        assert child_of(app, plain.name, ((5,), {}, {}), replacement) is None
+        assert child_of(app, plain.name, ((5,), {}, {}), replacement, inherits=True) == "acme"
+        assert child_of(app, task.name, (("umbrella",), {}, {}), retry) == "acme"
+    with running(task, ("acme",), tenant="acme", replaced_task_nesting=1):
+        assert child_of(app, task.name, (("umbrella",), {}, {}), {**retry, "replaced_task_nesting": 1}) == "acme"
+
+
+def test_a_task_of_another_app_is_asked_for_its_header_only(app, plain):
+    other = Celery("other", set_as_current=False, broker="memory://")
+
+    @other.task(name="shop.sync", shared=False, bucketflow=TaskRules(tenant="account"))
+    def theirs(account):
+        return account
+
+    with running(theirs, ("acme",)):
+        assert child_of(app, plain.name, ((5,), {}, {}), inherits=True) is None
+    with running(theirs, ("acme",), tenant="umbrella"):
+        assert child_of(app, plain.name, ((5,), {}, {}), inherits=True) == "umbrella"
+
+
+@pytest.mark.parametrize("inherits", [False, True])
+@pytest.mark.parametrize(("own", "tenant"), [(True, "acme"), (False, None)])
+def test_the_option_of_the_child_takes_precedence_over_that_of_the_throttle(app, task, own, inherits, tenant):
+    @app.task(name=f"shop.inherits.{own}", shared=False, bucketflow=TaskRules(tenant_inherits=own))
+    def child(order):
+        return order
+
+    app.finalize()
+    with running(task, ("acme",)):
+        assert child_of(app, child.name, ((5,), {}, {}), inherits=inherits) == tenant
+        assert child_of(app, "celery.map", ((child.name, [1, 2]), {}, {}), inherits=inherits) == tenant
