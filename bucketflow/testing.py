@@ -1,4 +1,4 @@
-"""Test support: a fake clock, so that tests need no sleep, and a check of recorded starts against a limit."""
+"""Test support: a fake clock, Redis buckets without Redis, and a check of recorded starts against a limit."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from bucketflow.algorithm.window import worst_window
 from bucketflow.clock import SYSTEM_CLOCK
 from bucketflow.fork import reset_after_fork
 from bucketflow.limit import SECOND, Limit
+from bucketflow.memory_redis import MemoryRedis
 from bucketflow.process_bound import ProcessBound
 from bucketflow.validation import check_number
 
-__all__ = ["FakeClock", "worst_excess"]
+__all__ = ["FakeClock", "MemoryRedis", "worst_excess"]
 
 
 class FakeClock(ProcessBound):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, overload
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -16,8 +17,9 @@ from bucketflow.distributed.polling_queue import AsyncPollingQueue, ThreadPollin
 from bucketflow.errors import ConfigError
 from bucketflow.limit import Limit
 from bucketflow.process_bound import ProcessBound
-from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
+from bucketflow.redis_client.in_process import AsyncRunner, Runner
 from bucketflow.redis_client.url_clients import shared_client
+from bucketflow.script_host import ScriptHost
 from bucketflow.validation import check_cost, check_number
 
 if TYPE_CHECKING:
@@ -29,21 +31,21 @@ __all__ = ["RedisBucket", "shared_runner", "stored_key"]
 #: Prefix of every key that the library writes.
 KEY_PREFIX = "bucketflow:"
 
-RunnerT = TypeVar("RunnerT", ScriptRunner, AsyncScriptRunner)
+RunnerT = TypeVar("RunnerT", Runner, AsyncRunner)
 
-#: The runners of each client, by timeout. The buckets own them, so the last bucket leaves no connection behind.
-_runners: WeakKeyDictionary[Any, WeakValueDictionary[float, Any]] = WeakKeyDictionary()
+#: The runners of each client, by kind and timeout. The buckets own them: the last bucket leaves no connection behind.
+_runners: WeakKeyDictionary[Any, WeakValueDictionary[tuple[Any, float], Any]] = WeakKeyDictionary()
 
 
-def shared_runner(kind: type[RunnerT], client: Any, timeout: float) -> RunnerT:  # noqa: ANN401 - checked by the runner
-    """Return the runner, of class *kind*, that all buckets with this *client* and *timeout* share."""
+def shared_runner(kind: Callable[[Any, float], RunnerT], client: Any, timeout: float) -> RunnerT:  # noqa: ANN401 - checked by the runner
+    """Return the runner, made by *kind*, that all buckets with this *client* and *timeout* share."""
     try:
         runners = _runners.setdefault(client, WeakValueDictionary())
     except TypeError:  # not hashable, so not a client: the runner raises a ConfigError that says so
         runners = WeakValueDictionary()
-    runner: RunnerT | None = runners.get(timeout)
+    runner: RunnerT | None = runners.get((kind, timeout))
     if runner is None:
-        runner = runners[timeout] = kind(client, timeout)
+        runner = runners[kind, timeout] = kind(client, timeout)
     return runner
 
 
@@ -92,7 +94,7 @@ class RedisBucket(ProcessBound, ABC):
     @overload
     def __init__(
         self,
-        redis_client: Client | AsyncClient,
+        redis_client: Client | AsyncClient | ScriptHost,
         key: str,
         capacity: float,
         fill_rate: float,
@@ -101,7 +103,7 @@ class RedisBucket(ProcessBound, ABC):
         parent: Any = None,  # noqa: ANN401 - of the same class
         timeout: float = 1.0,
         lease: float | None = None,
-        clock: Clock = SYSTEM_CLOCK,
+        clock: Clock | None = None,
     ) -> None: ...
 
     @overload
@@ -116,7 +118,7 @@ class RedisBucket(ProcessBound, ABC):
         parent: Any = None,  # noqa: ANN401
         timeout: float = 1.0,
         lease: float | None = None,
-        clock: Clock = SYSTEM_CLOCK,
+        clock: Clock | None = None,
     ) -> None: ...
 
     def __init__(  # noqa: PLR0913
@@ -131,7 +133,7 @@ class RedisBucket(ProcessBound, ABC):
         parent: Any = None,
         timeout: float = 1.0,
         lease: float | None = None,
-        clock: Clock = SYSTEM_CLOCK,
+        clock: Clock | None = None,
     ) -> None:
         if url is not None:
             if redis_client is not None:
@@ -145,6 +147,7 @@ class RedisBucket(ProcessBound, ABC):
         self.limit: Final = Limit(capacity, fill_rate)
         self._parent: Any = parent
         self._client: Any = redis_client
+        clock = clock or (redis_client.clock if isinstance(redis_client, ScriptHost) else SYSTEM_CLOCK)
         if lease is not None:
             lease = check_number("lease", lease, "a number of tokens above 0, or None", above=True)
         self._tag, stored = stored_key(key, parent._tag if parent else None)  # noqa: SLF001

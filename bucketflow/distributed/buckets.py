@@ -17,13 +17,14 @@ from bucketflow.distributed.lease_monitor import AsyncLeaseMonitor, ThreadLeaseM
 from bucketflow.distributed.polling_queue import AsyncPollingQueue, ThreadPollingQueue
 from bucketflow.hierarchy_config import parse_hierarchy
 from bucketflow.redis_client.batching import PathReply
+from bucketflow.redis_client.in_process import AsyncRunner, Runner, async_runner_of, runner_of
 from bucketflow.redis_client.private_clients import ASYNC, SYNC
-from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
 from bucketflow.validation import check_timeout
 
 if TYPE_CHECKING:
     from bucketflow.clock import Clock
     from bucketflow.redis_client.private_clients import AsyncClient, Client
+    from bucketflow.script_host import ScriptHost
 
 __all__ = [
     "AsyncRedisTokenBucket",
@@ -40,7 +41,8 @@ class RedisTokenBucket(RedisBucket):
     A token bucket shared by every process that uses the same Redis and *key*. Thread-safe.
 
     Args:
-        redis_client: ``redis.Redis``, also from a Sentinel, or ``redis.RedisCluster``.
+        redis_client: ``redis.Redis``, also from a Sentinel, or ``redis.RedisCluster``. In tests
+            :class:`bucketflow.testing.MemoryRedis`.
         key: Names the bucket within its tree, see :func:`bucketflow.distributed.base.stored_key`. Objects with one
             key may differ in their limit, as during a deploy: together they take no more than the largest allows.
         capacity: Maximum number of tokens: the burst.
@@ -55,19 +57,20 @@ class RedisTokenBucket(RedisBucket):
             object can take them.
         url: A URL in place of *redis_client*, such as ``"redis://localhost/1"``,
             ``"sentinel://a;sentinel://b/1?master_name=m"`` or ``"redis+cluster://a"``.
-        clock: Measures and sleeps waiting time, and measures the decay of leases. The buckets' time is the server's.
+        clock: Measures and sleeps waiting time, and measures the decay of leases; by default the system's, or that of
+            a ``MemoryRedis``. The buckets' time is the server's.
 
     Raises:
         ConfigError: A number is not one, or out of its range; *key*, *parent* or *redis_client* cannot work.
     """
 
     _driver = SYNC
-    _runner: ScriptRunner
+    _runner: Runner
     _polling_queue: ThreadPollingQueue
     _monitor: ThreadLeaseMonitor
 
     def _connect(self, timeout: float, clock: Clock) -> None:
-        self._runner = shared_runner(ScriptRunner, self._client, timeout)
+        self._runner = shared_runner(runner_of, self._client, timeout)
         self._polling_queue = ThreadPollingQueue(clock)
         self._monitor = monitor_of(ThreadLeaseMonitor, self._runner)
 
@@ -165,17 +168,18 @@ class AsyncRedisTokenBucket(RedisBucket):
     """
     :class:`RedisTokenBucket` for coroutines: every method is awaited, and ``get_tokens()`` replaces ``tokens``.
 
-    Parameters and errors are the same, but *redis_client* is ``redis.asyncio.Redis`` or ``redis.asyncio.RedisCluster``.
+    Parameters and errors are the same, but *redis_client* is ``redis.asyncio.Redis``, ``redis.asyncio.RedisCluster`` or
+    ``MemoryRedis``.
     A coroutine that is cancelled while waiting has spent nothing. Cancelled during a call, it may have spent tokens.
     """
 
     _driver = ASYNC
-    _runner: AsyncScriptRunner
+    _runner: AsyncRunner
     _polling_queue: AsyncPollingQueue
     _monitor: AsyncLeaseMonitor
 
     def _connect(self, timeout: float, clock: Clock) -> None:
-        self._runner = shared_runner(AsyncScriptRunner, self._client, timeout)
+        self._runner = shared_runner(async_runner_of, self._client, timeout)
         self._polling_queue = AsyncPollingQueue(clock)
         self._monitor = monitor_of(AsyncLeaseMonitor, self._runner)
 
@@ -236,7 +240,7 @@ class AsyncRedisTokenBucket(RedisBucket):
 
 
 def create_redis_bucket_hierarchy(
-    redis_client: Client, config: Mapping[str, object], *, timeout: float = 1.0, lease: float | None = None
+    redis_client: Client | ScriptHost, config: Mapping[str, object], *, timeout: float = 1.0, lease: float | None = None
 ) -> dict[str, RedisTokenBucket]:
     """
     Create a tree of buckets in Redis from nested mappings. Each name is the bucket's key.
@@ -257,7 +261,11 @@ def create_redis_bucket_hierarchy(
 
 
 def create_async_redis_bucket_hierarchy(
-    redis_client: AsyncClient, config: Mapping[str, object], *, timeout: float = 1.0, lease: float | None = None
+    redis_client: AsyncClient | ScriptHost,
+    config: Mapping[str, object],
+    *,
+    timeout: float = 1.0,
+    lease: float | None = None,
 ) -> dict[str, AsyncRedisTokenBucket]:
     """Create a tree of :class:`AsyncRedisTokenBucket`, see :func:`create_redis_bucket_hierarchy`."""
     return _hierarchy(AsyncRedisTokenBucket, redis_client, config, timeout=timeout, lease=lease)
@@ -265,7 +273,7 @@ def create_async_redis_bucket_hierarchy(
 
 def _hierarchy(
     kind: Callable[..., BucketT],
-    client: Client | AsyncClient,
+    client: Client | AsyncClient | ScriptHost,
     config: Mapping[str, Any],
     **options: Any,  # noqa: ANN401 - the constructor's
 ) -> dict[str, BucketT]:

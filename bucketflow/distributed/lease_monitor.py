@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary, ref
 from bucketflow.distributed.leased_path import LeasedPath
 from bucketflow.errors import StoreUnavailable
 from bucketflow.fork import reset_after_fork
-from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
+from bucketflow.redis_client.in_process import AsyncRunner, Runner
 from bucketflow.redis_client.topology import ScriptCall
 
 __all__ = ["AsyncLeaseMonitor", "ThreadLeaseMonitor", "monitor_of"]
@@ -61,7 +61,7 @@ class ThreadLeaseMonitor:
         runner: Runs the calls that return leases, one at a time. If Redis does not reply, the leases decay instead.
     """
 
-    def __init__(self, runner: ScriptRunner) -> None:
+    def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self.after_fork()
         reset_after_fork(self)
@@ -123,7 +123,7 @@ class AsyncLeaseMonitor:
         runner: See :class:`ThreadLeaseMonitor`.
     """
 
-    def __init__(self, runner: AsyncScriptRunner) -> None:
+    def __init__(self, runner: AsyncRunner) -> None:
         self._runner = runner
         self._watched: WeakKeyDictionary[asyncio.AbstractEventLoop, _Watched] = WeakKeyDictionary()
         self._timers: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.TimerHandle] = WeakKeyDictionary()
@@ -188,7 +188,7 @@ def _drop_closed_loops(by_loop: MutableMapping[asyncio.AbstractEventLoop, V]) ->
         by_loop.pop(closed, None)
 
 
-RunnerT = TypeVar("RunnerT", ScriptRunner, AsyncScriptRunner)
+RunnerT = TypeVar("RunnerT", Runner, AsyncRunner)
 MonitorT = TypeVar("MonitorT", ThreadLeaseMonitor, AsyncLeaseMonitor)
 
 #: The monitor of each runner. The buckets own both, so the last bucket leaves no connection behind.

@@ -3,7 +3,7 @@
 -- ARGV     limits (packed doubles, of each level: µs to fill, fill rate, deficit in µs if its key is missing), costs (packed doubles; a negative cost only peeks)
 -- returns  for each cost {wait in µs, binding level from 0 or -1, then deficit in µs at each level} (one string of packed doubles)
 -- errors   none after the first write
--- mirrors  bucketflow/algorithm/gcra.py: consume_path, at_larger_rate; bucketflow/algorithm/token_lease.py: settle, available_to_lease, lease
+-- mirrors  bucketflow/algorithm/stored_path.py: StoredBuckets.consume; bucketflow/algorithm/gcra.py: consume_path, at_larger_rate; bucketflow/algorithm/token_lease.py: settle, available_to_lease, lease
 -- stores   packed doubles: µs at which the bucket is full, fill rate (the largest since it was full); while tokens are leased also floor in µs, tokens
 --          outstanding
 -- lease    settles the caller's earlier leases, then decides the costs, then leases more tokens to the caller

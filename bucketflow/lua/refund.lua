@@ -3,7 +3,7 @@
 -- ARGV     cost, then of each level: capacity, fill rate
 -- returns  tokens left at each level ("%.17g")
 -- errors   none after the first write
--- mirrors  bucketflow/algorithm/token_lease.py: refund
+-- mirrors  bucketflow/algorithm/stored_path.py: StoredBuckets.refund; bucketflow/algorithm/token_lease.py: refund
 
 local cost = tonumber(ARGV[1])
 local now, stored, states, reply = now(), redis.call('MGET', unpack(KEYS)), {}, {}

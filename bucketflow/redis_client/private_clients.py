@@ -24,6 +24,7 @@ from redis.backoff import NoBackoff
 
 from bucketflow.errors import ConfigError
 from bucketflow.redis_client.connection import MAX_IDLE, Node
+from bucketflow.redis_client.replies import NO_STRUCT
 
 try:
     from redis.maint_notifications import MaintNotificationsConfig
@@ -151,7 +152,7 @@ def is_cluster(driver: Driver, client: object) -> bool:
     Return whether *client* is a Redis Cluster client.
 
     Raises:
-        ConfigError: *client* is not a client of *driver*, or is connected to replicas.
+        ConfigError: *client* is not a client of *driver*, is connected to replicas, or is a fakeredis.
     """
     if isinstance(client, ClusterSeeds):
         return True
@@ -159,11 +160,19 @@ def is_cluster(driver: Driver, client: object) -> bool:
         holds_text = isinstance(client, (str, bytes, list, tuple, dict))  # which may be a URL with a password
         shown = type(client) if holds_text else client
         raise ConfigError("redis_client", shown, f"a client of {driver.name}: Redis or RedisCluster; or use url=")
+    if _is_fakeredis(client):
+        raise ConfigError("redis_client", client, f"a client of a real server: {NO_STRUCT}")
     if isinstance(client, driver.cluster):
         return True
     if not getattr(client.connection_pool, "is_master", True):
         raise ConfigError("redis_client", client, "a client of the master: Sentinel.master_for(...)")
     return False
+
+
+def _is_fakeredis(client: Any) -> bool:  # noqa: ANN401 - a client of either half
+    pool = getattr(client, "connection_pool", None)
+    kinds = (*type(client).__mro__, getattr(pool, "connection_class", object))
+    return any(kind.__module__.partition(".")[0] == "fakeredis" for kind in kinds)
 
 
 def node_of(driver: Driver, client: Any, timeout: float) -> Node:  # noqa: ANN401 - a client of either half

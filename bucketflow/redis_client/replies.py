@@ -14,7 +14,13 @@ from redis.exceptions import (
     ResponseError,
 )
 
-__all__ = ["is_not_master", "is_unexecuted", "spoils_connection"]
+__all__ = ["NO_STRUCT", "is_not_master", "is_unexecuted", "spoils_connection"]
+
+#: Why a script fails on a server that is no Redis, and what to test with.
+NO_STRUCT = (
+    "the Lua of fakeredis has no struct library. "
+    "In tests use bucketflow.testing.MemoryRedis, or bucketflow_celery.testing.MemoryStore for a throttle"
+)
 
 #: Errors that only a script is answered with, by a server that may be asked again over the same connection.
 _EXPECTED = (NoScriptError, OutOfMemoryError, AskError)

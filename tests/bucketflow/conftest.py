@@ -6,7 +6,14 @@ import sys
 from functools import partial
 
 import pytest
-from redis_shells import AsyncRedisShell, LeasedRedisShell, RedisShell
+from redis_shells import (
+    AsyncMemoryShell,
+    AsyncRedisShell,
+    LeasedMemoryShell,
+    LeasedRedisShell,
+    MemoryShell,
+    RedisShell,
+)
 from shells import AsyncShell, GcraShell, HierarchicalShell, ThreadShell
 
 ADAPTERS = {
@@ -17,11 +24,14 @@ ADAPTERS = {
     "redis": RedisShell,
     "redis-asyncio": AsyncRedisShell,
     "redis-lease": LeasedRedisShell,
+    "memory": MemoryShell,
+    "memory-asyncio": AsyncMemoryShell,
+    "memory-lease": LeasedMemoryShell,
 }
 
 
 #: A lease and its settlement round twice.
-EXACT = [name for name in ADAPTERS if name != "redis-lease"]
+EXACT = [name for name in ADAPTERS if not name.endswith("-lease")]
 
 
 @pytest.fixture(params=ADAPTERS)
@@ -38,7 +48,8 @@ def make_exact(request):
 
 def maker(request):
     adapter = ADAPTERS[request.param]
-    return partial(adapter, request.getfixturevalue("redis_client")) if issubclass(adapter, RedisShell) else adapter
+    needs_server = issubclass(adapter, RedisShell) and not issubclass(adapter, MemoryShell)
+    return partial(adapter, request.getfixturevalue("redis_client")) if needs_server else adapter
 
 
 @pytest.fixture

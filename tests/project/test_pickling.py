@@ -18,7 +18,7 @@ import bucketflow_celery
 from bucketflow import BucketflowError, NotPicklable
 from bucketflow.clock import SystemClock
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
-from bucketflow.testing import FakeClock
+from bucketflow.testing import FakeClock, MemoryRedis
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.testing import MemoryStore
 
@@ -49,6 +49,7 @@ BOUND = {
     "Reservation": (lambda: bucketflow.TokenBucket(1, 1).reserve(), "reserve in the process"),
     "Bucket": (lambda: bucketflow.TokenBucket(1, 1), "RedisTokenBucket"),
     "FakeClock": (FakeClock, "in each process"),
+    "MemoryRedis": (MemoryRedis, "share a Redis"),
     "MemoryStore": (MemoryStore, "Redis"),
     "Throttle": (throttle, "each process"),
 }

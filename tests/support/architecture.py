@@ -48,8 +48,9 @@ TOP = {
             "hierarchy_config",
             "limited_call",
             "process_bound",
+            "script_host",
         },
-        "public": {"", "token_bucket", "async_token_bucket", "hierarchical", "decorators", "testing"},
+        "public": {"", "token_bucket", "async_token_bucket", "hierarchical", "decorators", "memory_redis", "testing"},
     },
     "bucketflow_celery": {
         "leaves": {"errors", "signals", "stats"},

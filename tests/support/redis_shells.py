@@ -13,7 +13,7 @@ from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
 from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner, _single_result
 from bucketflow.redis_client.scripts import Script
 from bucketflow.redis_client.topology import ScriptCall
-from bucketflow.testing import FakeClock
+from bucketflow.testing import FakeClock, MemoryRedis
 
 #: Prefix of a script that shadows its sources of real time: ``TIME`` reads the key ``clock``, and no key expires.
 STOPPED_CLOCK = """
@@ -143,3 +143,27 @@ class AsyncRedisShell(RedisShell):
     def refund(self, cost=1):
         for bucket in self.buckets:
             self.run(bucket, "refund", cost)
+
+
+class MemoryShell(RedisShell):
+    """The same buckets without a server."""
+
+    def __init__(self, *args, **options):
+        self.clock = FakeClock()
+        super().__init__(MemoryRedis(self.clock), *args, **options)
+
+    def bucket(self, *args):
+        return RedisTokenBucket(self.client, *args)
+
+    def at(self, seconds):
+        self.clock.advance(seconds - self.clock.now() / 1_000_000)
+
+
+class LeasedMemoryShell(MemoryShell):
+    def bucket(self, *args):
+        return RedisTokenBucket(self.client, *args, lease=2)
+
+
+class AsyncMemoryShell(MemoryShell, AsyncRedisShell):
+    def bucket(self, *args):
+        return AsyncRedisTokenBucket(self.client, *args)
