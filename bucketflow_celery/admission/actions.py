@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bucketflow.errors import BucketflowError
 from bucketflow_celery.admission.hold_queues import HoldQueue
-from bucketflow_celery.admission.interfaces import Worker
+from bucketflow_celery.admission.interfaces import WaitLimits, Worker
 from bucketflow_celery.admission.paused_countdown import PausedCountdown
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.admission.refusal import exceeds_max_wait
@@ -24,13 +24,14 @@ class TaskActions:
     Args:
         worker: The worker.
         stats: Its counters.
-        max_countdown: No countdown is longer, in seconds.
+        wait_limits: The longest waits outside of the queue.
     """
 
-    def __init__(self, worker: Worker, stats: Stats, max_countdown: float) -> None:
+    def __init__(self, worker: Worker, stats: Stats, wait_limits: WaitLimits) -> None:
         self._worker = worker
         self._stats = stats
-        self._paused_countdown = PausedCountdown(max_countdown, ends_early=worker.keeps_deferred)
+        self._wait_limits = wait_limits
+        self._paused_countdown = PausedCountdown(wait_limits.max_countdown, ends_early=worker.keeps_deferred)
 
     def start(self, task: PendingTask) -> None:
         """Run *task* in a free slot."""
@@ -99,6 +100,12 @@ class TaskActions:
     def would_return_late(self, task: PendingTask, wait: float) -> bool:
         """Return whether a copy of *task* would stand in its queue beyond its turn, in *wait* seconds."""
         return self._worker.can_hold_many and wait <= QUEUEING_MARGIN * self._worker.queueing_delay(task.queue)
+
+    def is_overdue(self, task: PendingTask) -> bool:
+        """Return whether this worker has had *task* for so long that it must leave, wherever it waits."""
+        before = self._wait_limits.max_countdown if task.has_returned else 0.0
+        waited = self._worker.monotonic() - task.received_at
+        return waited + before > self._wait_limits.max_unacknowledged
 
     def has_ended(self, task: PendingTask) -> bool:
         """Return whether *task* was revoked or has expired; it has left the worker then."""

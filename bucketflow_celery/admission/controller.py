@@ -93,7 +93,7 @@ class AdmissionController:
         self._round_lock = threading.Lock()
         self._again = False
         self._closed = False
-        self.actions = TaskActions(worker, self._stats, wait_limits.max_countdown)
+        self.actions = TaskActions(worker, self._stats, wait_limits)
         self.prechecks = Prechecks(self._hold_queues, self.actions, self._breaker, self._local, worker.monotonic)
         self._resolver = PolicyResolver(self._inbox, self._hold_queues, self.actions, self.prechecks, worker)
         self.priorities = Priorities(self._hold_queues, self.actions)

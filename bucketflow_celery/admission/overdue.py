@@ -12,7 +12,7 @@ from bucketflow_celery.admission.hold_queues import HoldQueues
 from bucketflow_celery.admission.interfaces import WaitLimits, Worker
 from bucketflow_celery.admission.pending_task import PendingTask
 
-__all__ = ["MAX_SLOT_WAIT", "OverdueTasks"]
+__all__ = ["MAX_SLOT_WAIT", "SWEEP_INTERVAL", "OverdueTasks"]
 
 #: Seconds that a due task waits for a slot of this worker: then another worker may have one.
 MAX_SLOT_WAIT = 0.1
@@ -100,9 +100,7 @@ class OverdueTasks:
         return now - slot_wait + max(MAX_SLOT_WAIT, late / 2)
 
     def _is_overdue(self, task: PendingTask, now: float, max_wait: float) -> bool:
-        waited = now - task.received_at
-        before = self._wait_limits.max_countdown if task.has_returned else 0.0
-        return waited > max_wait or waited + before > self._wait_limits.max_unacknowledged
+        return now - task.received_at > max_wait or self._actions.is_overdue(task)
 
     def _pass_on(self, task: PendingTask) -> bool:
         # Behind a long queue it would be late, and while there is one, every worker with a free slot has work.

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from bucketflow.errors import StoreFull, StoreUnavailable
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission.controller import AdmissionController
+from bucketflow_celery.admission.overdue import SWEEP_INTERVAL
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.parking.interfaces import ParkingWorker
 from bucketflow_celery.parking.outbox import AckTracker, Outbox, ParkBatch, ParkedTenants
@@ -81,6 +82,7 @@ class ParkingController:
         self._parked_last = self._is_parking = False
         self._reported: set[tuple[str, str]] = set()  # queue and task type that no live worker can run
         self._closed = False
+        self._next_sweep = 0.0
         self.is_open = True
         self.reserved_slots = 0
         # Bound directly: admission calls these for every task.
@@ -116,6 +118,9 @@ class ParkingController:
         now = self._worker.monotonic()
         if self._schedule.update(self._worker.queues(), now):
             self._limits.is_stale = True
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_INTERVAL
+            self._outbox.return_overdue()
         while self._client.context is None and not self._closed and self._breaker.open_until <= now:
             if not (self._settle() or self._park_or_poll(free())):
                 return

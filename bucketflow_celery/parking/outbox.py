@@ -159,6 +159,13 @@ class Outbox:
                 return queue, batch
         return None
 
+    def return_overdue(self) -> None:
+        """Leave to the broker the tasks that have been here for too long: the store does not take them."""
+        for waiting in self._waiting.values():
+            for task in [task for task in waiting if self._admission.actions.is_overdue(task)]:
+                if self._return(task):
+                    waiting.remove(task)
+
     def on_failure(self, queue: str, batch: ParkBatch) -> None:
         """Offer *batch* again: the store did not answer."""
         self._in_flight = []
@@ -189,6 +196,16 @@ class Outbox:
             else:
                 self._on_stored(queue, task, message, position)
         return 1 in positions
+
+    def _return(self, task: PendingTask) -> bool:
+        # What was offered may be stored. It may come back as it is, since the store knows it, and not as a copy.
+        if task in self._offered and not self._worker.keeps_deferred:
+            return False
+        if not self._admission.actions.requeue(task):
+            return False
+        self._offered.pop(task, None)
+        self._parked_tenants.remove(task)
+        return True
 
     def _encode(self, task: PendingTask) -> ParkedMessage | None:
         if self._admission.actions.has_ended(task):

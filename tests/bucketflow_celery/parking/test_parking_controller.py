@@ -85,6 +85,21 @@ def test_a_store_without_memory_dispatches_at_the_limit_and_parks_the_others_whe
     assert fleet.calls() < 800  # it backs off
 
 
+@pytest.mark.parametrize("redelivered", [True, False])
+@pytest.mark.parametrize("outage", ["store_full", "store_down"])
+def test_what_cannot_be_parked_goes_back_before_the_broker_misses_it(outage, redelivered):
+    options = {outage: [(2.0, 300.0)], "lost_replies": True, "tells_redelivery": redelivered}
+    fleet = Fleet(
+        {"queues": {"q": Limit(1, 10)}}, parks=True, prefetch=50, max_hold=20.0, max_unacknowledged=50.0, **options
+    )
+    for number in range(60):
+        fleet.send(parked(at=1.9 + number / 100))
+    fleet.run_out()
+    assert_all_ran_once(fleet)
+    assert_idle(fleet)
+    assert fleet.longest_unacknowledged() <= 50.0 + 11  # the circuit breaker pauses for ten seconds
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 @pytest.mark.parametrize(
     ("capacity", "fill_rate", "latency"), [(1, 20, 0), (5, 20, 0), (5, 20, 0.002), (20, 200, 0), (20, 200, 0.002)]
