@@ -45,7 +45,8 @@ class HeldRequests:
         if autoscaler is not None and not isinstance(autoscaler, _IgnoresHeld):
             autoscaler.held = self
             autoscaler.__class__ = type("Autoscaler", (_IgnoresHeld, type(autoscaler)), {})
-        if consumer.app.conf.worker_disable_prefetch and consumer.connection.transport.driver_type == "redis":
+        # Celery before 5.6 does not know the option.
+        if consumer.app.conf.get("worker_disable_prefetch") and consumer.connection.transport.driver_type == "redis":
             self._replace_can_consume(consumer)
 
     def _replace_can_consume(self, consumer: Any) -> None:

@@ -67,6 +67,7 @@ def test_a_slow_errback_delays_neither_other_tasks_nor_remote_control(fleet, poo
 
     assert other.get(timeout=10) == 3
     assert fleet.app.control.ping(timeout=5, limit=1)
+    wait_until(lambda: fleet.server.client(db=0).hlen("unacked") == 0)
     assert fleet.records.count("slow") < 12  # they would take 24 s
     assert {type(outcome) for outcome in outcomes} == {ThrottleTimeout}
     assert set(expected(failing[:1])) <= set(hooks(fleet, 2))

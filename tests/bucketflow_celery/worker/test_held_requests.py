@@ -33,7 +33,7 @@ def clear_reserved_requests():
 
 def consumer(*, disable_prefetch=True, processes=2):
     return SimpleNamespace(
-        app=SimpleNamespace(conf=SimpleNamespace(worker_disable_prefetch=disable_prefetch)),
+        app=SimpleNamespace(conf={"worker_disable_prefetch": disable_prefetch}),
         connection=SimpleNamespace(transport=SimpleNamespace(driver_type="redis")),
         task_consumer=SimpleNamespace(channel=SimpleNamespace(qos=QoS())),
         pool=SimpleNamespace(num_processes=processes),
