@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["HEADER", "exempted", "has_errbacks", "is_exempt", "with_exempt_errbacks"]
+__all__ = ["HEADER", "exempted", "has_errbacks", "with_exempt_errbacks"]
 
-#: The header. Its value is true.
+#: The header. A true value exempts its task.
 HEADER = "bucketflow_no_max_wait"
 
 #: Arguments of Celery's chains, groups and chords that hold signatures.
 _NESTED = ("tasks", "header", "body")
-
-
-def is_exempt(headers: Mapping[str, Any]) -> bool:
-    """Return whether *headers* exempt their task from ``max_wait``."""
-    return bool(headers.get(HEADER))
 
 
 def exempted(signature: Mapping[str, Any]) -> dict[str, Any]:

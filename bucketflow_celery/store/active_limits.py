@@ -12,7 +12,7 @@ from bucketflow.errors import BucketflowError, ConfigError
 from bucketflow.fork import reset_after_fork
 from bucketflow_celery.config.built_in_tasks import is_built_in
 from bucketflow_celery.config.choices import OnLimit
-from bucketflow_celery.config.exemption import is_exempt
+from bucketflow_celery.config import exemption
 from bucketflow_celery.config.levels import Level, ThrottlePolicy
 from bucketflow_celery.config.rules import rules_of
 from bucketflow_celery.config.settings import Settings
@@ -156,7 +156,7 @@ class ActiveLimits:
         return ThrottlePolicy(
             table.path(queue, tenant, task.name, rules.limit) if cost else (),
             cost,
-            None if is_exempt(headers) else max_wait,
+            None if headers.get(exemption.HEADER) else max_wait,
             rules.on_limit or settings.on_limit,
             tenant,
             table.pause(queue, tenant, task.name) if table.paused else None,
