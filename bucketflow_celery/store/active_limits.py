@@ -10,9 +10,9 @@ from typing import Any
 
 from bucketflow.errors import BucketflowError, ConfigError
 from bucketflow.fork import reset_after_fork
+from bucketflow_celery.config import exemption
 from bucketflow_celery.config.built_in_tasks import is_built_in
 from bucketflow_celery.config.choices import OnLimit
-from bucketflow_celery.config import exemption
 from bucketflow_celery.config.levels import Level, ThrottlePolicy
 from bucketflow_celery.config.rules import rules_of
 from bucketflow_celery.config.settings import Settings
