@@ -54,6 +54,7 @@ class Throttle(ProcessBound):
         local_share: Share of each limit by which each worker goes meanwhile under ``"local"``, above 0 and at most 1.
             By default one over the number of workers last seen.
         max_wait: Maximum total wait in seconds before a task fails with ``ThrottleTimeout``.
+        hold_limit: Most messages that a worker holds for tenants and task types.
         max_hold: Seconds that a message is held in a worker before it is requeued.
         max_countdown: Longest countdown in seconds.
         consumer_timeout: RabbitMQ's, in seconds, if it is not the default.
@@ -87,6 +88,7 @@ class Throttle(ProcessBound):
         local_share: float | None = None,
         max_wait: float | None = None,
         max_hold: float | None = None,
+        hold_limit: int | None = None,
         max_countdown: float | None = None,
         consumer_timeout: float | None = None,
         tenant: TenantRule = None,

@@ -25,12 +25,15 @@ class TaskActions:
         worker: The worker.
         stats: Its counters.
         wait_limits: The longest waits outside of the queue.
+
+    Attributes:
+        wait_limits: As given.
     """
 
     def __init__(self, worker: Worker, stats: Stats, wait_limits: WaitLimits) -> None:
         self._worker = worker
         self._stats = stats
-        self._wait_limits = wait_limits
+        self.wait_limits = wait_limits
         self._paused_countdown = PausedCountdown(wait_limits.max_countdown, ends_early=worker.keeps_deferred)
 
     def start(self, task: PendingTask) -> None:
@@ -103,9 +106,9 @@ class TaskActions:
 
     def is_overdue(self, task: PendingTask) -> bool:
         """Return whether this worker has had *task* for so long that it must leave, wherever it waits."""
-        before = self._wait_limits.max_countdown if task.has_returned else 0.0
+        before = self.wait_limits.max_countdown if task.has_returned else 0.0
         waited = self._worker.monotonic() - task.received_at
-        return waited + before > self._wait_limits.max_unacknowledged
+        return waited + before > self.wait_limits.max_unacknowledged
 
     def has_ended(self, task: PendingTask) -> bool:
         """Return whether *task* was revoked or has expired; it has left the worker then."""

@@ -23,6 +23,7 @@ from bucketflow_celery.admission.hold_queues import HoldQueues
 from bucketflow_celery.admission.interfaces import NoParking, Parking, WaitLimits, Worker
 from bucketflow_celery.admission.local_limits import LocalLimits
 from bucketflow_celery.admission.overdue import MAX_SLOT_WAIT, OverdueTasks
+from bucketflow_celery.admission.overflow import Overflow
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.admission.prechecks import Prechecks
 from bucketflow_celery.admission.priorities import Priorities
@@ -85,8 +86,8 @@ class AdmissionController:
         self._version = self._limits.version  # the one that the policies of all tasks here come from
         # Other threads append to it at any time, so it is never replaced, and iterated only as a copy.
         self._inbox: Final[deque[PendingTask]] = deque()
-        self._hold_queues = HoldQueues()
-        self.held_levels = self._hold_queues.levels
+        queues = self._hold_queues = HoldQueues()
+        self.held_levels = queues.levels
         self._parking: Parking = NoParking()
         self._parking_first = False
         self._limits.checked_at = -inf
@@ -94,11 +95,12 @@ class AdmissionController:
         self._again = False
         self._closed = False
         self.actions = TaskActions(worker, self._stats, wait_limits)
-        self.prechecks = Prechecks(self._hold_queues, self.actions, self._breaker, self._local, worker.monotonic)
-        self._resolver = PolicyResolver(self._inbox, self._hold_queues, self.actions, self.prechecks, worker)
-        self.priorities = Priorities(self._hold_queues, self.actions)
-        self._decisions = DecisionHandler(self._hold_queues, self.actions, self.prechecks, self.priorities, wait_limits)
-        self._overdue = OverdueTasks(self._inbox, self._hold_queues, self.actions, worker, wait_limits)
+        self.prechecks = Prechecks(queues, self.actions, self._breaker, self._local, worker.monotonic)
+        self._resolver = PolicyResolver(self._inbox, queues, self.actions, self.prechecks, worker)
+        self.priorities = Priorities(queues, self.actions)
+        self._overflow = Overflow(queues, self.actions, worker)
+        self._decisions = DecisionHandler(queues, self.actions, self.prechecks, self.priorities, self._overflow)
+        self._overdue = OverdueTasks(self._inbox, queues, self.actions, worker, wait_limits)
 
     def open(self, parking: Parking) -> None:
         """Park tasks in *parking*, and let it dispatch."""
@@ -195,9 +197,7 @@ class AdmissionController:
         if parkable is not None:
             wake_at = min(wake_at, max(parkable.received_at + MAX_SLOT_WAIT, self._breaker.open_until))
         if self._inbox or len(self._hold_queues):
-            wake_at = min(wake_at, self._overdue.next_sweep)
-            if self._worker.free() <= 0:
-                wake_at = min(wake_at, self._overdue.next_pass_on_at(now))
+            wake_at = min(wake_at, self._overdue.next_work_at(now))
         return wake_at
 
     def _run_when_free(self) -> None:
@@ -216,12 +216,13 @@ class AdmissionController:
                 if queue.level is None:
                     self._inbox.extendleft(reversed(taken))
                 else:
+                    taken = [task for task in taken if not self._overflow.takes(task, queue)]
                     batch += [self.priorities.first(task, queue, now) for task in taken]
         if not batch and not self._inbox:
             return None
         while self._inbox and len(batch) < min(limit, self._free()):
             task = self._inbox.popleft()
-            if self.prechecks.must_ask(task, now):
+            if self.prechecks.must_ask(task, now) and not self._overflow.takes(task):
                 batch.append(self.priorities.first(task, None, now))
         return batch
 
@@ -234,11 +235,7 @@ class AdmissionController:
         self.prechecks.park_early(self._inbox, received_before, now)
 
     def _check_version(self) -> None:
-        """
-        Compare the version of the limits, if no call has done so recently: no task here may be limited yet.
-
-        Under ``on_store_error="local"`` the same call finds out whether the store answers again.
-        """
+        """Compare the version of the limits, if that is due, or find out whether a store that was away answers."""
         now = self._worker.monotonic()
         is_due = self._local.is_active or self._limits.needs_check(now)
         if self._client.context is None and self._breaker.open_until <= now and is_due:
@@ -284,6 +281,7 @@ class AdmissionController:
 
     def _resolve_all(self, taken: Iterable[PendingTask]) -> None:
         self._version = self._limits.version
+        self._overflow.forget_crowded()
         self._resolver.resolve_all(taken)
 
     def _on_failure(self, batch: Batch) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 from bucketflow.limit import SECOND
 from bucketflow_celery.admission.actions import TaskActions
 from bucketflow_celery.admission.hold_queues import HoldQueue, HoldQueues
-from bucketflow_celery.admission.interfaces import WaitLimits
+from bucketflow_celery.admission.overflow import Overflow
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.admission.prechecks import Prechecks
 from bucketflow_celery.admission.priorities import Priorities
@@ -50,7 +50,7 @@ class DecisionHandler:
         actions: Acts on each task.
         prechecks: Parks tasks, and remembers which levels are exhausted.
         priorities: Lets urgent tasks start earlier.
-        wait_limits: The longest waits outside of the queue.
+        overflow: Sends tasks back for which there is no room.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class DecisionHandler:
         actions: TaskActions,
         prechecks: Prechecks,
         priorities: Priorities,
-        wait_limits: WaitLimits,
+        overflow: Overflow,
     ) -> None:
         self._hold_queues = hold_queues
         self._actions = actions
         self._prechecks = prechecks
         self._priorities = priorities
-        self._wait_limits = wait_limits
+        self._overflow = overflow
 
     def apply(
         self,
@@ -140,15 +140,16 @@ class DecisionHandler:
     def _is_held(self, task: PendingTask, refusal: Refusal) -> bool:
         """Act on *refusal* unless the task is to be held; return whether it is."""
         task.due_since = None  # it waits for tokens again
-        max_countdown = min(self._wait_limits.max_countdown, task.longest_countdown(refusal.waited))
+        limits = self._actions.wait_limits
+        max_countdown = min(limits.max_countdown, task.longest_countdown(refusal.waited))
         outcome = on_refusal(task.policy, refusal, max_countdown)
         match outcome:
             case Hold():
-                return True
+                return not self._overflow.takes_refused(task, refusal)
             case Park():
                 self._prechecks.park(task)
             case Defer(countdown):
-                returns_late = refusal.wait <= self._wait_limits.max_hold / 2 and self._actions.would_return_late(
+                returns_late = refusal.wait <= limits.max_hold / 2 and self._actions.would_return_late(
                     task, refusal.wait
                 )
                 is_held = returns_late or self._priorities.may_start_earlier(task, refusal.level, refusal.wait)

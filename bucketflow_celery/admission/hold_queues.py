@@ -135,6 +135,18 @@ class HoldQueues:
         queue.level = level  # its limit may have changed
         return queue
 
+    def find(self, key: str) -> HoldQueue | None:
+        """Return the queue at *key*, if there is one."""
+        return self._queues.get(key)
+
+    def held_by_levels(self) -> int:
+        """Return the number of tasks that tenants and task types hold."""
+        return sum(
+            len(queue.tasks)
+            for queue in self._queues.values()
+            if queue.level is not None and not queue.level.blocks_queue
+        )
+
     def blocking(self, path: tuple[Level, ...]) -> HoldQueue | None:
         """Return the queue that a new task on *path* must join: the first of ``all`` and its queue that holds tasks."""
         for level in path:

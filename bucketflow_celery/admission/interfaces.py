@@ -36,10 +36,12 @@ class Worker(Protocol):
         can_hold_many: Whether it can hold many messages and receive others at the same time.
         keeps_deferred: Whether deferred tasks wait in a worker. It starts those of a pause before their ETA when the
             pause ends. If not, they wait in the broker.
+        hold_limit: Most messages that it should hold for tenants and task types.
     """
 
     can_hold_many: bool
     keeps_deferred: bool
+    hold_limit: float
 
     def resolve(self, task: PendingTask) -> ThrottlePolicy:
         """Return what limits *task*. Raises ``BucketflowError`` if that cannot be determined."""

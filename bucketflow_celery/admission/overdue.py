@@ -74,8 +74,11 @@ class OverdueTasks:
         self._return_held(late, self._pass_on)
         self._return_from_inbox(lambda task: task.can_go_elsewhere and self._pass_on_at(task) <= now, self._pass_on)
 
-    def next_pass_on_at(self, now: float) -> float:
-        """Return when a task is to be passed on next while no slot is free, likewise; infinity: none that is here."""
+    def next_work_at(self, now: float) -> float:
+        """Return when to call :meth:`work` next."""
+        return self.next_sweep if self._worker.free() > 0 else min(self.next_sweep, self._next_pass_on_at(now))
+
+    def _next_pass_on_at(self, now: float) -> float:
         waiting = [task for task in list(self._inbox) if task.can_go_elsewhere]  # other threads append
         first = min(map(self._pass_on_at, [*waiting, *self._due_and_held(now)]), default=inf)
         becomes_due = self._hold_queues.next_retry_at(after=now)

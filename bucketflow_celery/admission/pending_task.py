@@ -35,6 +35,8 @@ class PendingTask:
         has_returned: Whether it came with a ticket: until its ETA it stood in this worker already.
         due_since: Since when it is due and waits for a slot, in seconds since the Unix epoch; ``None``: it has waited
             for one in this worker only.
+        returned_at: When it was put at the end of its queue, in seconds since the Unix epoch; ``None``: it was not.
+        returns_at: When it goes back to the broker, in seconds of the monotonic clock; ``None``: it does not.
         expires_at: When it expires, in seconds since the Unix epoch; ``None``: never.
         retry_at: When to ask for it again, in seconds of the monotonic clock.
         is_held: Whether it stands in a hold queue.
@@ -52,6 +54,8 @@ class PendingTask:
     can_park: bool = False
     has_returned: bool = False
     due_since: float | None = None
+    returned_at: float | None = None
+    returns_at: float | None = None
     expires_at: float | None = None
     retry_at: float = 0.0
     is_held: bool = False

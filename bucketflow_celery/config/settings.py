@@ -115,6 +115,8 @@ class Settings:
         max_wait: Maximum total wait in seconds before a task fails with ``ThrottleTimeout``; ``None`` for unlimited.
         max_hold: Maximum seconds for which a worker holds a message before it returns to the broker. Capped at a
             quarter of the broker's visibility timeout, and at a third of ``consumer_timeout``.
+        hold_limit: Maximum number of messages that a worker holds for tenants and task types. Further tasks go back to
+            the end of their queue.
         max_countdown: Longest countdown in seconds. Capped at a fifth of the visibility timeout, and at half of
             ``consumer_timeout``. A task that may start
             later is delivered early, and republished with the reservation that it has.
@@ -139,6 +141,7 @@ class Settings:
     local_share: float | None = field(default=None, metadata={"check": _share})
     max_wait: float | None = field(default=None, metadata={"check": _seconds})
     max_hold: float = field(default=600.0, metadata={"check": _seconds})
+    hold_limit: int = field(default=500, metadata={"check": _count})
     max_countdown: float = field(default=900.0, metadata={"check": _seconds})
     consumer_timeout: float = field(default=1800.0, metadata={"check": _seconds})
     tenant: TenantRule = field(default=None, metadata={"check": _tenant})

@@ -85,7 +85,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._parking = ParkingService(context, consumer.hostname)
         quorum, _ = detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)
         republisher = Republisher(consumer.app, delayed=quorum)
-        window = PrefetchWindow(consumer, self._held_requests)
+        window = PrefetchWindow(consumer, self._held_requests, throttle.settings.hold_limit)
         ports = (self._slots, window, republisher, self._waker, self._failures)
         limits = wait_limits_of(consumer, throttle.settings)
         if self._table_check is None:

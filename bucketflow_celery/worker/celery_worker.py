@@ -77,6 +77,7 @@ class CeleryWorker:
         self._queueing_delay = QueueingDelay(republisher.messages_in, self._received.__getitem__, time.monotonic)
         self.can_hold_many = window.can_hold_many
         self.keeps_deferred = not republisher.delayed
+        self.hold_limit = window.hold_limit
         self.queueing_delay = self._queueing_delay.of
         self.call_soon = waker.call_soon
         self.monotonic = time.monotonic
@@ -97,7 +98,7 @@ class CeleryWorker:
         is_certain = queues == [queue] and queue in consumed
         ticket = Ticket.read(request.request_dict.get(HEADER))
         self._received[queue] += 1
-        expires = request.expires
+        expires, eta = request.expires, request.eta if ticket is not NO_TICKET else None
         return PendingTask(
             request,
             queue,
@@ -107,6 +108,7 @@ class CeleryWorker:
             redelivered=delivery_info.get("redelivered"),
             has_returned=ticket is not NO_TICKET,
             due_since=ticket.due_since,
+            returned_at=None if eta is None else eta.timestamp(),
             can_park=is_certain and codec.is_complete(message) and not self._is_broadcast(queue),
             expires_at=None if expires is None else expires.timestamp(),
             rank=self.rank_of(request),

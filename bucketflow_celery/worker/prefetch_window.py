@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from math import inf
 from typing import Any
 
 from celery.utils.quorum_queues import detect_quorum_queues
@@ -30,18 +31,24 @@ class PrefetchWindow:
     Args:
         consumer: Celery's ``Consumer``, connected.
         held_requests: Where the requests of held messages are recorded.
+        hold_limit: Most messages to hold for tenants and task types.
 
     Attributes:
+        hold_limit: As given. A window that cannot be widened keeps half of itself for others. One that is unlimited
+            fills the worker in any case, so there is no limit.
         can_hold_many: Whether held messages leave room for others: the window can be widened, or is unlimited.
     """
 
-    def __init__(self, consumer: Any, held_requests: HeldRequests) -> None:
+    def __init__(self, consumer: Any, held_requests: HeldRequests, hold_limit: float = inf) -> None:
         self._consumer = consumer
         self._held_requests = held_requests
         # Without global QoS (RabbitMQ's quorum queues) every queue has a window of its own, which cannot be changed.
         amqp = consumer.connection.transport.driver_type == "amqp"
         self._is_shared = bool(consumer.initial_prefetch_count) and (not amqp or _is_global(consumer))
         self.can_hold_many = self._is_shared or not consumer.initial_prefetch_count
+        self.hold_limit = hold_limit if consumer.initial_prefetch_count else inf
+        if not self.can_hold_many:
+            self.hold_limit = min(hold_limit, consumer.initial_prefetch_count // 2)
         self._lock = threading.Lock()
         # Held task -> by how much it widened the window, and whether it counts towards pausing its queue.
         self._widened: dict[PendingTask, tuple[int, bool]] = {}

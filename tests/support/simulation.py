@@ -116,6 +116,7 @@ class Fleet:
         workers: Number of workers.
         slots: Pool slots of each worker.
         prefetch: Most unacknowledged deliveries of each worker, beside those it holds in a widened window.
+        hold_limit: Most messages that a worker holds for tenants and task types.
         max_hold, max_countdown, max_unacknowledged: Seconds; see
             :class:`bucketflow_celery.admission.interfaces.WaitLimits`.
         read_seconds: Seconds that a worker takes to receive one message. Above 0, a deferred task goes to the end of
@@ -139,6 +140,7 @@ class Fleet:
         workers=1,
         slots=4,
         prefetch=16,
+        hold_limit=1000,
         on_store_error="hold",
         local_share=None,
         max_hold=600.0,
@@ -177,6 +179,7 @@ class Fleet:
         self.order = itertools.count()
         self.deferral_numbers, self.message_numbers, self.lost_call_numbers = (itertools.count() for _ in range(3))
         self.wait_limits = WaitLimits(max_hold, max_countdown, max_unacknowledged)
+        self.hold_limit = hold_limit
         self.workers = [Worker(self, f"w{number}", slots, prefetch) for number in range(workers)]
 
     # Time
@@ -383,6 +386,7 @@ class Worker:
 
     def __init__(self, fleet, name, slots, prefetch):
         self.fleet, self.name, self.slots, self.prefetch = fleet, name, slots, prefetch
+        self.hold_limit = fleet.hold_limit
         self.tasks = dict.fromkeys("fgh")
         self.calls, self.timers, self.rounds = [], Counter(), Counter()
         self._start_process()
@@ -536,6 +540,7 @@ class Worker:
             redelivered=delivery.redelivered if delivery.redelivered or self.fleet.tells_redelivery else None,
             has_returned=ticket is not NO_TICKET,
             due_since=ticket.due_since,
+            returned_at=None if ticket is NO_TICKET else EPOCH + START + delivery.eta,
             can_park=True,
             rank=delivery.job.rank,
             expires_at=None if delivery.job.expires_at is None else EPOCH + START + delivery.job.expires_at,

@@ -321,8 +321,8 @@ def test_tasks_that_cannot_be_deferred_are_held_and_start_at_the_limited_rate():
 
 def test_tasks_whose_copies_the_broker_refuses_for_good_wait_as_with_hold():
     starts = []
-    for on_limit, options in (("retry", {"refuses_copies": True}), ("hold", {})):
-        fleet = Fleet({"tenants": {"*": Limit(1, 5)}}, max_hold=6, **options)
+    for on_limit in ("retry", "hold"):
+        fleet = Fleet({"tenants": {"*": Limit(1, 5)}}, max_hold=6, refuses_copies=True)
         for _ in range(100):
             fleet.send(Job(tenant="a", on_limit=on_limit))
         fleet.run_out()

@@ -25,7 +25,7 @@ from bucketflow_celery.testing import MemoryStore
 class Worker:
     """A worker with *slots* free slots, which records what leaves it."""
 
-    keeps_deferred = True
+    keeps_deferred, hold_limit = True, 1000
 
     def __init__(self, slots, policy):
         self.slots, self.policy, self.left = slots, policy, []

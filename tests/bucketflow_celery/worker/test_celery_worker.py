@@ -35,7 +35,7 @@ class World:
         self.app = app_in_memory()
         self.work = self.app.task(name="work", shared=False, **options)(work)
         slots = SimpleNamespace(free=None, when_free=None)
-        window = SimpleNamespace(widen=None, narrow=None, can_hold_many=True)
+        window = SimpleNamespace(widen=None, narrow=None, can_hold_many=True, hold_limit=500)
         waker = SimpleNamespace(timer=SimpleNamespace(call_after=None), call_soon=None)
         queues = SimpleNamespace(get=lambda _name: None)
         consumer = SimpleNamespace(app=SimpleNamespace(amqp=SimpleNamespace(queues=queues)))

@@ -90,7 +90,7 @@ def defer(broker, now, caplog):
     app = SimpleNamespace(amqp=SimpleNamespace(queues={"q": queue, "other": queue}))
     waker = SimpleNamespace(timer=SimpleNamespace(call_after=None), call_soon=None)
     slots, window = SimpleNamespace(free=None, when_free=None), SimpleNamespace(widen=None, narrow=None)
-    window.can_hold_many = True
+    window.can_hold_many, window.hold_limit = True, 500
     worker = CeleryWorker(SimpleNamespace(app=app), slots, window, broker, waker, None)
     worker._copy_refusals = CopyRefusals(lambda: now[0])
     worker.acknowledge = lambda _request: None

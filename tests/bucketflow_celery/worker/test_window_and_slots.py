@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
+from math import inf
 from types import SimpleNamespace
 
 import pytest
@@ -133,6 +134,21 @@ def test_an_unlimited_or_per_queue_window_is_not_changed(options):
     assert consumer.qos.value == before
     window.narrow(held)
     assert consumer.qos.value == before
+
+
+@pytest.mark.parametrize(
+    ("options", "hold_limit"),
+    [
+        ({}, 1000),
+        ({"driver": "amqp"}, 1000),
+        ({"driver": "amqp", "qos_global": False}, PREFETCH // 2),  # half of a window that cannot be widened
+        ({"driver": "amqp", "qos_global": False, "prefetch": 1}, 0),
+        ({"prefetch": 0}, inf),  # the broker sends all messages in any case
+        ({"driver": "amqp", "qos_global": False, "prefetch": 0}, inf),
+    ],
+)
+def test_a_worker_holds_as_much_as_its_window_allows(options, hold_limit):
+    assert PrefetchWindow(worker("q", **options), HeldRequests(None), 1000).hold_limit == hold_limit
 
 
 def test_narrowing_for_a_task_that_was_not_held_changes_nothing():
