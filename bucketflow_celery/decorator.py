@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any, TypeVar, overload
 
 from celery import Celery, Task, shared_task
 
 from bucketflow.errors import ConfigError
 from bucketflow.validation import check_number
+from bucketflow_celery.config.built_in_tasks import is_built_in
 from bucketflow_celery.config.choices import OnLimit, check_choice
 from bucketflow_celery.config.limit import Limit, parse_limit
+from bucketflow_celery.config.near_miss import nearest
 from bucketflow_celery.config.rules import CostRule, TaskRules, TenantRule
 
 __all__ = ["throttled_task"]
+
+#: The options of :func:`throttled_task`. All others are Celery's.
+_OPTIONS = (*(field.name for field in fields(TaskRules) if field.name != "limit"), "app", "rate", "capacity", "shared")
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -100,6 +106,7 @@ def throttled_task(  # noqa: PLR0913 - each is one option of a task
 
     if app is not None and not isinstance(app, Celery):
         raise ConfigError("app", app, "a Celery app, or None for a shared task")
+    _check_options(app, options)
 
     def decorate(function: Any) -> Any:
         if not callable(function):
@@ -116,6 +123,18 @@ def throttled_task(  # noqa: PLR0913 - each is one option of a task
         return task(bucketflow=rules, **options)(function)
 
     return decorate if function is None else decorate(function)
+
+
+def _check_options(app: Celery | None, options: Mapping[str, Any]) -> None:
+    """Check that no option of Celery's, or of the user's base class, is a misspelt one of ours."""
+    base = options.get("base") or (Task if app is None else app.Task)
+    for option, value in options.items():
+        meant = None if hasattr(base, option) else nearest(option, _OPTIONS)
+        if meant is not None:
+            raise ConfigError(option, value, f"the option {meant}, or a name that is less like it")
+    name = options.get("name")
+    if isinstance(name, str) and is_built_in(name):
+        raise ConfigError("name", name, "a name outside of celery.*, Celery's own tasks, which are free")
 
 
 def _is_task_class(function: Any) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
 from bucketflow.errors import ConfigError
 from bucketflow.validation import check_count, check_number
 from bucketflow_celery.config.choices import OnLimit, OnStoreError, check_choice
+from bucketflow_celery.config.near_miss import nearest
 from bucketflow_celery.config.rules import TenantRule
 from bucketflow_celery.config.table import LimitTable
 from bucketflow_celery.errors import ConfigErrors
@@ -177,19 +178,41 @@ class Settings:
             except ConfigError as mistake:
                 mistakes.append(mistake)
         # Not earlier: Celery loads the configuration at the first read of an option.
-        mistakes += _unknown(conf, {option.name for option in fields(cls)})
+        mistakes += _unknown(conf, [option.name for option in fields(cls)], values)
         if mistakes:
             raise ConfigErrors(mistakes)
         return cls(**values)
 
 
-def _unknown(conf: Mapping[str, Any], known: set[str]) -> list[ConfigError]:
-    """Return an error for every key of *conf* that has the prefix of an option and is none."""
+def _unknown(conf: Mapping[str, Any], names: Sequence[str], read: Mapping[str, Any]) -> list[ConfigError]:
+    """
+    Return an error for every key of *conf* that is meant to be an option and is none.
+
+    Args:
+        conf: See :meth:`Settings.read`.
+        names: Names of the options.
+        read: The options that have a value. A key in the wrong case, such as a constant that a module of settings has
+            for other uses, is an error only if its option has none.
+    """
     # With a namespace, such as Django's, Celery keeps the keys as the user wrote them.
-    prefix = (getattr(conf, "prefix", None) or "").lower() + PREFIX
-    expected = "one of " + ", ".join(PREFIX + name for name in sorted(known))
-    return [
-        ConfigError(key, conf.get(key), expected)
-        for key in map(str, conf)
-        if key.lower().startswith(prefix) and key.lower().removeprefix(prefix) not in known
-    ]
+    namespace = getattr(conf, "prefix", None) or ""
+    spelt = {PREFIX + name: _in_case_of(namespace, namespace + PREFIX + name) for name in names}
+    valid = {*spelt, *spelt.values()}
+    mistakes = []
+    for key in map(str, conf):
+        own = key.lower().removeprefix(namespace.lower())
+        # The distance to each option costs too much for all of Celery's own keys.
+        if key in valid or not ("bucket" in own or "flow" in own):
+            continue
+        option = nearest(own, spelt)
+        if option == own and own.removeprefix(PREFIX) in read:
+            continue
+        if option is not None:
+            mistakes.append(ConfigError(key, conf.get(key), f"{spelt[option]}, if the option {option} is meant"))
+        elif own.startswith(PREFIX):
+            mistakes.append(ConfigError(key, conf.get(key), "one of " + ", ".join(sorted(spelt.values()))))
+    return mistakes
+
+
+def _in_case_of(namespace: str, key: str) -> str:
+    return key.upper() if namespace.isupper() else key

@@ -119,6 +119,64 @@ def test_an_invalid_option_raises_when_the_module_is_imported(app, options, mess
     assert str(caught.value).startswith(message + ", expected ")
 
 
+NEAR_MISSES = [
+    ("tenants", "tenant"),
+    ("tennant", "tenant"),
+    ("tenat", "tenant"),
+    ("Tenant", "tenant"),
+    ("tenant_inherit", "tenant_inherits"),
+    ("costs", "cost"),
+    ("csot", "cost"),
+    ("rates", "rate"),
+    ("capcity", "capacity"),
+    ("capasitys", "capacity"),
+    ("share", "shared"),
+    ("maxwait", "max_wait"),
+    ("max_waits", "max_wait"),
+    ("max_wiat", "max_wait"),
+    ("onlimit", "on_limit"),
+    ("on_limits", "on_limit"),
+    ("ap", "app"),
+]
+
+
+@pytest.mark.parametrize(("option", "meant"), NEAR_MISSES)
+def test_a_misspelt_option_is_an_error_that_names_the_right_one(app, option, meant):
+    with pytest.raises(ConfigError, match=rf"^{option} is 1, expected the option {meant}, or "):
+        throttled_task(app=app, **{option: 1})
+    with pytest.raises(ConfigError, match=rf"the option {meant}, or "):
+        throttled_task(**{option: 1})
+
+
+OPTIONS_OF_CELERY = [
+    *(name for name in dir(Task) if not name.startswith("_") and name != "app"),
+    *(name for name in inspect.signature(Celery._task_from_fun).parameters if name not in ("self", "fun", "options")),
+    *("filter", "lazy", "autoretry_for", "dont_autoretry_for", "retry_kwargs", "retry_backoff", "retry_jitter"),
+    *("retry_backoff_max", "region", "custom", "port", "code", "role", "path", "team"),
+]
+
+
+@pytest.mark.parametrize("option", sorted(set(OPTIONS_OF_CELERY)))
+def test_options_of_celery_and_unknown_ones_are_no_near_misses(app, option):
+    throttled_task(app=app, **{option: None if option == "base" else 1})
+
+
+def test_an_attribute_of_the_base_class_is_no_near_miss(app):
+    class Base(Task):
+        tenants = ()
+
+    @throttled_task(app=app, base=Base, tenants=("acme",))
+    def job():
+        return 1
+
+    assert job.tenants == ("acme",)
+
+
+def test_a_name_of_celerys_own_tasks_is_an_error(app):
+    with pytest.raises(ConfigError, match=r"^name is 'celery\.report', expected a name outside of celery\.\*"):
+        throttled_task(app=app, name="celery.report")
+
+
 @pytest.mark.parametrize("rate", [None, Limit(5, 5)])
 def test_shared_without_a_rate_string_is_a_mistake(app, rate):
     with pytest.raises(ConfigError, match="shared"):

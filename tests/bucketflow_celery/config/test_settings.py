@@ -244,6 +244,51 @@ def test_the_error_of_a_misspelt_option_lists_the_options(namespace):
     assert "bucketflow_limits" in mistake.expected
 
 
+KEYS = [
+    # namespace, key, the right one
+    (None, "bucketflow_limts", "bucketflow_limits"),
+    (None, "bucketflow_limit", "bucketflow_limits"),
+    (None, "bucketflow_tenants", "bucketflow_tenant"),
+    (None, "bucketflow_onlimit", "bucketflow_on_limit"),
+    (None, "buketflow_limits", "bucketflow_limits"),
+    (None, "bucket_flow_limits", "bucketflow_limits"),
+    (None, "bucketflowlimits", "bucketflow_limits"),
+    (None, "BUCKETFLOW_LIMITS", "bucketflow_limits"),
+    ("CELERY", "CELERY_BUCKETFLOW_LIMTS", "CELERY_BUCKETFLOW_LIMITS"),
+    ("CELERY", "CELERY_BUKETFLOW_LIMITS", "CELERY_BUCKETFLOW_LIMITS"),
+    ("CELERY", "BUCKETFLOW_LIMITS", "CELERY_BUCKETFLOW_LIMITS"),
+]
+
+
+@pytest.mark.parametrize(("namespace", "key", "right"), KEYS)
+def test_the_error_of_a_key_that_is_nearly_an_option_names_the_option(namespace, key, right):
+    shop = Celery("misspelt", set_as_current=False)
+    shop.config_from_object({key: {"all": "1/s"}}, namespace=namespace)
+    with pytest.raises(ConfigErrors) as raised:
+        Settings.read({}, shop.conf)
+    (mistake,) = raised.value.mistakes
+    assert (mistake.entry, mistake.expected) == (
+        key,
+        f"{right}, if the option {right.lower().removeprefix('celery_')} is meant",
+    )
+
+
+def test_a_key_that_is_near_no_option_lists_the_options_as_they_are_spelt():
+    shop = Celery("misspelt", set_as_current=False)
+    shop.config_from_object({"CELERY_BUCKETFLOW_SPEED": 1}, namespace="CELERY")
+    with pytest.raises(ConfigErrors, match=r"expected one of CELERY_BUCKETFLOW_BACKLOG_LIMIT, .*BUCKETFLOW_URL"):
+        Settings.read({}, shop.conf)
+
+
+@pytest.mark.parametrize("namespace", [None, "CELERY"])
+def test_keys_of_others_are_left_alone(namespace):
+    shop = Celery("others", set_as_current=False)
+    keys = {"BUCKETFLOW_URL": "redis://localhost", "workflow_limits": 1, "S3_BUCKET": "b", "airflow_url": "x"}
+    shop.config_from_object(keys, namespace=namespace)
+    # The module of settings has the URL for its own use.
+    assert Settings.read({"url": "redis://localhost"}, shop.conf).url == "redis://localhost"
+
+
 @pytest.mark.parametrize(("option", "choices"), [("on_limit", OnLimit), ("on_store_error", OnStoreError)])
 def test_the_words_of_an_option_are_those_of_its_type(option, choices):
     words = get_args(choices)
