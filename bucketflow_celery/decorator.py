@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from celery import Celery, Task, shared_task
 
@@ -16,21 +16,31 @@ from bucketflow_celery.config.limit import Limit, parse_limit
 from bucketflow_celery.config.near_miss import nearest
 from bucketflow_celery.config.rules import CostRule, TaskRules, TenantRule
 
+if TYPE_CHECKING:
+    from bucketflow_celery.task_types import BoundTaskDecorator, TaskDecorator, ThrottledTask
+
 __all__ = ["throttled_task"]
 
 #: The options of :func:`throttled_task`. All others are Celery's.
 _OPTIONS = (*(field.name for field in fields(TaskRules) if field.name != "limit"), "app", "rate", "capacity", "shared")
 
-F = TypeVar("F", bound="Callable[..., Any]")
+P = ParamSpec("P")
+R = TypeVar("R")
+TaskT = TypeVar("TaskT", bound=Task)
 
 
 @overload
-def throttled_task(function: F, /) -> Any: ...
+def throttled_task(function: type[TaskT], /) -> type[TaskT]: ...  # type: ignore[overload-overlap] # Task is Any
+
+
+@overload
+def throttled_task(function: Callable[P, R], /) -> ThrottledTask[P, R]: ...
 
 
 @overload
 def throttled_task(
     *,
+    bind: Literal[False] = ...,
     app: Celery | None = ...,
     rate: str | Limit | None = ...,
     capacity: float | None = ...,
@@ -41,11 +51,28 @@ def throttled_task(
     max_wait: float | None = ...,
     on_limit: OnLimit | None = ...,
     **options: Any,
-) -> Callable[[F], Any]: ...
+) -> TaskDecorator: ...
+
+
+@overload
+def throttled_task(
+    *,
+    bind: Literal[True],
+    app: Celery | None = ...,
+    rate: str | Limit | None = ...,
+    capacity: float | None = ...,
+    shared: bool = ...,
+    tenant: TenantRule = ...,
+    tenant_inherits: bool | None = ...,
+    cost: CostRule = ...,
+    max_wait: float | None = ...,
+    on_limit: OnLimit | None = ...,
+    **options: Any,
+) -> BoundTaskDecorator: ...
 
 
 def throttled_task(  # noqa: PLR0913 - each is one option of a task
-    function: F | None = None,
+    function: Any = None,
     /,
     *,
     app: Celery | None = None,

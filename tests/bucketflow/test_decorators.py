@@ -5,16 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from bucketflow import ConfigError, RateLimitExceeded, async_rate_limit, decorators, errors, rate_limit
 from bucketflow.testing import FakeClock
-
-ROOT = Path(__file__).parents[2]
 
 each_decorator = pytest.mark.parametrize("decorator", [rate_limit, async_rate_limit])
 
@@ -170,33 +165,3 @@ def test_objects_that_are_not_callable_and_asynchronous_generators_are_refused(d
 
 def test_the_error_is_importable_from_the_module_of_0_1_0():
     assert decorators.RateLimitExceeded is errors.RateLimitExceeded
-
-
-TYPED = """
-from typing_extensions import assert_type
-from bucketflow import async_rate_limit, rate_limit
-
-@rate_limit(1)
-def plain(value: int, *, twice: bool = False) -> str: return ""
-@rate_limit(1)
-async def delegated(value: int) -> str: return ""
-@async_rate_limit(1)
-async def coroutine(value: int) -> str: return ""
-@async_rate_limit(1)
-def awaited(value: int) -> str: return ""
-
-async def use() -> None:
-    assert_type(plain(1, twice=True), str)
-    assert_type(await delegated(1), str)
-    assert_type(await coroutine(1), str)
-    assert_type(await awaited(1), str)
-    plain("1")  # type: ignore[arg-type]
-    await coroutine()  # type: ignore[call-arg]
-"""
-
-
-def test_the_decorators_keep_types_for_a_type_checker(tmp_path):
-    (tmp_path / "typed.py").write_text(TYPED)
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", tmp_path / "typed.py"]
-    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stdout + checked.stderr

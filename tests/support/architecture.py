@@ -54,7 +54,7 @@ TOP = {
     },
     "bucketflow_celery": {
         "leaves": {"errors", "signals", "stats"},
-        "public": {"", "throttle", "hooks", "decorator", "location", "testing"},
+        "public": {"", "throttle", "hooks", "decorator", "task_types", "location", "testing"},
     },
 }
 CELERY = {"celery", "kombu", "billiard", "vine"}
