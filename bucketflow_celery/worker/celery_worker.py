@@ -61,6 +61,7 @@ class CeleryWorker:
     ) -> None:
         self._consumer = consumer
         self._slots = slots
+        self._window = window
         self._republisher = republisher
         self._failures = failures
         self._timer = waker.timer
@@ -69,7 +70,6 @@ class CeleryWorker:
         self._refusal_log = RefusalLog(waker.timer.call_after)
         self._copy_refusals = CopyRefusals(time.monotonic)
         # Bound directly: these are called for every task.
-        self.hold = window.widen
         self.release = window.narrow
         self.free = slots.free
         self.when_free = slots.when_free
@@ -133,6 +133,10 @@ class CeleryWorker:
     def start(self, task: PendingTask) -> None:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
         self._slots.start(task.request)
+
+    def hold(self, task: PendingTask, level: Level | None) -> None:
+        """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
+        self._window.widen(task, level, can_leave=self.can_defer(task))
 
     def is_revoked_or_expired(self, task: PendingTask) -> bool:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""

@@ -55,20 +55,23 @@ class PrefetchWindow:
         self._held: Counter[str] = Counter()
         self._paused: set[str] = set()
 
-    def widen(self, task: PendingTask, level: Level | None) -> None:
+    def widen(self, task: PendingTask, level: Level | None, *, can_leave: bool = True) -> None:
         """
         Widen the window for a held task, if other messages could start while it is held.
 
         Args:
             task: The task.
             level: The level that refused it; ``None`` while the store is unavailable.
+            can_leave: Whether it could go back to the end of its queue. If not, no more messages are held than
+                ``hold_limit``: the window fills, and the backlog stays with the broker.
         """
         if not self._is_shared or not self._others_can_start(level):
             return
         with self._lock:
             before = self._consumer.qos.value
             blocks_queue = level is None or level.blocks_queue
-            self._widened[task] = self._consumer.qos.increment_eventually() - before, blocks_queue
+            is_full = not can_leave and len(self._widened) >= self.hold_limit
+            self._widened[task] = 0 if is_full else self._consumer.qos.increment_eventually() - before, blocks_queue
             self._held_requests.add(task.request)
             if blocks_queue:
                 self._held[task.queue] += 1

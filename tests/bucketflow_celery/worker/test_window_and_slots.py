@@ -98,6 +98,19 @@ def test_a_held_message_widens_the_window_only_if_others_could_start(queues, lev
     assert consumer.qos.value == PREFETCH
 
 
+def test_messages_that_cannot_leave_widen_the_window_up_to_the_hold_limit():
+    consumer, limit = worker("q"), 3
+    window, held = PrefetchWindow(consumer, HeldRequests(None), limit), [pending_task() for _ in range(10)]
+    for task in held:
+        window.widen(task, TENANT, can_leave=False)
+    assert consumer.qos.value == PREFETCH + limit
+    window.widen(movable := pending_task(), TENANT, can_leave=True)
+    assert consumer.qos.value == PREFETCH + limit + 1
+    for task in [*held, movable]:
+        window.narrow(task)
+    assert consumer.qos.value == PREFETCH
+
+
 @pytest.mark.parametrize("level", [QUEUE, None])
 def test_a_queue_whose_held_messages_fill_a_window_is_paused_until_half_of_them_have_gone(level):
     consumer = worker("q", "r")
