@@ -158,6 +158,11 @@ class Node:
         self._pooled_at[connection] = self.clock() if used_at is None else used_at
         self.client.connection_pool.release(connection)
 
+    @property
+    def max_connections(self) -> int:
+        """Number of connections that this server may have."""
+        return int(self.client.connection_pool.max_connections)
+
     def release_idle(self) -> None:
         """Return the idle connections to the pool; for synchronous clients only."""
         while (idle := self._take_idle()) is not None:

@@ -51,6 +51,9 @@ Address = tuple[str, int]
 Client: TypeAlias = "redis.Redis | redis.RedisCluster"  # type: ignore[type-arg, unused-ignore]
 AsyncClient: TypeAlias = "redis.asyncio.Redis | redis.asyncio.RedisCluster"  # type: ignore[type-arg, unused-ignore]
 
+#: A pool for fewer connections makes its callers wait for one that is free; others raise an error at once.
+_SMALL_POOL = 8
+
 #: Settings that are not copied: they tie a connection to the user's pool, or pools do not accept them.
 _NOT_COPIED = {
     "cache",
@@ -88,6 +91,19 @@ class _AsyncBriefPool(redis.asyncio.ConnectionPool):
         await super().release(connection)
 
 
+class _BlockingSentinelPool(redis.sentinel.SentinelConnectionPool, redis.BlockingConnectionPool):
+    """Connections to the master that Sentinel names; callers wait for one that is free."""
+
+    def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
+        """Close all connections; not the idle ones alone, which redis-py 5 cannot."""
+        if inuse_connections:
+            super().disconnect()
+
+
+class _AsyncBlockingSentinelPool(redis.asyncio.sentinel.SentinelConnectionPool, redis.asyncio.BlockingConnectionPool):
+    """:class:`_BlockingSentinelPool` for coroutines."""
+
+
 @dataclass(frozen=True, slots=True)
 class Driver:
     """The classes of one half of redis-py: synchronous or asynchronous."""
@@ -98,6 +114,7 @@ class Driver:
     blocking_pool: Any
     brief_pool: Any
     sentinel_pool: Any
+    blocking_sentinel_pool: Any
     sentinel: Any
     connection: Any
     tls_connection: Any
@@ -112,6 +129,7 @@ SYNC = Driver(
     redis.BlockingConnectionPool,
     _BriefPool,
     redis.sentinel.SentinelConnectionPool,
+    _BlockingSentinelPool,
     redis.sentinel.Sentinel,
     redis.Connection,
     redis.SSLConnection,
@@ -125,6 +143,7 @@ ASYNC = Driver(
     redis.asyncio.BlockingConnectionPool,
     _AsyncBriefPool,
     redis.asyncio.sentinel.SentinelConnectionPool,
+    _AsyncBlockingSentinelPool,
     redis.asyncio.sentinel.Sentinel,
     redis.asyncio.Connection,
     redis.asyncio.SSLConnection,
@@ -219,6 +238,8 @@ def _node(
 ) -> Node:
     label = settings.get("path") or f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
     sentinels: list[Node] = []
+    is_small = (settings.get("max_connections") or _SMALL_POOL) < _SMALL_POOL
+    waiting = {"timeout": timeout} if is_small else {}
     max_idle = settings.get("health_check_interval") or MAX_IDLE
     settings = settings | {"health_check_interval": 0}  # Node replaces an idle connection; redis-py would send a PING
     if driver is ASYNC and not is_sentinel:
@@ -230,10 +251,11 @@ def _node(
         sentinels = [_sentinel(driver, sentinel.connection_pool, share) for sentinel in pool.sentinel_manager.sentinels]
         manager = copy.copy(pool.sentinel_manager)
         manager.sentinels = [sentinel.client for sentinel in sentinels]
-        private = driver.sentinel_pool(pool.service_name, manager, check_connection=pool.check_connection, **settings)
+        kind = driver.blocking_sentinel_pool if is_small else driver.sentinel_pool
+        private = kind(pool.service_name, manager, check_connection=pool.check_connection, **waiting, **settings)
     elif is_sentinel:
         private = driver.brief_pool(**settings)
-    elif isinstance(pool, driver.blocking_pool):
+    elif is_small or isinstance(pool, driver.blocking_pool):
         private = driver.blocking_pool(timeout=timeout, **settings)
     else:
         private = driver.pool(**settings)

@@ -24,29 +24,13 @@ from bucketflow.redis_client.connection import Node
 from bucketflow.redis_client.private_clients import ASYNC, SYNC, AsyncClient, Client, is_cluster
 from bucketflow.redis_client.replies import is_unexecuted
 from bucketflow.redis_client.scripts import Script
+from bucketflow.redis_client.subscription import Subscription, subscription_to
 from bucketflow.redis_client.topology import FAILURES, CallPlan, ScriptCall, Topology, advance, topology_of, unavailable
 from bucketflow.redis_client.url import parse_url
 from bucketflow.redis_client.url_clients import client_at
 from bucketflow.validation import check_number
 
 __all__ = ["AsyncScriptRunner", "ScriptRunner", "Subscription"]
-
-
-class Subscription:
-    """
-    A subscription to one channel.
-
-    Args:
-        pubsub: A redis-py ``PubSub`` that has subscribed already.
-    """
-
-    def __init__(self, pubsub: Any) -> None:  # noqa: ANN401 - redis-py's
-        self._pubsub = pubsub
-
-    def get(self, timeout: float) -> bytes | None:
-        """Return the next published message, or ``None`` after *timeout* seconds without one."""
-        message = self._pubsub.get_message(timeout=timeout)
-        return None if message is None else message["data"]
 
 
 #: A batch's leader counts as lost after this many timeouts. A healthy one may have to connect, discover the slot's
@@ -177,22 +161,23 @@ class ScriptRunner:
         """
         Return a context manager that yields a subscription to *channel*, on a separate connection.
 
+        A runner that may have one connection only has none to spare: its subscription is silent.
+
         Raises:
             StoreUnavailable: Redis is unreachable; :meth:`Subscription.get` raises it, too.
         """
         address, node = next(iter(list(self._topology.nodes.items())))
-        node.release_idle()  # otherwise a small pool has no connection left
-        pubsub = node.client.pubsub(ignore_subscribe_messages=True)
         try:
-            pubsub.connection = node.connect()  # else it would take one from the pool that was idle for too long
-            pubsub.connection.register_connect_callback(pubsub.on_connect)
-            pubsub.subscribe(channel)
-            yield Subscription(pubsub)
+            with subscription_to(node, channel) as subscription:
+                yield subscription
         except FAILURES as error:
             self._topology.on_failure(address)
             raise unavailable(node, error) from error
-        finally:
-            pubsub.close()
+
+    @property
+    def max_connections(self) -> int:
+        """The number of connections that calls to one server may have."""
+        return min(node.max_connections for node in list(self._topology.nodes.values()))
 
     def close(self) -> None:
         """Close the connections. The next call opens new ones."""

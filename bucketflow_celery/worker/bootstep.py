@@ -25,7 +25,7 @@ from bucketflow_celery.worker.parking_worker import CeleryParkingWorker
 from bucketflow_celery.worker.pause_watch import PauseWatch
 from bucketflow_celery.worker.pool_flush import PoolFlush
 from bucketflow_celery.worker.prefetch_window import PrefetchWindow
-from bucketflow_celery.worker.redis_event_loop import runner_for
+from bucketflow_celery.worker.redis_event_loop import runner_for, warn_of_few_connections
 from bucketflow_celery.worker.revocation import RevocationHandler, RevocationWatch
 from bucketflow_celery.worker.slots import slots_of
 from bucketflow_celery.worker.table_check import TableCheck
@@ -71,6 +71,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         signals.task_received.connect(self._on_received)
         RevocationHandler(self._throttle).connect()
         self._throttle.announce_location()  # not in the signal worker_init, when logging is not set up
+        warn_of_few_connections(self._throttle.store)
 
     def start(self, consumer: Any) -> None:
         """Start admission, on a new connection to the broker."""

@@ -7,6 +7,7 @@ and then the worker, must be scheduled first. Meanwhile this worker receives, st
 
 from __future__ import annotations
 
+import logging
 import select
 from collections.abc import Callable
 from time import monotonic
@@ -25,7 +26,13 @@ from bucketflow_celery.store.calls import BlockingRunner, CallRunner
 from bucketflow_celery.store.interfaces import Store
 from bucketflow_celery.store.redis_store import RedisStore
 
-__all__ = ["EventLoopRunner", "runner_for"]
+__all__ = ["WORKER_CONNECTIONS", "EventLoopRunner", "runner_for", "warn_of_few_connections"]
+
+logger = logging.getLogger("bucketflow_celery.worker")
+
+#: Number of connections that a worker uses at most: of three runners of the event loop, of calls that block it, of the
+#: lease of parked tasks, and of a subscription.
+WORKER_CONNECTIONS = 6
 
 #: Milliseconds that an inline call waits for its reply.
 INLINE_WAIT_MS = 1
@@ -200,11 +207,24 @@ def runner_for(store: Store, hub: Any, timeout: float) -> CallRunner:
     """
     Return the runner that suits a worker.
 
+    An :class:`EventLoopRunner` keeps its connection. With too few of them for that, each call blocks the loop and gives
+    its connection back.
+
     Args:
         store: Where the levels live.
         hub: Kombu's event loop; ``None`` if the worker has none.
         timeout: Seconds that a server may take to answer.
     """
-    if hub is not None and isinstance(store, RedisStore):
+    if hub is not None and isinstance(store, RedisStore) and store.runner.max_connections >= WORKER_CONNECTIONS:
         return EventLoopRunner(store.runner, hub, timeout)
     return BlockingRunner()
+
+
+def warn_of_few_connections(store: Store) -> None:
+    """Log a warning if a worker may open fewer connections to *store* than it uses."""
+    if isinstance(store, RedisStore) and store.runner.max_connections < WORKER_CONNECTIONS:
+        logger.warning(
+            "max_connections is %d, a worker uses up to %d: its calls to Redis share them, and wait for each other",
+            store.runner.max_connections,
+            WORKER_CONNECTIONS,
+        )

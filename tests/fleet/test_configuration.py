@@ -81,6 +81,22 @@ def test_without_a_url_the_limits_live_in_the_redis_of_celery(fleet, request, en
         assert client.exists("{bucketflow}:all")
 
 
+@pytest.mark.parametrize(("on_limit", "connections"), [("retry", 1), ("park", 1), ("park", 2)])
+def test_a_worker_with_too_few_connections_says_so_and_shares_them(fleet, on_limit, connections):
+    url = f"{fleet.config['bucketflow_url']}?max_connections={connections}"
+    fleet.configure(bucketflow_url=url, bucketflow_on_limit=on_limit, bucketflow_tenant="tenant")
+    fleet.configure(limits={"tenants": {"*": LIMIT}})
+    worker = fleet.worker("prefork")
+    fleet.send("work", "acme", times=20)
+
+    starts = fleet.records.wait("starts", 20)
+
+    assert excess(starts, 2, 10) <= JITTER
+    assert worker.log.count(f"max_connections is {connections}, a worker uses up to 6") == 1
+    assert "unavailable" not in worker.log
+    assert "not renewed" not in worker.log
+
+
 def test_a_limit_of_an_unknown_task_is_a_warning(fleet):
     fleet.configure(limits={"tasks": {"workloads.wrok": "1/s"}})
 

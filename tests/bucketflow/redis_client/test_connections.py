@@ -1,9 +1,10 @@
-"""Connections that may not be used again: idle for long, or to a server that is no longer the master."""
+"""Connections that may not be used again, idle for long or to a replica; and pools of too few of them."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
 import pytest
@@ -20,10 +21,12 @@ from redis.exceptions import (
 )
 from servers import RedisServer, wait_until
 
+from bucketflow import StoreUnavailable
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
 from bucketflow.redis_client.connection import MAX_IDLE
 from bucketflow.redis_client.private_clients import SYNC, node_of
 from bucketflow.redis_client.replies import is_not_master, is_unexecuted, spoils_connection
+from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
 from bucketflow.redis_client.scripts import Script
 from bucketflow.redis_client.topology import ScriptCall
 
@@ -220,3 +223,60 @@ def test_a_replica_that_lost_its_master_is_left_for_a_new_connection(of_kind, pa
     proxy.target = replica.port
 
     assert shop.consume()
+
+
+SLOW_SCRIPT = Script.of("slow", "for _ = 1, 20000 do redis.call('GET', KEYS[1]) end return 1")
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_threads_share_the_connections_of_a_small_pool(redis_server, redis_client, limit):
+    before = len(redis_client.client_list())
+    runner = ScriptRunner(redis_server.client(max_connections=limit), 10)
+
+    with ThreadPoolExecutor(8) as pool:
+        replies = [pool.submit(runner.run, SLOW_SCRIPT, [b"key"], []) for _ in range(16)]
+        most = len(redis_client.client_list())
+
+    assert [reply.result() for reply in replies] == [1] * 16
+    assert most <= before + limit
+    assert runner.max_connections == limit
+    runner.close()
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_coroutines_share_the_connections_of_a_small_pool(redis_server, redis_client, limit):
+    before = len(redis_client.client_list())
+
+    async def run():
+        client = redis.asyncio.Redis(port=redis_server.port, max_connections=limit)
+        runner = AsyncScriptRunner(client, 10)
+        calls = [asyncio.ensure_future(runner.run(SLOW_SCRIPT, [b"key"], [])) for _ in range(16)]
+        await asyncio.sleep(0.01)
+        most = len(redis_client.client_list())
+        replies = await asyncio.gather(*calls)
+        await runner.close()
+        return most, replies
+
+    most, replies = asyncio.run(run())
+    assert replies == [1] * 16
+    assert most <= before + limit
+
+
+def test_a_small_pool_whose_connections_are_all_in_use_fails_a_call_in_time(redis_server):
+    runner = ScriptRunner(redis_server.client(max_connections=1), 0.2)
+    node = runner._topology.sole_node
+    taken = node.connect()
+    with pytest.raises(StoreUnavailable, match="No connection available"):
+        runner.run(SLOW_SCRIPT, [b"key"], [])
+    node.release(taken)
+    assert runner.run(SLOW_SCRIPT, [b"key"], []) == 1
+
+
+def test_a_subscription_leaves_the_last_connection_to_the_calls(redis_server, redis_client):
+    for limit, heard in ((1, None), (2, b"hello")):
+        runner = ScriptRunner(redis_server.client(max_connections=limit), 10)
+        with runner.subscribe("channel") as subscription:
+            assert runner.run(SLOW_SCRIPT, [b"key"], []) == 1
+            redis_client.publish("channel", "hello")
+            assert next((word for word in (subscription.get(0.1) for _ in range(5)) if word), None) == heard
+        runner.close()

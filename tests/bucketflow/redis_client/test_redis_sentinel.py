@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis.asyncio.sentinel
@@ -15,8 +16,11 @@ from servers import RedisSentinel, wait_replicated, wait_until
 from bucketflow import ConfigError, StoreUnavailable
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
 from bucketflow.redis_client.connection import MAX_IDLE
+from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner
+from bucketflow.redis_client.scripts import Script
 
 SLOW = 0.001  # tokens per second: no refill during a test
+ONE = Script.of("one", "redis.call('SET', KEYS[1], 1) return 1")
 
 
 @pytest.fixture
@@ -79,6 +83,25 @@ def test_connections_to_master_and_sentinel_that_were_dropped_while_idle_fail_no
 
         assert bucket.consume()
         assert proxy.accepted == 2
+
+
+def test_threads_and_coroutines_share_one_connection_to_the_master(sentinel):
+    client = redis.sentinel.Sentinel(sentinel.addresses(), max_connections=1).master_for(sentinel.SERVICE)
+    runner = ScriptRunner(client)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: runner.run(ONE, [b"key"], []), range(20))) == [1] * 20
+
+    async def run():
+        manager = redis.asyncio.sentinel.Sentinel(sentinel.addresses(), max_connections=1)
+        runner = AsyncScriptRunner(manager.master_for(sentinel.SERVICE))
+        replies = await asyncio.gather(*[runner.run(ONE, [b"key"], []) for _ in range(20)])
+        await runner.close()
+        return replies
+
+    assert asyncio.run(run()) == [1] * 20
+    wait_replicated(sentinel.master, sentinel.replica)
+    sentinel.master.kill()
+    wait_until(lambda: in_time(lambda: runner.run(ONE, [b"key"], [])), timeout=30, pause=0.05)
 
 
 def test_a_client_of_the_replicas_is_rejected(sentinel):
