@@ -23,6 +23,7 @@ from bucketflow_celery.scheduling.admit import (
     LevelState,
     admit,
     cancel_reservation,
+    charge,
 )
 from bucketflow_celery.store.interfaces import Announced, FleetLimits, StaleLimits
 from bucketflow_celery.store.memory_backlog import MemoryBacklogs, MemoryStoreCall
@@ -65,6 +66,15 @@ class MemoryStore(ProcessBound):
         """See :class:`bucketflow_celery.store.interfaces.Store`."""
         with self._lock:
             cancel_reservation(request, self._states, self._clock.now())
+
+    def charge(self, costs: Sequence[tuple[Level, float]]) -> MemoryStoreCall[None]:
+        """See :class:`bucketflow_celery.store.interfaces.Store`."""
+
+        def take() -> None:
+            with self._lock:
+                charge(costs, self._states, self._clock.now())
+
+        return MemoryStoreCall(take)
 
     def peek(self, path: Sequence[Level]) -> tuple[int, list[LevelState]]:
         """See :class:`bucketflow_celery.store.interfaces.Store`."""

@@ -258,8 +258,7 @@ class AdmissionController:
             self._hold_queues.restore(requests)
             self._resolve_all(asked.tasks)
             return
-        call = self._store.admit(requests, self._version)
-        self._client.send(call, asked, inline=bool(requests and self._inbox))
+        self._client.send(self._store.admit(requests, self._version), asked, inline=bool(requests and self._inbox))
         self._on_reply()
 
     def _on_reply(self) -> None:
@@ -273,11 +272,14 @@ class AdmissionController:
             self._resolve_all(asked.tasks)
         elif isinstance(reply, StoreUnavailable):
             self._hold_queues.restore(asked.requests)
-            self._on_failure(asked.batch)
-        else:
+            if not self._local.is_active:
+                self._on_failure(asked.batch)
+        elif asked.batch:
             self._decisions.apply(self._inbox, *asked, reply)
         if self._local.follow(self._breaker, self._worker.monotonic()):
             self._resolve_all([])
+        if owed := self._local.take_owed():  # the next round takes the reply
+            self._client.send(self._store.charge(owed), _Asked([], []))
 
     def _resolve_all(self, taken: Iterable[PendingTask]) -> None:
         self._version = self._limits.version
@@ -285,8 +287,6 @@ class AdmissionController:
         self._resolver.resolve_all(taken)
 
     def _on_failure(self, batch: Batch) -> None:
-        if self._local.is_active:
-            return
         if self._local.on_store_error != "hold":
             # No task waits for the store, so no task keeps its place in a queue for the store's tokens either.
             self._inbox.extendleft(reversed(self._resolver.take_all(task for task, _ in batch)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -24,6 +24,8 @@ PREFIX = "local/"
 COUNTS = 3
 #: Counts until the number of workers is known: by the second one, all others have seen this worker.
 ENOUGH_COUNTS = 2
+#: Most levels that the store is charged for in one call.
+MAX_CHARGES = 500
 #: Relative rounding error of a share. With it, ten workers may each start a task of cost 1 under a capacity of 10.
 ROUNDING = 1e-9
 
@@ -58,6 +60,9 @@ class LocalLimits:
         self._began_at = 0
         self._levels: dict[Level, Level] = {}
         self._states: dict[str, LevelState] = {}
+        self._granted: defaultdict[Level, float] = defaultdict(float)
+        self._owed: list[tuple[Level, float]] = []
+        self._quiet_until = 0.0
         self._has_warned = False
         self.is_active = False
 
@@ -73,8 +78,7 @@ class LocalLimits:
         self._counts.append(max(1, count))
 
     def prepare(self, breaker: CircuitBreaker) -> None:
-        """Begin with a new connection to the store, which has *breaker*."""
-        self.is_active = False
+        """Follow another connection to the store, which has *breaker*. An outage that has begun goes on."""
         if self.on_store_error == "local":
             # All workers must notice within the quiet time that the store answers again.
             breaker.longest_pause = FIRST_PAUSE
@@ -83,20 +87,26 @@ class LocalLimits:
         """
         Begin or end, as *breaker* says; return whether one of them.
 
-        At the end the store is not asked for a quiet time. After that no worker goes by its own buckets any more.
+        At the end the store is asked for nothing for a quiet time. After that no worker goes by its own buckets any
+        more, and the store knows what they have granted.
         """
         is_away, share = breaker.pause > 0, self.share
-        if self.is_active and not is_away:
-            self.is_active = False
-            breaker.open_until = now + self._quiet_time
-            return True
-        if self.is_active or not is_away or share is None or self.on_store_error != "local":
+        if not is_away:
+            was_active, self.is_active = self.is_active, False
+            if was_active:
+                self._quiet_until = now + self._quiet_time
+                self._owed = self._missing(now)
+            breaker.open_until = max(breaker.open_until, self._quiet_until)
+            return was_active
+        if self.is_active or share is None or self.on_store_error != "local":
             return False
         self.is_active = True
         self._outages += 1
         self._share, self._began_at, self._has_warned = share, _micros(now), False
         self._levels.clear()
         self._states.clear()
+        self._granted.clear()
+        self._owed = []
         logger.warning("this worker starts tasks by its own buckets until the store answers: share=%.4g", share)
         return True
 
@@ -127,17 +137,36 @@ class LocalLimits:
             limit = level.limit
             empty = LevelState(self._began_at + limit.span, 0.0, limit.capacity, limit.fill_rate)
             self._states.setdefault(level.key, empty)
-        return admit(requests, self._states, _micros(now))
+        decisions = admit(requests, self._states, _micros(now))
+        for request, decision in zip(requests, decisions, strict=True):
+            for level in request.path if decision.admitted else ():
+                self._granted[level] += request.cost
+        return decisions
+
+    def take_owed(self) -> list[tuple[Level, float]]:
+        """Return some levels of the store and the tokens to charge them with, once; none if all are charged."""
+        owed, self._owed = self._owed[:MAX_CHARGES], self._owed[MAX_CHARGES:]
+        return owed
+
+    def _missing(self, now: float) -> list[tuple[Level, float]]:
+        """
+        Return what these buckets lack at *now* of what they have granted, by level of the store.
+
+        What they have earned back since needs no charge: the buckets of the store have earned as much.
+        """
+        found = []
+        for level, local in self._levels.items():
+            if local in self._granted:
+                missing = self._states[local.key].missing(_micros(now))
+                found.append((level, min(self._granted[local], missing)))
+        return [(level, missing) for level, missing in found if missing > 0]
 
     def _level(self, level: Level) -> Level:
         local = self._levels.get(level)
         if local is None:
-            capacity, fill_rate = (
-                level.limit.capacity * self._share * (1 + ROUNDING),
-                level.limit.fill_rate * self._share,
-            )
-            key = f"{PREFIX}{self._outages}/{level.key}"
-            local = self._levels[level] = Level(level.name, key, Limit(capacity, fill_rate, level.limit.shared))
+            capacity, fill_rate = level.limit.capacity * (1 + ROUNDING), level.limit.fill_rate
+            limit = Limit(capacity * self._share, fill_rate * self._share, level.limit.shared)
+            local = self._levels[level] = Level(level.name, f"{PREFIX}{self._outages}/{level.key}", limit)
         return local
 
 

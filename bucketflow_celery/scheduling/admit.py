@@ -12,7 +12,7 @@ A redelivered task carries its reservations in its ticket: see ``ticket.py``. A 
 ``RESERVATION_GRACE`` after its start time. A level whose bucket has been full for ``RESERVATION_TTL`` drops its
 reservations, because no task came to use them. A task that finds the bucket full for ``LATE`` reserves that instant.
 
-``store/lua/admit.lua`` and ``cancel_reservation.lua`` mirror this file.
+``store/lua/admit.lua``, ``cancel_reservation.lua`` and ``charge.lua`` mirror this file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 
-from bucketflow.algorithm.gcra import FULL, refund, take, wait_for
+from bucketflow.algorithm.gcra import FULL, refund, take, tokens_at, wait_for
 from bucketflow.limit import SECOND, Limit
 from bucketflow_celery.config.levels import Level
 
@@ -37,6 +37,7 @@ __all__ = [
     "LevelState",
     "admit",
     "cancel_reservation",
+    "charge",
     "current_state",
 ]
 
@@ -81,6 +82,10 @@ class LevelState:
     fill_rate: float = 0.0
     debt_at: float = 0.0
     debt_rate: float = 0.0
+
+    def missing(self, now: int) -> float:
+        """Return the tokens that the bucket lacks at *now*, at most its capacity."""
+        return min(self.capacity, max(0.0, self.full_at - now) * self.fill_rate / SECOND)
 
     def rebased_on(self, limit: Limit, now: int) -> LevelState:
         """
@@ -280,3 +285,10 @@ def cancel_reservation(request: AdmissionRequest, states: MutableMapping[str, Le
         if reservation == latest > now and state.reserved_until > now:
             reserved_until = state.reserved_until - request.cost * SECOND / level.limit.fill_rate
             states[level.key] = replace(state, reserved_until=max(0.0, reserved_until))
+
+
+def charge(costs: Sequence[tuple[Level, float]], states: MutableMapping[str, LevelState], now: int) -> None:
+    """Take the tokens that were granted elsewhere, at each level its own number, or all that the bucket has."""
+    for level, cost in costs:
+        state = current_state(level, states, now)
+        states[level.key] = state.taken(level.limit, now, min(cost, tokens_at(level.limit, state.full_at, now)))

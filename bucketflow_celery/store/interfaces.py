@@ -220,6 +220,9 @@ class Store(Protocol):
     def cancel_reservation(self, request: AdmissionRequest) -> None:
         """Cancel the reservations in *request*: its task will not come."""
 
+    def charge(self, costs: Sequence[tuple[Level, float]]) -> StoreCall[None]:
+        """Take tokens that were granted without the store, at each level its own number, or all that its bucket has."""
+
     def peek(self, path: Sequence[Level]) -> tuple[int, list[LevelState]]:
         """Return the store's time in µs, and the state of each level of *path*; same length and order."""
 

@@ -87,6 +87,14 @@ class RedisStore(ProcessBound):
         if keys:
             self.runner.run(level_script("cancel_reservation"), keys, args)
 
+    def charge(self, costs: Sequence[tuple[Level, float]]) -> RedisStoreCall[None]:
+        """See :class:`~bucketflow_celery.store.interfaces.Store`."""
+        keys = [self._key(level.key) for level, _ in costs]
+        args: list[str | bytes] = []
+        for level, cost in costs:
+            args += map(exact, (level.limit.capacity, level.limit.fill_rate, cost))
+        return RedisStoreCall(self.runner, level_script("charge"), keys, args, lambda _reply: None)
+
     def peek(self, path: Sequence[Level]) -> tuple[int, list[LevelState]]:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""
         if not path:

@@ -38,6 +38,10 @@ class Connection:
 
         return MemoryStoreCall(run)
 
+    def charge(self, costs):
+        worker, call = self._worker, self._worker.fleet.store.charge(costs)
+        return MemoryStoreCall(lambda: worker.fleet.call_store(call.run))
+
     def limits(self):
         fleet = self._worker.fleet
         return fleet.call_store(fleet.store.limits)

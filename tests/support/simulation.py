@@ -25,6 +25,7 @@ from bucketflow.limit import SECOND
 from bucketflow.testing import FakeClock
 from bucketflow_celery.admission.controller import AdmissionController
 from bucketflow_celery.admission.interfaces import WaitLimits
+from bucketflow_celery.admission.local_limits import LocalLimits
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import ThrottlePolicy
 from bucketflow_celery.config.settings import Settings
@@ -398,6 +399,7 @@ class Worker:
         self.store = Connection(self)
         self.active_limits = ActiveLimits(lambda: self.tasks, lambda: self.fleet.settings, lambda: self.store)
         self.context = WorkerContext(self.fleet.settings, self.store, self.active_limits, self.stats)
+        self.local = LocalLimits(self.fleet.settings)
         self.busy, self.unacked = 0, {}
         self.held, self.widened, self.full = {}, set(), set()
         self.not_due, self.reads_from, self.is_watching_pauses = {}, 0.0, False
@@ -411,7 +413,7 @@ class Worker:
         """Connect to the broker."""
         with suppress(StoreUnavailable):
             self.active_limits.refresh()
-        self.admission = AdmissionController(self, self.context, self.runner(), self.fleet.wait_limits)
+        self.admission = AdmissionController(self, self.context, self.runner(), self.fleet.wait_limits, self.local)
         if self.fleet.parks:
             if self.parking is None:
                 self.parking = Parking(self)

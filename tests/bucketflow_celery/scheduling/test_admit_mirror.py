@@ -1,4 +1,4 @@
-"""admit.lua and cancel_reservation.lua equal admit.py bit for bit: the same steps on a real server, at chosen times."""
+"""The scripts of levels equal admit.py bit for bit: the same steps on a real server, at chosen times."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from bucketflow_celery.scheduling.admit import (
     AdmissionRequest,
     admit,
     cancel_reservation,
+    charge,
 )
 from bucketflow_celery.store.interfaces import StaleLimits
 from bucketflow_celery.store.redis_store import RedisStore
@@ -46,6 +47,7 @@ STORY = Script.of(
       cancel_reservation = function(KEYS, ARGV)
         {level_script("cancel_reservation").text[len(CORE) :]}
       end,
+      charge = function(KEYS, ARGV) {level_script("charge").text[len(CORE) :]} end,
     }}
     -- ARGV: of each step: operation, now, how many keys and arguments, keys, arguments.
     -- Returns of each step: the reply, and of each key but the first of admit: name, value, PTTL.
@@ -101,9 +103,16 @@ class Step:
         store = RedisStore(recorder, "twin")
         if self.operation == "admit":
             store.admit(self.requests, "").run()
+        elif self.operation == "charge":
+            store.charge(charges(self.requests[0])).run()
         else:
             store.cancel_reservation(self.requests[0])
         return recorder.sent
+
+
+def charges(request):
+    """Return a charge of each level on the path of *request*, each of another number of tokens."""
+    return [(level, request.cost * number) for number, level in enumerate(request.path, 1)]
 
 
 class Story:
@@ -131,6 +140,10 @@ class Story:
         cancel_reservation(request, self.states, self.now)
         written = {key for key, state in self.states.items() if state is not before.get(key)}
         self._record("cancel_reservation", (request,), (), written)
+
+    def charge(self, request):
+        charge(charges(request), self.states, self.now)
+        self._record("charge", (request,), (), {level.key for level in request.path})
 
     def _record(self, operation, requests, decisions, written):
         step = Step(operation, self.now, tuple(requests), decisions, dict(self.states), written)
@@ -188,7 +201,7 @@ moves = st.one_of(
 )
 batches = st.lists(st.integers(0, 7), min_size=1, max_size=6)
 steps = st.lists(
-    st.tuples(moves, st.sampled_from(["admit", "admit", "admit", "cancel_reservation"]), batches), max_size=30
+    st.tuples(moves, st.sampled_from(["admit"] * 6 + ["cancel_reservation"] * 2 + ["charge"]), batches), max_size=30
 )
 
 
@@ -203,6 +216,9 @@ def story_of(levels, tasks, steps):
         batch = list(dict.fromkeys(number % len(cast) for number in who))
         dues = [due for number in batch for due in cast[number].reservations if due > story.now]
         story.move((min(dues) - story.now if dues else 0) if move == "due" else move)
+        if operation == "charge":
+            story.charge(cast[batch[0]])
+            continue
         if operation == "cancel_reservation":
             story.cancel_reservation(cast[batch[0]])
             cast[batch[0]] = replace(cast[batch[0]], reservations=(0,) * len(cast[batch[0]].path))
@@ -241,7 +257,7 @@ def test_ten_thousand_steps_give_the_same_decisions_and_the_same_bits(redis_clie
                 chance.choice(
                     ["due", "due", chance.randint(0, 10**5), chance.randint(0, 10**7), -chance.randint(0, 10**6)]
                 ),
-                chance.choice(["admit"] * 9 + ["cancel_reservation"]),
+                chance.choice(["admit"] * 18 + ["cancel_reservation"] * 2 + ["charge"]),
                 [chance.randrange(12) for _ in range(chance.randint(1, 6))],
             )
             for _ in range(200)

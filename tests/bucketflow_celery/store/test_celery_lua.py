@@ -96,6 +96,7 @@ def recorded(request, redis_client):
     reservations = max(decision.reservations for decision in decisions)
     assert any(reservations)
     store.cancel_reservation(AdmissionRequest(path, 1, tuple(reservation or 1 for reservation in reservations)))
+    store.charge([(level, 1.0) for level in path]).run()
     store.peek(path)
     store.set_limits({"all": "1/s"})
     store.pause("queue:q", paused=True)
@@ -146,6 +147,14 @@ def test_cancel_reservation(recorded):
     assert len(keys) == depth
     assert len(args) == words(fixed) + depth * words(level)
     assert 0 <= reply <= depth
+
+
+def test_charge(recorded):
+    depth, _, recorder = recorded
+    keys, args, reply = recorder.calls["charge"]
+    assert len(keys) == depth
+    assert len(args) == depth * words(header("charge")["argv"].partition("for each level:")[2])
+    assert header("charge")["returns"] == str(reply)
 
 
 def test_peek(recorded):
