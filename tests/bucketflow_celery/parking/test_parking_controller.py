@@ -280,16 +280,15 @@ PAUSES = [("all", ""), ("queue", "q"), ("tenant", "a"), ("task", "f")]
 @pytest.mark.parametrize(("level", "name"), PAUSES)
 @pytest.mark.parametrize("limits", [{"queues": {"q": "20/s"}}, {"tenants": {"*": "20/s"}}, {}])
 def test_paused_tasks_do_not_start_until_they_are_resumed(level, name, limits, mode, latency):
-    fleet = fleet_of(limits, workers=2, latency=latency)
+    fleet = fleet_of(limits, workers=2, latency=latency, read_seconds=0.0005)
     jobs = [fleet.send(parked(at=number / 50, on_limit=mode)) for number in range(200)]
     fleet.at(1.0, lambda: fleet.store.pause(pause_name(level, name), paused=True))
     fleet.at(20.0, lambda: fleet.store.pause(pause_name(level, name), paused=False))
     fleet.run_out()
     assert_all_ran_once(fleet)
     assert not [at for at, _ in fleet.starts() if 1.1 < at < 20]
-    retry_delay = 6 if mode != "park" and level in ("tenant", "task") else 1  # they retry every 5 s
-    assert min(at for at, _ in fleet.starts() if at > 19) <= 20 + retry_delay
-    assert last_start(fleet) <= 20 + 200 / 20 + retry_delay + (6 if mode == "retry" else 1)
+    assert min(at for at, _ in fleet.starts() if at > 19) <= 20 + 1
+    assert last_start(fleet) <= 20 + 200 / 20 + 1 + (6 if mode == "retry" else 1)
     assert {job.dispatched for job in jobs} <= {0, 1}
 
 
