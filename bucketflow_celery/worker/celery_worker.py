@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from celery.worker import state
@@ -253,9 +253,11 @@ class CeleryWorker:
         if is_stored:
             task = request.task
             # Celery before 5.7 has one option for failures and time limits.
-            acks = getattr(task, "acks_on_failure", task.acks_on_failure_or_timeout)
-            if acks or not task.acks_late:
-                (request.acknowledge if failed.is_parked else partial(self.acknowledge, request))()
+            acks = not task.acks_late or getattr(task, "acks_on_failure", task.acks_on_failure_or_timeout)
+            if acks and failed.is_parked:
+                request.acknowledge()
+            elif acks:
+                self.acknowledge(request)
             request.on_failure(failed.info, return_ok=True)
         elif failed.is_parked:
             request.reject(requeue=True)
