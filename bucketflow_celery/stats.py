@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["OTHER", "Stats", "no_waiting_tasks"]
 
-#: The key of tasks that wait for something else than a level: for the store, or for the end of a pause.
+#: The key of tasks that wait for something else than a level, such as the store or the end of a pause.
 OTHER = "other"
 
 

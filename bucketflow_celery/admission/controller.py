@@ -66,7 +66,7 @@ class AdmissionController:
         actions: Acts on tasks.
         prechecks: Decides about tasks without a call.
         priorities: Lets urgent tasks start before less urgent ones.
-        held_levels: Returns the level of each held task.
+        held: Returns each held task, and the level of its hold queue.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class AdmissionController:
         # Other threads append to it at any time, so it is never replaced, and iterated only as a copy.
         self._inbox: Final[deque[PendingTask]] = deque()
         queues = self._hold_queues = HoldQueues()
-        self.held_levels = queues.levels
+        self.held = queues.by_level
         self._parking: Parking = NoParking()
         self._parking_first = False
         self._limits.checked_at = -inf

@@ -162,9 +162,9 @@ class HoldQueues:
             return None
         return queue
 
-    def levels(self) -> list[Level | None]:
-        """Return the level of each task; ``None``: it waits for something else. Any thread may call."""
-        return [queue.level for queue in list(self._queues.values()) for _ in range(len(queue.tasks))]
+    def by_level(self) -> list[tuple[Level | None, PendingTask]]:
+        """Return each task, and the level of its queue. Any thread may call."""
+        return [(queue.level, task) for queue in list(self._queues.values()) for task in list(queue.tasks)]
 
     def ready(self, now: float) -> list[HoldQueue]:
         """Return the queues whose head is to be asked for at *now*."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from celery.worker.request import Request
@@ -30,10 +30,10 @@ class WaitingTasks:
     def by_level(self) -> dict[str, int]:
         """Return their numbers by name of the level; see :attr:`bucketflow_celery.stats.Stats.waiting_by_level`."""
         counts = no_waiting_tasks()
-        for level in self._admission.held_levels():
-            counts[OTHER if level is None else level.name] += 1
+        for level, task in self._admission.held():
+            counts[_binding(task.reservations) if level is None else level.name] += 1
         for ticket in self._deferred():
-            counts[_binding(ticket)] += 1
+            counts[_binding(ticket.reservations)] += 1
         return counts
 
     def _deferred(self) -> Iterator[Ticket]:
@@ -43,9 +43,9 @@ class WaitingTasks:
                 yield Ticket.read(request.request_dict[HEADER])
 
 
-def _binding(ticket: Ticket) -> str:
-    """Return the name of the level with the latest reservation."""
-    if not ticket.reservations:
+def _binding(reservations: Mapping[str, int]) -> str:
+    """Return the name of the level with the latest of *reservations*."""
+    if not reservations:
         return OTHER
-    key = max(ticket.reservations, key=lambda key: ticket.reservations[key])
+    key = max(reservations, key=lambda key: reservations[key])
     return "task" if key.rpartition("/")[2].startswith("f:") else "tenant"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from processes import wait_until
 
-HOUR = {"rate": "1/h", "capacity": 1}
+SLOW = {"rate": "2/m", "capacity": 1}
 SEEN = [
     # level that binds, options, where inspect lists the tasks
     ("tenant", {"bucketflow_on_limit": "hold"}, "reserved"),
@@ -18,7 +18,7 @@ SEEN = [
 
 @pytest.mark.parametrize(("level", "options", "where"), SEEN)
 def test_waiting_tasks_are_listed_and_counted_by_level(fleet, level, options, where):
-    fleet.configure(limits={f"{level}s": {"*": HOUR}}, **options)
+    fleet.configure(limits={f"{level}s": {"*": SLOW}}, **options)
     fleet.worker(concurrency=4)
     first, *waiting = fleet.send("work", times=6, headers={"tenant": "acme"})
     ids = sorted(result.id for result in waiting)
