@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from celery import Celery
@@ -20,6 +20,7 @@ from bucketflow_celery.config.table import LimitTable, pause_of
 from bucketflow_celery.errors import ConfigErrors, LimitsChanged
 from bucketflow_celery.hooks import Hooks
 from bucketflow_celery.location import locate
+from bucketflow_celery.messages.codec import readdressed
 from bucketflow_celery.operations.backlog import QueueBacklog, backlog_report
 from bucketflow_celery.operations.levels import LevelView, level_view
 from bucketflow_celery.stats import Stats
@@ -239,12 +240,34 @@ class Throttle(ProcessBound):
         Raises:
             StoreUnavailable: The store did not answer in time; some tasks may have been deleted.
         """
-        backlogs = self.store.backlogs
-        return sum(
-            backlogs.purge(queue, view.lane)
-            for view in backlogs.view(queue).lanes
-            if tenant in (None, view.lane.tenant) and task in (None, view.lane.task)
-        )
+        lanes = self.store.backlogs.view(queue).select(tenant, task)
+        return sum(self.store.backlogs.purge(queue, lane) for lane in lanes)
+
+    def move(self, queue: str, to: str, *, tenant: str | None = None, task: str | None = None) -> int:
+        """
+        Move parked tasks of *queue* to the backlog of *to*, behind the tasks of the same tenant and task type there.
+
+        Order, priorities, headers, results and waiting times stay. A retry of a moved task goes to *to*. Dispatched
+        tasks are not affected, and return to *queue* if their worker ends: then move again. A move that was interrupted
+        can be repeated: each task is in one of the two at any time.
+
+        Args:
+            queue: The queue.
+            to: Another queue, whose workers park tasks.
+            tenant: Only tasks of this tenant; ``""``: only tasks without a tenant.
+            task: Only tasks with this name.
+
+        Returns:
+            The number of moved tasks.
+
+        Raises:
+            ConfigError: *to* is no name of another queue.
+            StoreUnavailable: The store did not answer in time; some tasks may have been moved.
+        """
+        if not isinstance(to, str) or to in ("", queue):
+            raise ConfigError("to", to, "the name of another queue")
+        lanes = self.store.backlogs.view(queue).select(tenant, task)
+        return sum(self.store.backlogs.move(queue, to, lane, partial(readdressed, queue=to)) for lane in lanes)
 
     def pause(self, *, queue: str | None = None, tenant: str | None = None, task: str | None = None) -> None:
         """

@@ -16,7 +16,7 @@ from typing import Any
 from kombu import Message
 from kombu.utils.json import dumps, loads
 
-__all__ = ["BROKER_HEADERS", "is_complete", "pack", "rank_of", "uid_of", "unpack"]
+__all__ = ["BROKER_HEADERS", "is_complete", "pack", "rank_of", "readdressed", "uid_of", "unpack"]
 
 #: Headers that a broker adds, different with each delivery. RabbitMQ drops a message that is published with its own
 #: x-death header, as one that cycles between queues.
@@ -136,6 +136,22 @@ def unpack(packed: bytes, *, accept: Any, redelivered: bool) -> tuple[Message, M
         return message, head["facts"]
     except (struct.error, AttributeError, LookupError, TypeError) as error:
         raise ValueError(f"{packed[:80]!r} is not a parked message: {error!r}") from error
+
+
+def readdressed(packed: bytes, queue: str) -> bytes:
+    """
+    Return a packed message as if it had been published to *queue* itself, so that a retry of its task goes there.
+
+    What is no packed message is returned unchanged: a worker will report it.
+    """
+    try:
+        (length,) = struct.unpack_from("<I", packed)
+        head, body = loads(packed[4 : 4 + length]), packed[4 + length :]
+        head["delivery_info"] = {**head["delivery_info"], "exchange": "", "routing_key": queue}
+    except (struct.error, ValueError, LookupError, TypeError):
+        return packed
+    raw: bytes = dumps(head, separators=(",", ":")).encode()
+    return struct.pack("<I", len(raw)) + raw + body
 
 
 def _headers(message: Any) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from bucketflow_celery.store.interfaces import BacklogView, LaneView
 
 __all__ = ["QueueBacklog", "TenantBacklog", "backlog_report"]
 
+#: Why the tasks of a queue do not start.
+UNSERVED = "no live worker serves the queue"
+
 
 @dataclass(frozen=True, slots=True)
 class TenantBacklog:
@@ -30,13 +33,13 @@ class TenantBacklog:
         count: Number of tasks.
         oldest: Seconds since the oldest of them was parked.
         drain: Estimated seconds until the last of them may start, provided that no task is added and pool slots are
-            free; ``inf`` if all of them are paused.
+            free; ``inf`` if all of them are paused; ``None`` if no live worker serves the queue.
     """
 
     tenant: str
     count: int
     oldest: float
-    drain: float
+    drain: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +51,21 @@ class QueueBacklog:
         queue: The queue's name.
         count: Number of tasks.
         oldest: Seconds since the oldest of them was parked.
-        drain: Estimated seconds until the last of them may start: the longest of the tenants'.
+        drain: Estimated seconds until the last of them may start: the longest of the tenants'; ``None``: see *reason*.
         tenants: The backlog of each tenant, by the tenant's name.
         unclaimed: Number of tasks by task type, of the types that no live worker can run. They wait until a worker has
             their type, or :meth:`~bucketflow_celery.Throttle.purge` deletes them.
+        reason: Why *drain* is ``None``: no live worker serves the queue. The tasks wait until a worker does, or
+            :meth:`~bucketflow_celery.Throttle.move` moves them to another queue.
     """
 
     queue: str
     count: int
     oldest: float
-    drain: float
+    drain: float | None
     tenants: Mapping[str, TenantBacklog]
     unclaimed: Mapping[str, int] = field(default_factory=dict)
+    reason: str | None = None
 
 
 def backlog_report(
@@ -79,7 +85,7 @@ def backlog_report(
         by_tenant[lane.lane.tenant].append(lane)
     rate = _rate(table.path(queue, None, ""), "all", "queue")
     total, weight = sum(view.costs.values()), sum(map(table.weight, view.costs))
-    tenants = {}
+    tenants, longest = {}, 0.0
     for tenant, lanes in sorted(by_tenant.items()):
         cost, count = view.costs[tenant], sum(lane.count for lane in lanes)
         # The tenant gets at least its fair share, and never needs longer than the whole backlog.
@@ -89,14 +95,16 @@ def backlog_report(
             drain = max(drain, cost / _rate(path, "tenant"), cost * tasks / count / _rate(path, "task"))
         if all(table.pause(queue, tenant or None, lane.lane.task) for lane in lanes):
             drain = inf
-        tenants[tenant] = TenantBacklog(tenant, count, _oldest(lanes, view.now), drain)
+        tenants[tenant] = TenantBacklog(tenant, count, _oldest(lanes, view.now), drain if view.is_served else None)
+        longest = max(longest, drain)
     return QueueBacklog(
         queue,
         sum(tenant.count for tenant in tenants.values()),
         _oldest(view.lanes, view.now),
-        max((tenant.drain for tenant in tenants.values()), default=0.0),
+        longest if view.is_served else None,
         tenants,
         {task: count for task, count in sorted(_by_task(view.lanes).items()) if task in view.unclaimed},
+        None if view.is_served else UNSERVED,
     )
 
 

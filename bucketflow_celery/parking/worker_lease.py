@@ -16,6 +16,7 @@ from time import monotonic
 
 from bucketflow.errors import StoreAccessDenied, StoreUnavailable
 from bucketflow_celery.parking.in_flight_tasks import InFlightTasks
+from bucketflow_celery.parking.stranded_queues import StrandedQueues
 from bucketflow_celery.scheduling.model import Settlement
 from bucketflow_celery.store.calls import WorkerContext
 from bucketflow_celery.store.interfaces import ALL_QUEUES, BacklogStore, LeasedTaskView, Listener
@@ -49,6 +50,7 @@ class WorkerLease:
     Attributes:
         worker: The name that the lease has now.
         in_flight_tasks: As given.
+        stranded: Announces the queues of this worker with each renewal.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class WorkerLease:
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self.in_flight_tasks = in_flight_tasks
+        self.stranded = StrandedQueues(self._backlogs)
         self.worker = self._new_name()
 
     def start(self) -> None:
@@ -91,6 +94,7 @@ class WorkerLease:
         try:
             with self._renewing:
                 self._backlogs.renew(self.worker, 0).run()
+                self.stranded.withdraw(self.worker)
                 reclaim(self._backlogs, self.worker)
         except StoreUnavailable as error:
             logger.warning("lease not released, its tasks are reclaimed when it expires: %s", error)
@@ -154,6 +158,7 @@ class WorkerLease:
             if worker != self.worker and not was_away:
                 count = reclaim(self._backlogs, worker)
                 logger.warning("worker lease expired, tasks reclaimed: worker=%s tasks=%d", worker, count)
+        self.stranded.check(self.worker)
 
     def _return_orphans(self, now: float) -> None:
         """Return tasks whose dispatch was in a reply that never arrived."""

@@ -150,7 +150,7 @@ class Backlog:
                 self.dedup[one.uid] = now
                 deadline = now + one.max_wait_us if one.max_wait_us else 0
                 item = ParkedTask(one.uid, now + stored, one.cost, deadline, one.redelivered)
-                positions.append(self._enter(one.lane, item))
+                positions.append(self.enter(one.lane, item))
                 stored += 1
         for uid, parked_at in list(self.dedup.items()) if stored else ():
             if parked_at > now - DEDUP_TTL:
@@ -173,7 +173,7 @@ class Backlog:
 
     def return_to_front(self, owned: LeasedTask) -> None:
         """Put a leased task at the front of its lane."""
-        self._enter(owned.lane, owned.item, front=True)
+        self.enter(owned.lane, owned.item, front=True)
 
     def lanes(self) -> Iterator[tuple[Lane, deque[ParkedTask]]]:
         """Yield every lane with its tasks: tenants in any order, task types in service order, ranks ascending."""
@@ -182,7 +182,8 @@ class Backlog:
                 for rank, items in sorted(tenant.types[task].lanes.items()):
                     yield Lane(name, task, rank), items
 
-    def _enter(self, lane: Lane, item: ParkedTask, *, front: bool = False) -> int:
+    def enter(self, lane: Lane, item: ParkedTask, *, front: bool = False) -> int:
+        """Add *item* at the end of *lane*, or at its front; return the length of the lane."""
         tenant = self.tenants.get(lane.tenant)
         if tenant is None:
             tag = max(self.virtual, self.idle.pop(lane.tenant, 0.0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -99,12 +99,19 @@ class BacklogView(NamedTuple):
         costs: Total cost of the tasks of each tenant, in tokens.
         lanes: Every lane.
         unclaimed: The parked task types that no live worker can run.
+        is_served: Whether a live worker dispatches tasks of the queue.
     """
 
     now: int
     costs: Mapping[str, float]
     lanes: Sequence[LaneView]
     unclaimed: frozenset[str] = frozenset()
+    is_served: bool = True
+
+    def select(self, tenant: str | None, task: str | None) -> list[Lane]:
+        """Return the lanes of one tenant (``""``: none) and of one task type; ``None`` stands for any."""
+        found = (view.lane for view in self.lanes)
+        return [lane for lane in found if tenant in (None, lane.tenant) and task in (None, lane.task)]
 
 
 class Listener(Protocol):
@@ -148,11 +155,32 @@ class BacklogStore(Protocol):
             workers whose lease has expired, the longest expired first, at most 16.
         """
 
+    def announce(self, worker: str, queues: Sequence[str]) -> StoreCall[list[str]]:
+        """
+        Record that *worker* dispatches the tasks of *queues* while it has a lease; none if it ends.
+
+        The reply:
+            Queues with parked tasks that no live worker serves. Each is named once in ten minutes, by one call.
+        """
+
     def leased_tasks(self, worker: str) -> StoreCall[list[LeasedTaskView]]:
         """Reply with the tasks dispatched to *worker*, ordered by when they were parked."""
 
     def purge(self, queue: str, lane: Lane) -> int:
         """Delete the tasks parked in *lane*; return their number."""
+
+    def move(self, queue: str, to: str, lane: Lane, change: Callable[[bytes], bytes]) -> int:
+        """
+        Move the tasks parked in *lane* of *queue* to the end of the same lane of *to*; return their number.
+
+        Each step is atomic: at any time, a task is in one of the two.
+
+        Args:
+            queue: Where they are.
+            to: Another queue.
+            lane: Their lane.
+            change: Returns a message as *to* is to keep it.
+        """
 
     def queues(self) -> list[str]:
         """Return the queues in which tasks are parked, sorted."""

@@ -21,6 +21,8 @@ from bucketflow_celery.scheduling.model import (
     ParkedMessage,
     Settlement,
 )
+from bucketflow_celery.scheduling.move import first_of, move
+from bucketflow_celery.scheduling.serving import ServedQueues
 from bucketflow_celery.store.interfaces import (
     ALL_QUEUES,
     BacklogView,
@@ -72,6 +74,7 @@ class MemoryBacklogs:
         self._version = version
         self._backlogs: dict[str, Backlog] = {}
         self._leases = Leases()
+        self._served = ServedQueues()
         self._listeners: list[SimpleQueue[str]] = []
 
     def blocks(self, queue: str, tenant: str) -> bool:
@@ -131,6 +134,16 @@ class MemoryBacklogs:
 
         return MemoryStoreCall(renew)
 
+    def announce(self, worker: str, queues: Sequence[str]) -> MemoryStoreCall[list[str]]:
+        """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
+
+        def announce() -> list[str]:
+            with self._lock:
+                parked = [name for name, backlog in self._backlogs.items() if backlog.count]
+                return self._served.announce(worker, queues, parked, self._is_live, self._clock.now())
+
+        return MemoryStoreCall(announce)
+
     def leased_tasks(self, worker: str) -> MemoryStoreCall[list[LeasedTaskView]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
 
@@ -147,6 +160,17 @@ class MemoryBacklogs:
         with self._lock:
             return self._of(queue).purge(lane)
 
+    def move(self, queue: str, to: str, lane: Lane, change: Callable[[bytes], bytes]) -> int:
+        """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
+        with self._lock:
+            source, count = self._of(queue), 0
+            while (first := first_of(source, lane)) is not None:
+                message = change(source.messages[first.uid])
+                _, should_notify = move(source, self._of(to), lane, [(first.uid, message)], self._clock.now())
+                self._notify(to, should_notify=should_notify)
+                count += 1
+            return count
+
     def queues(self) -> list[str]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
         with self._lock:
@@ -158,7 +182,13 @@ class MemoryBacklogs:
             backlog = self._of(queue)
             costs = {name: tenant.cost for name, tenant in backlog.tenants.items()}
             lanes = [LaneView(lane, len(tasks), tasks[0].since) for lane, tasks in backlog.lanes()]
-            return BacklogView(self._clock.now(), costs, lanes, frozenset(backlog.unclaimed(self._is_live)))
+            return BacklogView(
+                self._clock.now(),
+                costs,
+                lanes,
+                frozenset(backlog.unclaimed(self._is_live)),
+                self._served.serves(queue, self._is_live),
+            )
 
     @contextmanager
     def listen(self) -> Iterator[Listener]:

@@ -14,15 +14,11 @@ from bucketflow.redis_client.runner import ScriptRunner, Subscription
 from bucketflow.redis_client.scripts import Script
 from bucketflow_celery.config.levels import Level, quoted
 from bucketflow_celery.scheduling.model import (
-    DispatchedTask,
     DispatchReply,
     DispatchRequest,
     Lane,
-    LeasedTask,
     ParkedMessage,
-    ParkedTask,
     Settlement,
-    TenantSummary,
 )
 from bucketflow_celery.store.interfaces import (
     BacklogView,
@@ -32,6 +28,7 @@ from bucketflow_celery.store.interfaces import (
     Listener,
     StaleLimits,
 )
+from bucketflow_celery.store.replies import dispatch_reply, text_of
 from bucketflow_celery.store.scripts import backlog_script, level_script
 
 __all__ = ["RedisBacklogs", "RedisStoreCall"]
@@ -42,6 +39,8 @@ _PARTS = ("messages", "tenants", "ready", "delayed", "idle", "polls", "dedup", "
 _LEASE_LOST = -2
 #: Most lanes that one call reads, and most tasks that one call purges.
 _PAGE_SIZE = 500
+#: Most tasks that one call moves, and bytes of messages after which it moves no further one.
+_MOVE_SIZE, _MOVE_BYTES = 100, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +99,7 @@ class RedisBacklogs:
         self.channel = f"{prefix}calls"
         self._queues = f"{prefix}park:queues".encode()
         self._workers = f"{prefix}park:workers".encode()
+        self._served = f"{prefix}park:served".encode()
 
     def order_keys(self, queue: str) -> Sequence[bytes]:
         """Return the keys that tell whether a new task would overtake a parked one: tenants, ready, delayed."""
@@ -148,10 +148,10 @@ class RedisBacklogs:
 
         def read(reply: Any) -> DispatchReply | StaleLimits | LeaseLost:
             if len(reply) == 1:
-                return StaleLimits(_text(reply[0]))
+                return StaleLimits(text_of(reply[0]))
             if reply[1] == _LEASE_LOST:
                 return LeaseLost()
-            return _dispatch_reply(queue, reply)
+            return dispatch_reply(queue, reply)
 
         return self._call("dispatch", keys, args, read)
 
@@ -178,15 +178,21 @@ class RedisBacklogs:
             script,
             [self._workers],
             args,
-            lambda reply: (reply[0] == 1, [_text(name) for name in reply[1:]]),
+            lambda reply: (reply[0] == 1, [text_of(name) for name in reply[1:]]),
         )
+
+    def announce(self, worker: str, queues: Sequence[str]) -> RedisStoreCall[list[str]]:
+        """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
+        keys = [self._served, self._workers, self._queues, self._key("park:stranded")]
+        script = level_script("announce_queues")
+        return RedisStoreCall(self._runner, script, keys, [worker, *queues], lambda reply: list(map(text_of, reply)))
 
     def leased_tasks(self, worker: str) -> RedisStoreCall[list[LeasedTaskView]]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
 
         def read(reply: Any) -> list[LeasedTaskView]:
             views = [
-                LeasedTaskView(uid, _text(queue), Lane(_text(tenant), _text(task), rank), since)
+                LeasedTaskView(uid, text_of(queue), Lane(text_of(tenant), text_of(task), rank), since)
                 for uid, queue, tenant, task, rank, since in reply
             ]
             return sorted(views, key=lambda view: (view.since, view.uid))
@@ -205,24 +211,42 @@ class RedisBacklogs:
             if count < _PAGE_SIZE:  # in pages, because the server serves no other client meanwhile
                 return purged
 
+    def move(self, queue: str, to: str, lane: Lane, change: Callable[[bytes], bytes]) -> int:
+        """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
+        source, target = (lane_key(self._prefix, name, lane) for name in (queue, to))
+        page_keys = _Keys([*_shared_keys(self._prefix, queue, ""), source])
+        keys = _Keys([*page_keys.keys[:-1], *_shared_keys(self._prefix, to, ""), source, target])
+        moved, read = 0, self._call("lane_page", page_keys, [str(_MOVE_SIZE), str(_MOVE_BYTES)], list)
+        page, before = read.run(), None
+        while page and page != before:  # it stays the same if the lane is not in the scheduling state
+            args: list[str | bytes] = [queue, to, self.channel, lane.tenant, lane.task, str(lane.rank)]
+            for uid, message in zip(*[iter(page)] * 2, strict=True):
+                args += (uid, change(message))
+            moved += self._call("move", keys, args, int).run()
+            page, before = read.run(), page
+        return moved
+
     def queues(self) -> list[str]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
         script = level_script("parked_queues")
-        return sorted(_text(name) for name in self._runner.run(script, [self._queues], []))
+        return sorted(text_of(name) for name in self._runner.run(script, [self._queues], []))
 
     def view(self, queue: str) -> BacklogView:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
-        now, tenants, unclaimed = self._call("backlog_view", self._keys(queue), [], lambda reply: reply).run()
-        costs = {_text(name): float(cost) for name, cost, _ in tenants}
+        viewed = _Keys([*_shared_keys(self._prefix, queue, ""), self._served])
+        now, tenants, unclaimed, is_served = self._call("backlog_view", viewed, [queue], lambda reply: reply).run()
+        costs = {text_of(name): float(cost) for name, cost, _ in tenants}
         lanes = [
-            (Lane(_text(name), _text(task), rank), count) for name, _, lanes in tenants for task, rank, count in lanes
+            (Lane(text_of(name), text_of(task), rank), count)
+            for name, _, lanes in tenants
+            for task, rank, count in lanes
         ]
         since: list[int] = []
         for at in range(0, len(lanes), _PAGE_SIZE):
             keys = [lane_key(self._prefix, queue, lane) for lane, _ in lanes[at : at + _PAGE_SIZE]]
             since += self._runner.run(level_script("lane_heads"), keys, [])
         found = [LaneView(lane, count, at or now) for (lane, count), at in zip(lanes, since, strict=True)]
-        return BacklogView(now, costs, found, frozenset(map(_text, unclaimed)))
+        return BacklogView(now, costs, found, frozenset(map(text_of, unclaimed)), is_served == 1)
 
     def listen(self) -> AbstractContextManager[Listener]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
@@ -272,29 +296,4 @@ class _Listener:
 
     def get(self, timeout: float) -> str | None:
         message = self._subscription.get(timeout)
-        return None if message is None else _text(message)
-
-
-def _dispatch_reply(queue: str, reply: Any) -> DispatchReply:
-    _, wait, dispatched, following, types, unclaimed = reply
-    tasks = []
-    for uid, admitted, tenant, task, rank, redelivered, since, cost, deadline, message in dispatched:
-        item = ParkedTask(uid, since, float(cost), deadline, redelivered == 1)
-        tasks.append(
-            DispatchedTask(
-                LeasedTask(queue, Lane(_text(tenant), _text(task), rank), item), message or b"", admitted == 1
-            )
-        )
-    known = tuple(
-        TenantSummary(
-            _text(name), tuple((_text(task), tuple(ranks)) for task, ranks in zip(*[iter(types)] * 2, strict=True))
-        )
-        for name, types in zip(*[iter(following)] * 2, strict=True)
-    )
-    return DispatchReply(
-        tuple(tasks), None if wait < 0 else wait, known, tuple(map(_text, types)), tuple(map(_text, unclaimed))
-    )
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode(errors="replace")
+        return None if message is None else text_of(message)

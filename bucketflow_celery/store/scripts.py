@@ -6,7 +6,7 @@ from functools import cache
 
 from bucketflow.algorithm import mirror
 from bucketflow.redis_client.scripts import Script, load_script
-from bucketflow_celery.scheduling import admit, backlog, dispatch, leases
+from bucketflow_celery.scheduling import admit, backlog, dispatch, leases, serving
 
 __all__ = ["BACKLOG", "CONSTANTS", "LEVEL", "backlog_script", "level_script"]
 
@@ -20,6 +20,7 @@ BACKLOG = (*LEVEL, (_PACKAGE, "backlog"))
 #: Name and value of every constant that the scripts get from Python.
 CONSTANTS = mirror.CONSTANTS | frozenset(
     {
+        "CHECK_INTERVAL": serving.CHECK_INTERVAL,
         "DEDUP_TTL": backlog.DEDUP_TTL,
         "LATE": admit.LATE,
         "MAX_EXPIRED": leases.MAX_EXPIRED,
@@ -29,9 +30,11 @@ CONSTANTS = mirror.CONSTANTS | frozenset(
         "POLL_GRACE": backlog.POLL_GRACE,
         "POLL_TOLERANCE": backlog.POLL_TOLERANCE,
         "RECLAIMED": leases.RECLAIMED,
+        "REPORT_INTERVAL": serving.REPORT_INTERVAL,
         "RESERVATION_GRACE": admit.RESERVATION_GRACE,
         "RESERVATION_TTL": admit.RESERVATION_TTL,
         "SPARE_TENANTS": dispatch.SPARE_TENANTS,
+        "STRANDED_GRACE": serving.STRANDED_GRACE,
         "WAIVER": admit.WAIVER,
         "WORKERS_PER_POLL": dispatch.WORKERS_PER_POLL,
     }.items()

@@ -35,6 +35,7 @@ class ParkingService:
 
     def open(self, worker: ParkingWorker, admission: AdmissionController, runner: CallRunner) -> ParkingController:
         """Return a parking controller for a new connection to the broker."""
+        self._lease.stranded.queues = worker.queues
         self._controller = ParkingController(worker, admission, self._context, runner, self._lease)
         self._lease.start()
         return self._controller

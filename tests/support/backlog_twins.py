@@ -137,6 +137,7 @@ class Twins:
         self.raw, self.paused = {}, set()
         self.counted = Counter()
         self.lanes = defaultdict(deque)  # (queue, lane) -> uids, in the order of dispatch
+        self.moved = set()  # uids that were moved to another queue
         self.where = {}  # uid -> (queue, lane, "waiting" | worker | "ended" | "purged")
         self.dedup = deque()
         self.starts = {}  # key -> limit, and seconds and cost of each start
@@ -315,6 +316,21 @@ class Twins:
         self.counted["purged"] += count
         self._record()
 
+    def transfer(self, queue, to, lane):
+        count = self.both(lambda store: store.backlogs.move(queue, to, lane, lambda message: message))
+        uids = self.lanes.pop((queue, lane), ())
+        assert count == len(uids)
+        self.lanes[to, lane].extend(uids)
+        for uid in uids:
+            self.where[uid] = (to, lane, "waiting")
+        self.moved.update(uids)
+        self.counted["moved"] += count
+        self._record()
+
+    def announce(self, worker, queues):
+        reported = self.both(lambda store: store.backlogs.announce(worker.name, queues).run())
+        self.counted["stranded"] += len(reported)
+
     def set_limits(self, raw):
         self.raw = raw or {}
         self._set(lambda store: store.set_limits(raw))
@@ -405,6 +421,7 @@ class Twins:
         for queue in self.both(lambda store: store.backlogs.queues()):
             ours, theirs = (store.backlogs.view(queue) for store in (self.memory, self.redis))
             assert (ours.now, ours.costs, ours.unclaimed) == (theirs.now, theirs.costs, theirs.unclaimed)
+            assert ours.is_served == theirs.is_served
             assert sorted(ours.lanes, key=lambda view: view.lane) == sorted(theirs.lanes, key=lambda view: view.lane)
             assert sum(view.count for view in ours.lanes) == self.count(queue)
         for worker in self.workers.values():

@@ -29,6 +29,7 @@ def run_every_operation(store):
     version = store.limits().version
     assert backlogs.renew("w", 10).run() == (False, [])
     assert backlogs.renew("w", 10).run() == (True, [])
+    assert backlogs.announce("w", ["q", "ä/{b}"]).run() == []
     names = "ä/{b}", "", "c"
     lanes = [Lane(name, "mail", rank) for name in names for rank in (0, 9)]
     parcels = [parcel(number, lane, 1.0) for number, lane in enumerate(lanes * 2)]
@@ -51,6 +52,10 @@ def run_every_operation(store):
     assert backlogs.settle("q", settlement).run() == 2
     assert sorted(view.count for view in backlogs.view("q").lanes) == [2, 2, 2, 2, 2]
     assert backlogs.queues() == ["q"]
+    assert backlogs.view("q").is_served
+    assert backlogs.move("q", "ü", lanes[1], lambda message: message + b"!") == 2
+    assert not backlogs.view("ü").is_served
+    assert backlogs.move("ü", "q", lanes[1], lambda message: message[:-1]) == 2
     assert backlogs.purge("q", lanes[0]) == 2
     backlogs.renew("w", 0).run()
     assert reclaim(backlogs, "w") == 1

@@ -1,8 +1,8 @@
 -- backlog_view: read the lanes and costs of every tenant with parked tasks in one queue.
--- KEYS     see backlog.lua
--- ARGV     none
+-- KEYS     see backlog.lua, then served, see announce_queues.lua
+-- ARGV     queue
 -- returns  {now µs, {for each tenant: name, cost of its tasks ("%.17g"), {for each lane: task, rank, length}}, {parked task
---          types that no live worker can run}}
+--          types that no live worker can run}, 1 if a live worker serves the queue | 0}
 -- errors   none: nothing is written
 -- mirrors  nothing: it only reads
 local time, unclaimed, claims = now(), {}, redis.call('HGETALL', TYPES)
@@ -21,4 +21,12 @@ for at = 1, #entries, 2 do
   end
   tenants[#tenants + 1] = {entries[at], exact(tenant.cost), lanes}
 end
-return {time, tenants, unclaimed}
+local is_served, announced = 0, redis.call('HGETALL', KEYS[14])
+for at = 1, #announced, 2 do
+  if is_served == 0 and is_live(announced[at], time) then
+    for _, queue in ipairs(cmsgpack.unpack(announced[at + 1])) do
+      is_served = queue == ARGV[1] and 1 or is_served
+    end
+  end
+end
+return {time, tenants, unclaimed, is_served}

@@ -156,6 +156,23 @@ def test_different_messages_have_different_uids(one, other):
     assert (codec.uid_of(message(*one), "q") == codec.uid_of(message(*other), "q")) == same
 
 
+def test_a_readdressed_message_differs_only_in_where_it_was_published():
+    original = message(
+        b"[1]", {"task": "f", "id": "1"}, {"priority": 3}, {"exchange": "x", "routing_key": "old", "redelivered": True}
+    )
+    decoded, facts = codec.unpack(
+        codec.readdressed(codec.pack(original, since=7.5), "new"), accept=None, redelivered=False
+    )
+    assert decoded.delivery_info == {"exchange": "", "routing_key": "new", "redelivered": False}
+    assert (decoded.body, decoded.headers, decoded.properties) == (original.body, original.headers, original.properties)
+    assert facts == {"since": 7.5}
+
+
+@given(st.binary(max_size=40))
+def test_bytes_that_are_no_packed_message_are_not_readdressed(malformed):
+    assert codec.readdressed(malformed, "new") == malformed
+
+
 def test_the_uuid_of_a_published_message_determines_its_uid():
     def uid(tag, body=b"[]"):
         return codec.uid_of(message(body, properties={"delivery_tag": tag}), "q")

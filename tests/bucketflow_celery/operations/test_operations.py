@@ -33,6 +33,12 @@ def throttle(clock):
     return throttle
 
 
+def serve(throttle, *queues):
+    """Let a live worker serve *queues*."""
+    throttle.store.backlogs.renew("w", 1000).run()
+    throttle.store.backlogs.announce("w", queues).run()
+
+
 def park(throttle, queue, *lanes):
     messages = [ParkedMessage(f"{queue} {number} {lane}".encode(), lane, b"") for number, lane in enumerate(lanes)]
     throttle.store.backlogs.park(queue, messages, 1000, busy=False).run()
@@ -49,6 +55,7 @@ def test_without_parked_tasks_the_backlog_is_empty(throttle):
 
 
 def test_the_backlog_counts_ages_and_drain_times_by_queue_and_tenant(throttle, clock):
+    serve(throttle, "q", "r")
     park(throttle, "q", *[A] * 30)
     clock.advance(7)
     park(throttle, "q", *[B] * 10, NO_TENANT)
@@ -67,12 +74,59 @@ def test_the_backlog_counts_ages_and_drain_times_by_queue_and_tenant(throttle, c
 
 
 def test_drain_times_follow_the_limits_of_decorators_and_of_the_fleet(throttle):
+    serve(throttle, "r")
     park(throttle, "r", *[Lane("a", "slow")] * 30)
     assert throttle.backlog()["r"].drain == pytest.approx(30)
     throttle.set_limits({"tasks": {"slow": "10/s"}})
     assert throttle.backlog()["r"].drain == pytest.approx(3)
     throttle.pause(queue="r")
     assert throttle.backlog()["r"].drain == inf
+
+
+def test_the_backlog_of_a_queue_that_no_live_worker_serves_has_no_drain_time_but_a_reason(throttle, clock):
+    park(throttle, "q", A, B)
+    park(throttle, "r", A)
+    serve(throttle, "r")
+    report = throttle.backlog()["q"]
+    assert (report.count, report.drain, report.reason) == (2, None, "no live worker serves the queue")
+    assert {tenant.drain for tenant in report.tenants.values()} == {None}
+    assert (throttle.backlog()["r"].drain, throttle.backlog()["r"].reason) == (0, None)
+    serve(throttle, "q", "r")
+    assert throttle.backlog()["q"].reason is None
+    clock.advance(1001)  # the lease of the worker has expired
+    assert throttle.backlog()["q"].drain is None
+
+
+# Move
+
+
+def lanes_of(throttle, queue):
+    return {view.lane: view.count for view in throttle.store.backlogs.view(queue).lanes}
+
+
+@pytest.mark.parametrize(
+    ("filters", "moved"),
+    [
+        ({}, {A: 2, B: 1, NO_TENANT: 1}),
+        ({"tenant": "a"}, {A: 2}),
+        ({"tenant": ""}, {NO_TENANT: 1}),
+        ({"task": "f"}, {A: 2, B: 1, NO_TENANT: 1}),
+        ({"tenant": "unknown"}, {}),
+    ],
+)
+def test_move_moves_the_parked_tasks_that_match_to_another_queue(throttle, filters, moved):
+    park(throttle, "q", A, A, B, NO_TENANT)
+    park(throttle, "r", A)
+    assert throttle.move("q", "r", **filters) == sum(moved.values())
+    assert lanes_of(throttle, "r") == {**moved, A: moved.get(A, 0) + 1}
+    assert sum(lanes_of(throttle, "q").values()) == 4 - sum(moved.values())
+    assert throttle.move("q", "r", **filters) == 0, "a move can be repeated"
+
+
+@pytest.mark.parametrize("to", ["q", "", None, 3])
+def test_move_names_a_target_that_is_no_other_queue(throttle, to):
+    with pytest.raises(ConfigError, match="to"):
+        throttle.move("q", to)
 
 
 # Purge

@@ -100,6 +100,28 @@ def test_a_lease_is_renewed_after_a_quarter_of_its_option(lease_of, store, clock
     assert renewals == [(lease.worker, 14.0)] * 2
 
 
+def test_one_warning_of_the_fleet_names_a_queue_with_parked_tasks_that_no_worker_serves(lease_of, store, clock, caplog):
+    store.park("q", [ParkedMessage(uid, Lane("a", "f"), b"m") for uid in (b"1", b"2")], 1000, busy=False).run()
+    leases = [lease_of(), lease_of()]
+    for lease in leases:
+        lease.stranded.queues = lambda: ["other"]
+    for _ in range(60):
+        for lease in leases:
+            lease._renew_if_due()
+        clock.advance(1.0)
+    assert caplog.messages == ["queue q: parked tasks wait that no live worker serves: tasks=2"]
+
+
+def test_a_worker_that_leaves_serves_its_queues_no_more(lease_of, store):
+    store.park("q", [ParkedMessage(b"1", Lane("a", "f"), b"m")], 1000, busy=False).run()
+    lease = lease_of()
+    lease.stranded.queues = lambda: ["q"]
+    lease._renew_if_due()
+    assert store.view("q").is_served
+    lease.release()
+    assert not store.view("q").is_served
+
+
 def test_every_lease_has_a_unique_name(lease_of):
     names = {lease_of("host").worker for _ in range(100)}
     assert len(names) == 100

@@ -37,7 +37,7 @@ def table(chance):
 #: The events that the twins count. A story without one of them does not test it.
 EVERYTHING = {
     "admitted", "another version", "blocked", "calls", "ended", "fresh", "full", "parked already", "limits", "no lease",
-    "not admitted", "parked", "purged", "reclaimed", "refused", "returned", "share", "waits",
+    "not admitted", "parked", "purged", "reclaimed", "refused", "returned", "share", "stranded", "waits", "moved",
 }  # fmt: skip
 
 
@@ -83,6 +83,7 @@ class Player:
             max_wait_us = chance.choice([0, 0, 0, 0, 30_000, 3_000_000])
             messages.append(parcel((queue, number), self.lane(), cost, max_wait_us, redelivered=chance.random() < 0.1))
         limit = chance.choice([1000, 1000, 1000, 10])
+        messages = [one for one in messages if one.uid not in self.twins.moved]  # their queue knows them no more
         self.twins.park(queue, messages, limit, busy=chance.random() < 0.5)
 
     def dispatch(self):
@@ -149,6 +150,15 @@ class Player:
         lanes = sorted({lane for (_, lane), line in self.twins.lanes.items() if line})
         self.twins.purge(self.queue(), self.chance.choice(lanes) if lanes else self.lane())
 
+    def transfer(self):
+        queue = self.queue()
+        lanes = sorted({lane for (of, lane), line in self.twins.lanes.items() if line and of == queue})
+        to = self.chance.choice([name for name in QUEUES if name != queue])
+        self.twins.transfer(queue, to, self.chance.choice(lanes) if lanes else self.lane())
+
+    def announce(self):
+        self.twins.announce(self.worker(), [name for name in QUEUES if self.chance.random() < 0.2])
+
     def admit(self):
         requests = [
             (lane.tenant, lane.task, self.chance.choice([1.0, 0.5]), self.chance.random() < 0.8)
@@ -159,6 +169,7 @@ class Player:
     STEPS: ClassVar = {
         "move": 4, "set_back": 0.1, "park": 5, "dispatch": 8, "come": 12, "settle": 5, "renew": 1, "renew_all": 3,
         "outlive": 0.1, "leave": 0.1, "limits": 0.2, "pause": 0.2, "purge": 0.3, "admit": 2,
+        "transfer": 0.3, "announce": 2,
     }  # fmt: skip
 
 

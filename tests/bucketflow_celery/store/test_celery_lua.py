@@ -246,6 +246,8 @@ def backlog(redis_client):
     assert backlogs.queues() == ["q"]
     assert len(backlogs.view("q").lanes) == 2
     assert backlogs.purge("q", LANES[1]) == 2
+    assert backlogs.announce("w", ["q"]).run() == []
+    assert backlogs.move("q", "r", LANES[2], lambda message: message) == 1
     return recorder
 
 
@@ -355,11 +357,27 @@ def test_purge_and_backlog_view(backlog):
     assert len(args) == words(header("purge")["argv"])
     assert reply == 2
     keys, args, reply = backlog.calls["backlog_view"]
-    assert (len(keys), args, header("backlog_view")["argv"]) == (13, [], "none")
+    assert (len(keys), args, header("backlog_view")["argv"]) == (14, ["q"], "queue")
     tenant, lane = parts(header("backlog_view")["returns"].partition("{for each tenant:")[2], "{for each lane:")
     assert [len(one) for one in reply[1]] == [words(tenant) + 1] * 2
     assert all(len(one) == words(lane.partition("}")[0]) for _, _, lanes in reply[1] for one in lanes)
-    assert reply[2] == []
+    assert reply[2:] == [[], 0]
+
+
+def test_move_and_its_page(backlog):
+    keys, args, reply = backlog.calls["move"]
+    fixed, each = parts(header("move")["argv"], "; then for each task:")
+    assert len(keys) == 13 + 13 + 2
+    assert len(args) == words(fixed) + words(each.partition(" as it is kept")[0])
+    assert reply == 1
+    keys, args, reply = backlog.calls["lane_page"]
+    assert (len(keys), len(args), reply) == (13 + 1, words(header("lane_page")["argv"]), [])
+
+
+def test_announce_queues(backlog):
+    keys, args, reply = backlog.calls["announce_queues"]
+    assert [key.decode().removeprefix("{twin}:park:") for key in keys] == ["served", "workers", "queues", "stranded"]
+    assert (args, reply) == (["w", "q"], [])
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if header(name)["errors"] == "none: nothing is written"])

@@ -272,7 +272,8 @@ def test_every_operation_declares_the_keys_it_touches(redis_client):
     run_every_operation(RedisStore(runner, "twin"))
     assert runner.names == {
         "lane_heads", "leased_tasks", "limits", "park", "parked_queues", "pause", "purge",
-        "dispatch", "renew_lease", "set_limits", "settle", "backlog_view",
+        "dispatch", "renew_lease", "set_limits", "settle", "backlog_view", "announce_queues", "lane_page",
+            "move",
     }  # fmt: skip
 
 
