@@ -114,6 +114,6 @@ def test_thousands_of_replies_are_the_same_while_leases_of_several_callers_decay
             [chance.choice([0.0, 0.05, 0.1, 0.2])],
             chance.choice([0.0, 0.5, 1.0]),
         )
-        for _ in range(3000)
+        for _ in range(1500)
     ]
     run(redis_client, callers, steps, 0.5)
