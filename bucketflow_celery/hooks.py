@@ -8,6 +8,7 @@ from typing import Any
 from celery import signals
 
 from bucketflow.errors import ConfigError, StoreAccessDenied, StoreUnavailable
+from bucketflow_celery.config.built_in_tasks import BATCHES
 from bucketflow_celery.messages.publisher import is_published_by, track_publishing
 from bucketflow_celery.messages.stamp import stamp
 
@@ -47,6 +48,10 @@ class Hooks:
         if unknown:
             names = ", ".join(sorted(unknown))
             logger.warning("limits['tasks'] names tasks that this worker does not have: %s", names)
+        batches = limited & BATCHES.keys()
+        if batches:
+            names = ", ".join(sorted(batches))
+            logger.warning("limits['tasks'] names %s, which passes the limits of the task that it calls instead", names)
 
     def _check_access(self) -> None:
         # A wrong URL and missing rights must be reported now; whether the server is up is another matter.

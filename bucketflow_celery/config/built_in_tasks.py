@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 from bucketflow.errors import ConfigError
 
-__all__ = ["Batch", "batch_of", "is_built_in"]
+__all__ = ["BATCHES", "Batch", "batch_of", "is_built_in"]
 
 #: Prefix of the names that Celery gives to the tasks of its own.
 PREFIX = "celery."
 
 #: The tasks that call another task once for each item, and whether they spread an item over its arguments.
-_BATCHES = {"celery.map": False, "celery.starmap": True}
+BATCHES = {"celery.map": False, "celery.starmap": True}
 
 
 class Batch(NamedTuple):
@@ -49,7 +49,7 @@ def batch_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Batch
     Raises:
         ConfigError: An item cannot be spread over arguments. Celery would find that out after the calls before it.
     """
-    is_spread = _BATCHES.get(name)
+    is_spread = BATCHES.get(name)
     if is_spread is None:
         return None
     given = {**dict(zip(("task", "it"), args, strict=False)), **kwargs}

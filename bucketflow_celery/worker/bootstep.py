@@ -138,6 +138,8 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._failures.close(HOOKS_TIMEOUT)
         if self._parking is not None:
             self._parking.release()
+        signals.worker_shutting_down.disconnect(self._on_shutting_down)
+        signals.task_received.disconnect(self._on_received)
         self._throttle.close()
 
     def register_with_event_loop(self, _consumer: Any, hub: Any) -> None:

@@ -106,8 +106,31 @@ def test_a_worker_of_another_app_is_not_checked():
     assert not [answer for _, answer in signals.worker_init.send(sender=Worker()) if answer is not None]
 
 
-def receivers():
-    return [len(signal._live_receivers(None)) for signal in SIGNALS]
+def test_a_limit_for_maps_is_warned_of_when_a_worker_starts(caplog):
+    app = shop("maps")
+    app.conf.bucketflow_limits = {"tasks": {"celery.starmap": "1/s", "celery.backend_cleanup": "1/s"}}
+
+    class Worker:
+        pass
+
+    Worker.app = app
+    with caplog.at_level("WARNING", "bucketflow_celery.throttle"):
+        signals.worker_init.send(sender=Worker)
+    [line] = [record.getMessage() for record in caplog.records if "instead" in record.getMessage()]
+    assert line.startswith("limits['tasks'] names celery.starmap, which passes")
+
+
+def receivers(of=SIGNALS):
+    return [len(signal._live_receivers(None)) for signal in of]
+
+
+def test_a_worker_that_has_ended_leaves_no_receiver():
+    signals_of_workers = [signals.worker_shutting_down, signals.task_received]
+    before = receivers(signals_of_workers)
+    worker = shop("worked", tenant="account").WorkController(pool="solo")
+    assert receivers(signals_of_workers) == [count + 1 for count in before]
+    worker.consumer.shutdown()
+    assert receivers(signals_of_workers) == before
 
 
 def test_a_throttle_ends_with_its_app_and_leaves_no_receiver():

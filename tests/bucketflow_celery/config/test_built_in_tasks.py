@@ -43,12 +43,13 @@ def throttled(**options):
     return app, throttle
 
 
-@pytest.fixture(scope="module")
+SHOP = throttled()
+BUILT_IN = sorted(name for name, task in SHOP[0].tasks.items() if task.__module__ == "celery.app.builtins")
+
+
+@pytest.fixture
 def shop():
-    return throttled()
-
-
-BUILT_IN = sorted(name for name, task in throttled()[0].tasks.items() if task.__module__ == "celery.app.builtins")
+    return SHOP
 
 
 def resolve(shop, name, args=(), kwargs=None, headers=None):
@@ -129,7 +130,7 @@ def forms(sync, items):
     }
 
 
-@pytest.mark.parametrize("form", forms(throttled()[0].tasks["batch.sync"], []))
+@pytest.mark.parametrize("form", forms(SHOP[0].tasks["batch.sync"], []))
 def test_a_starmap_has_the_tenant_the_rules_and_the_summed_cost_of_its_calls(shop, form):
     args, kwargs = forms(shop[0].tasks["batch.sync"], [("acme", 2), ("acme",), ["acme", 4]])[form]
     policy = resolve(shop, "celery.starmap", args, kwargs)
@@ -202,9 +203,8 @@ def test_an_iterator_is_left_to_the_task():
 
 @given(st.lists(st.tuples(st.just("acme"), st.floats(0, 100)), min_size=1), st.integers(1, 5))
 def test_chunks_cost_together_what_their_calls_cost(calls, size):
-    app, _ = shop = throttled()
-    parts = app.tasks["batch.sync"].chunks(calls, size).group().tasks
-    policies = [resolve(shop, part["task"], (), dict(part["kwargs"])) for part in parts]
+    parts = SHOP[0].tasks["batch.sync"].chunks(calls, size).group().tasks
+    policies = [resolve(SHOP, part["task"], (), dict(part["kwargs"])) for part in parts]
     assert sum(policy.cost for policy in policies) == pytest.approx(sum(size for _, size in calls))
     assert sum(policy.calls for policy in policies) == len(calls)
 
