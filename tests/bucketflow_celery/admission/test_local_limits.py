@@ -267,6 +267,14 @@ def test_parked_tasks_stay_in_the_store_and_new_ones_go_by_the_share():
     assert max(excesses(fleet, until=30).values()) < 1e-6
 
 
+def test_a_task_that_waits_for_a_slot_during_an_outage_is_not_parked():
+    jobs = [Job(at=4, duration=0.5, on_limit="park") for _ in range(20)]
+    options = {"workers": 1, "slots": 1, "parks": True, "prefetch": 64}
+    fleet = play({"queues": {"*": Limit(50, 50)}}, [Job(at=3.1), *jobs], store_down=[(3, 30)], **options)
+    assert_all_ran_once(fleet)
+    assert max(job.starts[0] for job in jobs) <= 4 + 20 * 0.5 + 1
+
+
 # The share
 
 
