@@ -261,8 +261,9 @@ class CeleryWorker:
             request.on_failure(failed.info, return_ok=True)
         elif failed.is_parked:
             request.reject(requeue=True)
-        elif not self.requeue(failed.task):
-            self.fail(failed.task, failed.error)
+        # Until its ETA it leaves the prefetch window to others.
+        elif not self.defer(failed.task, self._failures.pause):
+            self._timer.call_after(self._failures.pause, lambda: self.fail(failed.task, failed.error))
 
     def _reject(self, request: Any) -> None:
         state.task_ready(request)

@@ -9,7 +9,6 @@ first waits for it: messages stay unacknowledged, and the worker stops fetching.
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -21,6 +20,7 @@ from bucketflow.errors import BucketflowError, CostExceedsCapacity
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config import rules
 from bucketflow_celery.errors import ThrottleTimeout
+from bucketflow_celery.store.circuit_breaker import CircuitBreaker
 from bucketflow_celery.worker.failure_hooks import call_hooks, info_of, store_failure
 from bucketflow_celery.worker.serial_thread import SerialThread
 
@@ -32,8 +32,8 @@ logger = logging.getLogger("bucketflow_celery.worker")
 MAX_WAITING_HOOKS = 1000
 #: Most parked tasks whose failure waits to be stored. The prefetch window bounds the others.
 MAX_WAITING_FAILURES = 1000
-#: Seconds until the next attempt after a result that could not be stored: the first pause, and the longest.
-MIN_PAUSE, MAX_PAUSE = 1.0, 30.0
+#: Longest pause in seconds between two attempts to store a result, while the result backend is away.
+LONGEST_PAUSE = 30.0
 #: Seconds between two warnings that hooks are too slow.
 WARNING_INTERVAL = 60.0
 
@@ -109,13 +109,19 @@ class FailureService:
         self._hooks: SerialThread[FailedTask] = SerialThread("bucketflow-hooks", self._call_hooks, MAX_WAITING_HOOKS)
         self._unsettled: dict[FailedTask, None] = {}  # in order; only the loop changes it
         self._ended: deque[tuple[FailedTask, bool]] = deque()
-        self._pause = self._warns_from = 0.0
-        self._closing = threading.Event()
+        self._warns_from = 0.0
+        self._breaker = CircuitBreaker()
+        self._breaker.longest_pause = LONGEST_PAUSE
 
     @property
-    def is_full(self) -> bool:
-        """Whether no more parked tasks should fail now."""
-        return len(self._unsettled) >= MAX_WAITING_FAILURES
+    def is_ready(self) -> bool:
+        """Whether parked tasks may fail now."""
+        return len(self._unsettled) < MAX_WAITING_FAILURES and self._breaker.open_until <= monotonic()
+
+    @property
+    def pause(self) -> float:
+        """Seconds until a task whose failure could not be stored should fail again; at least 1."""
+        return max(1.0, self._breaker.open_until - monotonic())
 
     def add(self, failed: FailedTask) -> None:
         """End *failed*. In the loop."""
@@ -131,10 +137,8 @@ class FailureService:
                 message can be acknowledged.
         """
         if self._unsettled and timeout > 0:
-            self._closing.set()
             self._results.join(timeout)
             self._deliver()
-            self._closing.clear()
         withdrawn = [failed for failed in self._unsettled if not failed.is_parked]
         for failed in withdrawn:
             failed.is_withdrawn = True
@@ -144,7 +148,6 @@ class FailureService:
     def close(self, timeout: float) -> None:
         """Wait for at most *timeout* seconds until all failures are stored and all hooks called. In the loop."""
         deadline = monotonic() + timeout
-        self._closing.set()
         self._results.join(timeout)
         self._deliver()
         if not self._hooks.join(max(0.0, deadline - monotonic())):
@@ -154,15 +157,19 @@ class FailureService:
     def _store(self, failed: FailedTask) -> None:
         if failed.is_withdrawn:
             return
+        if self._breaker.open_until > monotonic():
+            self._report(failed, is_stored=False)
+            return
         try:
             store_failure(failed.request, failed.error, failed.info)
         except EncodeError:  # nor could it be stored at any other time; Celery gives up as well
             logger.exception("failure of task cannot be stored: id=%s", failed.request.id)
         except Exception:
             logger.exception("failure of task cannot be stored: id=%s", failed.request.id)
-            self._on_backend_error(failed)
+            self._breaker.record_failure(monotonic())
+            self._report(failed, is_stored=False)
             return
-        self._pause = 0.0
+        self._breaker.record_success()
         if failed.is_withdrawn:
             return
         failed.log()
@@ -177,13 +184,6 @@ class FailureService:
             logger.warning(
                 "hooks of failed tasks are too slow, messages of further ones wait: tasks=%d", len(self._hooks)
             )
-
-    def _on_backend_error(self, failed: FailedTask) -> None:
-        # The result backend is away. No message waits for it here: its broker may deliver it again after a while.
-        for one in [failed, *self._results.clear()]:
-            self._report(one, is_stored=False)
-        self._pause = min(MAX_PAUSE, max(MIN_PAUSE, 2 * self._pause))
-        self._closing.wait(self._pause)
 
     def _call_hooks(self, failed: FailedTask) -> None:
         call_hooks(failed.request, failed.error, failed.info)

@@ -114,7 +114,7 @@ class CeleryParkingWorker(CeleryWorker):
             autoscaler.scale_up(1)
 
     def _fail_dispatched(self, task: PendingTask, error: BucketflowError) -> bool:
-        if self._failures.is_full:
+        if not self._failures.is_ready:
             return False
         self._throttle.counters.failed += 1
         self.fail(task, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from celery.backends.base import DisabledBackend
 from celery_requests import app_in_memory, received
 from waiting import until
 
@@ -26,20 +27,38 @@ class ExpiredWhileTheResultBackendIsUnavailable:
         raise OSError("the result backend is unavailable")
 
 
+class Copies(Republisher):
+    """Records the copies of deferred messages."""
+
+    def __init__(self, world):
+        super().__init__(None, delayed=False)
+        self._world = world
+
+    def publish(self, _message, _queue, countdown, ticket, _lead=0.0):
+        if not self._world.publishes:
+            raise OSError("away")
+        self._world.published.append((countdown, ticket))
+
+
 class World:
     """A worker without a connection, and what it does to messages."""
 
     def __init__(self, **options):
         self.callbacks, self.done, self.events = [], [], []
+        self.published, self.timers = [], []
+        self.publishes = True
         self.failures = FailureService(self.callbacks.append)
         self.app = app_in_memory()
         self.work = self.app.task(name="work", shared=False, **options)(work)
         slots = SimpleNamespace(free=None, when_free=None)
         window = SimpleNamespace(widen=None, narrow=None, can_hold_many=True, hold_limit=500)
-        waker = SimpleNamespace(timer=SimpleNamespace(call_after=None), call_soon=None)
+        waker = SimpleNamespace(timer=SimpleNamespace(call_after=self.call_after), call_soon=None)
         queues = SimpleNamespace(get=lambda _name: None)
         consumer = SimpleNamespace(app=SimpleNamespace(amqp=SimpleNamespace(queues=queues)))
-        self.worker = CeleryWorker(consumer, slots, window, Republisher(None, delayed=False), waker, self.failures)
+        self.worker = CeleryWorker(consumer, slots, window, Copies(self), waker, self.failures)
+
+    def call_after(self, seconds, callback):
+        self.timers.append((seconds, callback))
 
     def task(self, *, is_parked=False):
         request = received(self.app, self.work.s())
@@ -89,17 +108,43 @@ def test_the_message_of_a_failed_task_ends_as_after_a_failure_in_the_pool(option
     assert world.events[-1] == "task-failed"
 
 
-@pytest.mark.parametrize("is_parked", [False, True])
-def test_a_message_goes_back_if_its_failure_cannot_be_stored(is_parked):
+def unavailable(*_, **__):
+    raise OSError("away")
+
+
+def world_without_result_backend():
     world = World()
-
-    def unavailable(*_, **__):
-        raise OSError("away")
-
     world.work.backend = SimpleNamespace(mark_as_failure=unavailable, remove_pending_result=lambda _result: None)
-    task = world.task(is_parked=is_parked)
-    world.worker.fail(task, ThrottleTimeout("tenant", 60.0, 1.0))
+    return world
+
+
+def test_a_parked_task_returns_to_its_lane_if_its_failure_cannot_be_stored():
+    world = world_without_result_backend()
+    world.worker.fail(world.task(is_parked=True), ThrottleTimeout("tenant", 60.0, 1.0))
     world.run_loop()
     assert world.done == ["rejected, requeue=True"]
     assert "task-failed" not in world.events
-    world.failures.withdraw(1.0)  # ends the pause
+
+
+def test_a_task_is_deferred_if_its_failure_cannot_be_stored():
+    world = world_without_result_backend()
+    world.worker.fail(world.task(), ThrottleTimeout("tenant", 60.0, 1.0))
+    world.run_loop()
+    assert [countdown for countdown, _ticket in world.published] == [1.0]
+    assert world.done == ["acknowledged"]
+    assert "task-failed" not in world.events
+
+
+def test_a_task_that_cannot_be_deferred_fails_again_after_the_pause():
+    world = world_without_result_backend()
+    world.publishes = False
+    world.worker.fail(world.task(), ThrottleTimeout("tenant", 60.0, 1.0))
+    world.run_loop()
+    assert world.done == []
+    [(seconds, fail_again)] = world.timers
+    assert seconds == 1.0
+    world.work.backend = DisabledBackend(world.app)
+    until(lambda: world.failures.is_ready)
+    fail_again()
+    world.run_loop()
+    assert world.done == ["acknowledged"]
