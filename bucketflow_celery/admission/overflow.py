@@ -37,7 +37,7 @@ HORIZON = 0.9
 #: Least seconds between two returns by one worker of tasks that were sent back before.
 RETURN_INTERVAL = 0.01
 #: Least seconds between two returns of one task; and their largest share of ``max_hold``, in which it waits for them.
-TRIP_INTERVAL, TRIP_SHARE = 5.0, 0.05
+TRIP_INTERVAL, TRIP_SHARE = 2.0, 0.05
 #: Most levels remembered as crowded.
 MAX_CROWDED = 10_000
 
@@ -85,20 +85,21 @@ class Overflow:
             task: The task.
             origin: The hold queue that it was taken from; ``None`` if it was not held.
         """
-        has_room = origin is not None and origin.level is not None and not origin.level.blocks_queue
-        if has_room or task.policy.on_limit != "hold" or not self._worker.keeps_deferred:
+        if task.policy.on_limit != "hold" or not self._worker.keeps_deferred:
             return False
-        is_due, task.returns_at = task.returns_at is not None, None
+        level = None if origin is None else origin.level
+        if level is not None and not level.blocks_queue:
+            self._recall(level)
+            return False
+        is_due = task.returns_at is not None and task.returns_at <= self._worker.monotonic()
+        crowd = self._crowd(task)
+        if is_due or crowd is None:
+            task.returns_at = None
         if is_due and task.reservations:  # it was asked for before it came to wait here
             return self._actions.defer(task, 0.0)
-        crowd = self._crowd(task)
         if crowd is None:
             return False
-        if self._actions.has_ended(task):
-            return True
-        failure = exceeds_max_wait(task.policy, crowd.level, self._actions.begin_waiting(task) + crowd.wait)
-        if failure is not None:
-            self._actions.fail(task, failure.error)
+        if self._actions.has_ended(task) or self._fails(task, crowd):
             return True
         return self._go(task, crowd.queue, is_due=is_due)
 
@@ -143,6 +144,13 @@ class Overflow:
                 return _Crowd(level, wait, queue)
         return None
 
+    def _fails(self, task: PendingTask, crowd: _Crowd) -> bool:
+        waited = self._actions.begin_waiting(task)
+        failure = exceeds_max_wait(task.policy, crowd.level, waited + crowd.wait)
+        if failure is not None:
+            self._actions.fail(task, failure.error)
+        return failure is not None
+
     def _go(self, task: PendingTask, queue: HoldQueue | None, *, is_due: bool) -> bool:
         youngest = None if queue is None else take_place(queue, task)
         leaving = task if youngest is None else youngest
@@ -158,15 +166,23 @@ class Overflow:
         now = self._worker.monotonic()
         if task.returned_at is None:  # every message makes the first trip at once: others may stand behind it
             return self._actions.defer(task, 0.0)
-        since_return = self._worker.time() - task.returned_at
-        at = max(now, self._next_return_at, now + self._trip_interval - since_return)
-        self._next_return_at = at + RETURN_INTERVAL
-        task.returns_at = task.retry_at = at
-        self._actions.hold(task, self._returning())
+        if task.returns_at is None:
+            since_return = self._worker.time() - task.returned_at
+            task.returns_at = max(now, self._next_return_at, now + self._trip_interval - since_return)
+            self._next_return_at = task.returns_at + RETURN_INTERVAL
+        task.retry_at = task.returns_at
+        self._actions.hold(task, self._hold_queues.of(RETURNING, None))
         return True
 
-    def _returning(self) -> HoldQueue:
-        return self._hold_queues.of(RETURNING, None)
+    def _recall(self, level: Level) -> None:
+        """Look at a task of *level* that is about to go back: one that was held is about to leave room."""
+        queue = self._hold_queues.find(RETURNING)
+        for task in () if queue is None else list(queue.tasks):
+            if queue is not None and not task.reservations and level in task.policy.path:
+                queue.tasks.remove(task)
+                task.retry_at = 0.0
+                queue.tasks.appendleft(task)
+                return
 
 
 def take_place(queue: HoldQueue, task: PendingTask) -> PendingTask | None:

@@ -74,13 +74,16 @@ def test_other_tenants_behind_a_backlog_wait_no_longer_than_it_takes_to_read_it(
     fleet.run(90, max_events=2_000_000)
     assert max(job.starts[0] for job in others) <= 1100 * READ
     # Behind messages that were sent back already: a hundred of them a second and worker.
-    assert max(job.starts[0] for job in late) <= 60 + 1000 / 100 + 5
+    assert max(job.starts[0] for job in late) <= 60 + 1000 / 100 + 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(("number", "rate"), [(600, 5), (3000, 50), (3000, 100)])
-def test_the_limit_is_never_exceeded_and_fully_used(workers, number, rate):
-    fleet = fleet_of(rate, limit=200, workers=workers)
+@pytest.mark.parametrize(
+    ("number", "rate", "limit"),
+    [(600, 5, 200), (3000, 50, 200), (3000, 100, 200), (100, 5, 10), (300, 5, 4), (1000, 20, 10), (1000, 50, 20)],
+)
+def test_the_limit_is_never_exceeded_and_fully_used(workers, number, rate, limit):
+    fleet = fleet_of(rate, limit=limit, workers=workers)
     send(fleet, number)
     seconds = 30
     run_and_watch(fleet, seconds)
@@ -116,11 +119,11 @@ def test_a_backlog_beyond_the_bound_costs_a_hundred_publishes_a_second_and_worke
     assert sum(job.deferrals for job in jobs) - before <= 30 * 101
 
 
-def test_few_tasks_beyond_the_bound_make_a_trip_in_five_seconds():
+def test_few_tasks_beyond_the_bound_make_a_trip_in_two_seconds():
     fleet = fleet_of(0.5, limit=4)
     jobs = send(fleet, 40)
     fleet.run(120, max_events=2_000_000)
-    assert max(job.deferrals for job in jobs) <= 120 / 5 + 1
+    assert max(job.deferrals for job in jobs) <= 120 / 2 + 1
 
 
 def test_slow_limits_hold_only_what_is_due_before_max_hold():
