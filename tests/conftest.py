@@ -7,6 +7,7 @@ tests alone. Each xdist worker has servers of its own.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -82,6 +83,14 @@ class GroupScheduling(LoadScopeScheduling):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     return GroupScheduling(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _restore_log_level():
+    """Restore the level of the root logger: a worker that runs in this process sets another one."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture(scope="session")
