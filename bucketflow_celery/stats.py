@@ -32,6 +32,7 @@ class Stats:
         dispatched: Parked tasks that were dispatched to this worker.
         failed: Tasks that failed without running: ``ThrottleTimeout``, ``CostExceedsCapacity``, or a tenant or cost
             that cannot be determined.
+        purged: Tasks that were ended by a purge while they waited in this worker or came back to it.
         round_trips: Calls to the store.
         store_errors: Calls to the store that failed.
         waiting: Tasks that wait in the worker now, for their limits or for a slot. A gauge, not a counter.
@@ -47,6 +48,7 @@ class Stats:
     parked: int = 0
     dispatched: int = 0
     failed: int = 0
+    purged: int = 0
     round_trips: int = 0
     store_errors: int = 0
     waiting: int = 0

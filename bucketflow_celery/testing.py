@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from bucketflow.clock import SYSTEM_CLOCK, Clock
@@ -25,6 +26,7 @@ from bucketflow_celery.scheduling.admit import (
     cancel_reservation,
     charge,
 )
+from bucketflow_celery.scheduling.purges import MAX_PURGES, PURGE_TTL
 from bucketflow_celery.store.interfaces import Announced, FleetLimits, StaleLimits
 from bucketflow_celery.store.memory_backlog import MemoryBacklogs, MemoryStoreCall
 
@@ -47,6 +49,7 @@ class MemoryStore(ProcessBound):
         self._states: dict[str, LevelState] = {}
         self._fleet_limits = FleetLimits("", None, frozenset())
         self._workers: dict[tuple[str, str], int] = {}
+        self._purges: dict[str, int] = {}
         self.backlogs = MemoryBacklogs(clock, self._lock, self._states, lambda: self._fleet_limits.version)
 
     def admit(
@@ -91,7 +94,7 @@ class MemoryStore(ProcessBound):
             current = self._fleet_limits
             if version not in (None, current.version):
                 return StaleLimits(current.version)
-            self._fleet_limits = _fleet_limits(raw, current.paused)
+            self._fleet_limits = _fleet_limits(raw, current.paused, self._purges)
         self.backlogs.notify_all()
         return None
 
@@ -111,7 +114,23 @@ class MemoryStore(ProcessBound):
         """See :class:`bucketflow_celery.store.interfaces.Store`."""
         with self._lock:
             _, table, names = self._fleet_limits
-            self._fleet_limits = _fleet_limits(table, names | {name} if paused else names - {name})
+            names = names | {name} if paused else names - {name}
+            self._fleet_limits = _fleet_limits(table, names, self._purges)
+        self.backlogs.notify_all()
+
+    def purges(self) -> tuple[int, Sequence[tuple[str, int]]]:
+        """See :class:`bucketflow_celery.store.interfaces.Store`."""
+        with self._lock:
+            return self._clock.now(), list(self._purges.items())
+
+    def mark_purge(self, name: str) -> None:
+        """See :class:`bucketflow_celery.store.interfaces.Store`."""
+        with self._lock:
+            now = self._clock.now()
+            kept = {other: at for other, at in self._purges.items() if at > now - PURGE_TTL and other != name}
+            self._purges = dict([*sorted(kept.items(), key=itemgetter(1)), (name, now)][-MAX_PURGES:])
+            _, table, paused = self._fleet_limits
+            self._fleet_limits = _fleet_limits(table, paused, self._purges)
         self.backlogs.notify_all()
 
     def check_access(self, *, parks: bool) -> None:
@@ -124,7 +143,8 @@ class MemoryStore(ProcessBound):
         """Do nothing: there is no connection to close."""
 
 
-def _fleet_limits(table: Mapping[str, Any] | None, paused: frozenset[str]) -> FleetLimits:
-    if table is None and not paused:
+def _fleet_limits(table: Mapping[str, Any] | None, paused: frozenset[str], purges: Mapping[str, int]) -> FleetLimits:
+    if table is None and not paused and not purges:
         return FleetLimits("", None, paused)
-    return FleetLimits(hashlib.sha256(repr((table, sorted(paused))).encode()).hexdigest()[:16], table, paused)
+    parts = (table, sorted(paused), sorted(purges.items()))
+    return FleetLimits(hashlib.sha256(repr(parts).encode()).hexdigest()[:16], table, paused)

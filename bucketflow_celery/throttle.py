@@ -23,6 +23,7 @@ from bucketflow_celery.location import locate
 from bucketflow_celery.messages.codec import readdressed
 from bucketflow_celery.operations.backlog import QueueBacklog, backlog_report
 from bucketflow_celery.operations.levels import LevelView, level_view
+from bucketflow_celery.operations.purge import purge_tasks
 from bucketflow_celery.stats import Stats
 from bucketflow_celery.store.active_limits import ActiveLimits
 from bucketflow_celery.store.interfaces import Store
@@ -227,7 +228,10 @@ class Throttle(ProcessBound):
 
     def purge(self, queue: str, *, tenant: str | None = None, task: str | None = None) -> int:
         """
-        Delete parked tasks. As with ``app.control.purge`` no results are stored. Dispatched tasks are not affected.
+        End the tasks of a queue that wait for their limits at this instant, wherever they wait. No results are stored.
+
+        Parked tasks are deleted at once. Workers end what they hold or keep until its ETA within seconds, and copies of
+        deferred tasks when they are delivered. What no worker has received is left to ``app.control.purge()``.
 
         Args:
             queue: The queue.
@@ -235,13 +239,13 @@ class Throttle(ProcessBound):
             task: Only tasks with this name.
 
         Returns:
-            The number of deleted tasks.
+            The number of parked tasks that were deleted.
 
         Raises:
-            StoreUnavailable: The store did not answer in time; some tasks may have been deleted.
+            ConfigError: A name is not a string.
+            StoreUnavailable: The store did not answer in time; some tasks may have been ended.
         """
-        lanes = self.store.backlogs.view(queue).select(tenant, task)
-        return sum(self.store.backlogs.purge(queue, lane) for lane in lanes)
+        return purge_tasks(self.store, queue, tenant, task)
 
     def move(self, queue: str, to: str, *, tenant: str | None = None, task: str | None = None) -> int:
         """

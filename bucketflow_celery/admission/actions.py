@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bucketflow.errors import BucketflowError
+from bucketflow_celery.admission.deferred_levels import DeferredLevels
 from bucketflow_celery.admission.hold_queues import HoldQueue
 from bucketflow_celery.admission.interfaces import WaitLimits, Worker
 from bucketflow_celery.admission.paused_countdown import PausedCountdown
@@ -10,6 +11,7 @@ from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.admission.refusal import exceeds_max_wait
 from bucketflow_celery.config.levels import Level
 from bucketflow_celery.stats import Stats
+from bucketflow_celery.store.active_limits import ActiveLimits
 
 __all__ = ["TaskActions"]
 
@@ -24,15 +26,18 @@ class TaskActions:
     Args:
         worker: The worker.
         stats: Its counters.
+        limits: The limits and purge marks in force.
         wait_limits: The longest waits outside of the queue.
 
     Attributes:
         wait_limits: As given.
     """
 
-    def __init__(self, worker: Worker, stats: Stats, wait_limits: WaitLimits) -> None:
+    def __init__(self, worker: Worker, stats: Stats, limits: ActiveLimits, wait_limits: WaitLimits) -> None:
         self._worker = worker
         self._stats = stats
+        self._limits = limits
+        self._deferred = DeferredLevels()
         self.wait_limits = wait_limits
         self._paused_countdown = PausedCountdown(wait_limits.max_countdown, ends_early=worker.keeps_deferred)
 
@@ -47,6 +52,22 @@ class TaskActions:
         self.leave(task)
         self._stats.failed += 1
         self._worker.fail(task, error)
+
+    def has_been_purged(self, task: PendingTask) -> bool:
+        """Return whether *task* was purged after a worker had received it; it has left the worker then."""
+        seen_at = self._worker.seen_at(task) if task.policy.purged_at else None
+        if seen_at is None or seen_at >= task.policy.purged_at:
+            return False
+        self.leave(task)
+        self._stats.purged += 1
+        self._worker.drop(task)
+        return True
+
+    def end_purged(self) -> None:
+        """End the purged tasks that wait for their ETA."""
+        if not self._limits.purges.latest:
+            return
+        self._stats.purged += self._worker.end_purged(self._deferred.take_purged(self._limits.purges))
 
     def hold(self, task: PendingTask, queue: HoldQueue) -> None:
         """Let *task* wait in *queue*; it fails at once if that would take too long."""
@@ -72,6 +93,7 @@ class TaskActions:
         if not self._worker.defer(task, countdown):
             return False
         self._stats.deferred += 1
+        self._deferred.record(task)
         self.leave(task)
         return True
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import NamedTuple, Protocol
 
 from bucketflow.errors import BucketflowError
 from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import Level, ThrottlePolicy
+from bucketflow_celery.scheduling.admit import AdmissionRequest
 
 __all__ = ["NoParking", "Parking", "WaitLimits", "Worker"]
 
@@ -82,6 +83,19 @@ class Worker(Protocol):
 
     def release(self, task: PendingTask) -> None:
         """Undo :meth:`hold`."""
+
+    def seen_at(self, task: PendingTask) -> int | None:
+        """Return when a worker received *task* first, in µs of the store's clock; ``None``: that is not known."""
+
+    def drop(self, task: PendingTask) -> None:
+        """End *task*, which was purged: acknowledge it without a result, and cancel its reservations."""
+
+    def end_purged(self, reservations: Sequence[AdmissionRequest]) -> int:
+        """
+        End the purged tasks that wait here for their ETA, and return their number.
+
+        When this returns, *reservations* are cancelled, and those of all tasks that were dropped so far.
+        """
 
     def record_refusal(self, task: PendingTask, level: Level, wait: float) -> None:
         """Log and announce that *level* has refused *task* for *wait* seconds."""

@@ -40,6 +40,7 @@ class PendingTask:
         expires_at: When it expires, in seconds since the Unix epoch; ``None``: never.
         retry_at: When to ask for it again, in seconds of the monotonic clock.
         is_held: Whether it stands in a hold queue.
+        seen_at: When a worker received it first, in µs of the store's clock; ``None``: this one has, at *received_at*.
         rank: Its rank by priority. The lowest starts first.
         places: By key, the reservations that it had before it gave way to a more urgent task of this worker.
     """
@@ -59,6 +60,7 @@ class PendingTask:
     expires_at: float | None = None
     retry_at: float = 0.0
     is_held: bool = False
+    seen_at: int | None = None
     rank: int = 0
     places: dict[str, int] = field(default_factory=dict)
 
@@ -99,7 +101,7 @@ class PendingTask:
             paused: The pause that it waits for, if any.
         """
         reservations = {key: at for key, at in self.reservations.items() if not is_local(key)}
-        return Ticket(reservations, self.waiting_since, self.due_since, paused)
+        return Ticket(reservations, self.waiting_since, self.due_since, paused, self.seen_at)
 
     def slot_wait(self, now: float) -> float:
         """Return the seconds for which it has waited for a slot of this worker at *now*, on the monotonic clock."""

@@ -44,14 +44,14 @@ class PolicyResolver:
         self._worker = worker
 
     def resolve(self, task: PendingTask) -> bool:
-        """Determine the policy of *task*; return whether it can start under it. If not, it has failed."""
+        """Determine the policy of *task*; return whether it can start under it. If not, it has ended."""
         try:
             policy = self._worker.resolve(task)
         except BucketflowError as error:
             self._actions.fail(task, error)
             return False
         task.policy = policy if task.can_park or not policy.parks else replace(policy, on_limit="hold")
-        return self._prechecks.can_start(task)
+        return not self._actions.has_been_purged(task) and self._prechecks.can_start(task)
 
     def resolve_all(self, taken: Iterable[PendingTask]) -> None:
         """Queue all tasks anew, and those that were *taken*, in their order: under new limits other levels may bind."""
@@ -65,6 +65,7 @@ class PolicyResolver:
                     self._inbox.append(task)
         finally:  # an error with one task must not lose the others
             self._inbox.extend(tasks)
+            self._actions.end_purged()
 
     def take_all(self, taken: Iterable[PendingTask]) -> deque[PendingTask]:
         """Take all tasks out of hold queues and inbox; return them and *taken*, in the order in which they came."""

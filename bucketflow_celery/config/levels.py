@@ -50,6 +50,7 @@ class ThrottlePolicy:
         paused: Level at which the task is paused, if it is.
         task: Name of the task type that is limited: of a chunk the one that it calls.
         calls: Calls of that task; more than 1 for a chunk.
+        purged_at: When such tasks were purged last, in µs of the store's clock; 0: they were not.
     """
 
     path: tuple[Level, ...]
@@ -60,6 +61,7 @@ class ThrottlePolicy:
     paused: LevelName | None = None
     task: str = ""
     calls: int = 1
+    purged_at: int = 0
 
     @property
     def parks(self) -> bool:

@@ -16,6 +16,8 @@ from typing import Any
 from kombu import Message
 from kombu.utils.json import dumps, loads
 
+from bucketflow_celery.scheduling.admit import NO_DEADLINE
+
 __all__ = ["BROKER_HEADERS", "is_complete", "pack", "rank_of", "readdressed", "uid_of", "unpack"]
 
 #: Headers that a broker adds, different with each delivery. RabbitMQ drops a message that is published with its own
@@ -148,6 +150,7 @@ def readdressed(packed: bytes, queue: str) -> bytes:
         (length,) = struct.unpack_from("<I", packed)
         head, body = loads(packed[4 : 4 + length]), packed[4 + length :]
         head["delivery_info"] = {**head["delivery_info"], "exchange": "", "routing_key": queue}
+        head["facts"] = {**head["facts"], "seen": NO_DEADLINE}  # an earlier purge of *queue* does not concern it
     except (struct.error, ValueError, LookupError, TypeError):
         return packed
     raw: bytes = dumps(head, separators=(",", ":")).encode()

@@ -78,7 +78,7 @@ class ParkingController:
         self._acks = AckTracker()
         self._parked_tenants = ParkedTenants()
         self._outbox = Outbox(worker, admission, self._parked_tenants, self._acks, context.stats)
-        self._receiver = DispatchReceiver(worker, lease, context.stats)
+        self._receiver = DispatchReceiver(worker, lease, context.stats, context.limits)
         self._parked_last = self._is_parking = False
         self._reported: set[tuple[str, str]] = set()  # queue and task type that no live worker can run
         self._closed = False

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
+from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.parking.interfaces import ParkingWorker
 from bucketflow_celery.parking.worker_lease import WorkerLease
 from bucketflow_celery.scheduling.model import DispatchedTask, DispatchRequest
 from bucketflow_celery.stats import Stats
+from bucketflow_celery.store.active_limits import ActiveLimits
 
 __all__ = ["RETRY_PAUSE", "DispatchReceiver"]
 
@@ -32,13 +34,15 @@ class DispatchReceiver:
         worker: The worker.
         lease: Its lease, with the tasks in flight.
         stats: The worker's counters.
+        limits: The limits and purge marks in force.
     """
 
-    def __init__(self, worker: ParkingWorker, lease: WorkerLease, stats: Stats) -> None:
+    def __init__(self, worker: ParkingWorker, lease: WorkerLease, stats: Stats, limits: ActiveLimits) -> None:
         self._worker = worker
         self._lease = lease
         self._in_flight_tasks = lease.in_flight_tasks
         self._stats = stats
+        self._limits = limits
 
     def receive(self, request: DispatchRequest, dispatched: Sequence[DispatchedTask], age: float) -> float | None:
         """
@@ -81,6 +85,10 @@ class DispatchReceiver:
         if task is None:
             on_end(False)  # noqa: FBT003 - it does not return
             return "done"
+        if self._is_purged(dispatched, task):
+            self._stats.purged += 1
+            self._worker.drop(task)
+            return "unused"
         if not dispatched.admitted:
             return "done" if self._worker.end_unstarted(task) else "returned"
         if self._worker.is_revoked_or_expired(task):
@@ -88,3 +96,9 @@ class DispatchReceiver:
         self._stats.admitted += 1
         self._worker.start(task)
         return "done"
+
+    def _is_purged(self, dispatched: DispatchedTask, task: PendingTask) -> bool:
+        """Return whether a purge came before *task* was dispatched, and after its message was received first."""
+        leased = dispatched.owned
+        purged_at = self._limits.purges.purged_at(leased.queue, leased.lane.tenant, leased.lane.task)
+        return purged_at > (leased.item.since if task.seen_at is None else task.seen_at)

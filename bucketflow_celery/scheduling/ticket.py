@@ -27,12 +27,14 @@ class Ticket:
         waiting_since: Since when the task waits, in seconds since the Unix epoch; ``None``: it does not wait yet.
         due_since: Since when it is due and waits for a slot of any worker, likewise; ``None``: it does not.
         paused: The pause that it waits for: see :func:`bucketflow_celery.config.table.pause_name`.
+        seen_at: When a worker received the task first, in µs of the store's clock; ``None``: that is not known.
     """
 
     reservations: Mapping[str, int] = field(default_factory=dict)
     waiting_since: float | None = None
     due_since: float | None = None
     paused: str | None = None
+    seen_at: int | None = None
 
     @classmethod
     def read(cls, header: object) -> Ticket:
@@ -43,9 +45,13 @@ class Ticket:
         if not isinstance(dues, Mapping) or not _is_instant(since):
             return NO_TICKET
         valid = {str(key): due for key, due in dues.items() if isinstance(due, int) and _is_instant(due)}
-        paused = header.get("paused")
+        paused, seen_at = header.get("paused"), header.get("seen")
         return cls(
-            valid, since, due_since if _is_instant(due_since) else None, paused if isinstance(paused, str) else None
+            valid,
+            since,
+            due_since if _is_instant(due_since) else None,
+            paused if isinstance(paused, str) else None,
+            seen_at if isinstance(seen_at, int) and _is_instant(seen_at) else None,
         )
 
     def write(self) -> dict[str, Any]:
@@ -55,6 +61,8 @@ class Ticket:
             header["due_since"] = self.due_since
         if self.paused is not None:
             header["paused"] = self.paused
+        if self.seen_at is not None:
+            header["seen"] = self.seen_at
         return header
 
     def at(self, path: tuple[Level, ...]) -> tuple[int, ...]:

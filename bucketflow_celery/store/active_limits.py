@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
@@ -10,6 +11,7 @@ from typing import Any
 
 from bucketflow.errors import BucketflowError, ConfigError
 from bucketflow.fork import reset_after_fork
+from bucketflow.limit import SECOND
 from bucketflow_celery.config import exemption
 from bucketflow_celery.config.built_in_tasks import is_built_in
 from bucketflow_celery.config.choices import OnLimit
@@ -20,6 +22,7 @@ from bucketflow_celery.config.table import LimitTable
 from bucketflow_celery.config.task_calls import TaskCall, calls_of, cost_of_calls, tenant_of_calls
 from bucketflow_celery.errors import ConfigErrors
 from bucketflow_celery.scheduling.model import TaskSpec, TenantSpec, TenantSummary
+from bucketflow_celery.scheduling.purges import NO_PURGES, PurgeMarks
 from bucketflow_celery.store.interfaces import Store
 from bucketflow_celery.store.limit_warnings import warn_of_small_capacities
 
@@ -42,21 +45,30 @@ class ActiveLimits:
         tasks: Returns the tasks of the Celery app, by name.
         settings: Returns the options in force.
         store: Returns where the fleet's limits are kept.
+        monotonic: Returns the time in seconds.
 
     Attributes:
+        purges: The purge marks of the fleet, as last read.
         checked_at: When the version was last compared with the store's, in seconds of the monotonic clock.
         is_stale: Whether a notification has said that other limits may be in force.
         is_followed: Whether a worker of this process keeps them up to date.
     """
 
     def __init__(
-        self, tasks: Callable[[], Mapping[str, Any]], settings: Callable[[], Settings], store: Callable[[], Store]
+        self,
+        tasks: Callable[[], Mapping[str, Any]],
+        settings: Callable[[], Settings],
+        store: Callable[[], Store],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tasks = tasks
         self._settings = settings
         self._store = store
         self._table: LimitTable | None = None
         self._raw: Mapping[str, Any] | None = None
+        self._monotonic = monotonic
+        self._clocks: tuple[float, int] | None = None  # seconds of the monotonic clock, and µs of the store's
+        self.purges = NO_PURGES
         self.checked_at = -inf
         self.is_stale = False
         self.is_followed = False
@@ -93,6 +105,8 @@ class ActiveLimits:
         version, raw, paused = self._store().limits()
         if self._table is not None and self._table.version == version:
             return
+        asked_at = self._monotonic()
+        now, marks = self._store().purges()
         mistakes: list[ConfigError] = []
         table = self._settings().limits if raw is None else LimitTable.parse(raw, mistakes)
         if mistakes:
@@ -101,6 +115,18 @@ class ActiveLimits:
         elif self.is_followed and raw is not None and raw != self._raw:
             self.warn(table)
         self._raw, self._table = raw, replace(table, paused=paused, version=version)
+        self.purges, self._clocks = PurgeMarks(marks, now), (asked_at, now)
+
+    def store_time(self, at: float) -> int | None:
+        """
+        Return the µs of the store's clock at *at*, in seconds of the monotonic clock; ``None``: that is not known.
+
+        It is ahead by at most one round trip, so that a task that came after a purge does not seem to be older.
+        """
+        if self._clocks is None:
+            return None
+        read_at, now = self._clocks
+        return now + round((at - read_at) * SECOND)
 
     def warn(self, table: LimitTable) -> None:
         """Log the capacities of *table* that are too small for the tasks of this app, or for busy workers."""
@@ -162,6 +188,7 @@ class ActiveLimits:
             table.pause(queue, tenant, task.name) if table.paused else None,
             task.name,
             len(calls),
+            self.purges.purged_at(queue, tenant, task.name),
         )
 
     def _free(self, task: Any, queue: str) -> ThrottlePolicy:

@@ -197,7 +197,7 @@ class FleetLimits(NamedTuple):
     What was set for the whole fleet.
 
     Attributes:
-        version: Changes with any of the others; empty if nothing was set.
+        version: Changes with any of the others and with each purge; empty if nothing was set.
         table: The table of limits; ``None`` if none was set.
         paused: What is paused: see :func:`bucketflow_celery.config.table.pause_name`.
     """
@@ -268,6 +268,12 @@ class Store(Protocol):
         Returns:
             ``None``, or the version in force if it is another one; nothing has changed then.
         """
+
+    def purges(self) -> tuple[int, Sequence[tuple[str, int]]]:
+        """Return the store's time, and the name and the instant of each purge mark; all in µs of the store's clock."""
+
+    def mark_purge(self, name: str) -> None:
+        """Record a purge at this instant; see :meth:`bucketflow_celery.scheduling.purges.Purge.write`."""
 
     def announce_worker(self, worker: str, digest: str, seconds: float) -> StoreCall[Announced]:
         """Announce for *seconds* that *worker* runs, and the *digest* of its configured table."""

@@ -39,6 +39,7 @@ class RedisStore(ProcessBound):
         self.runner = runner
         self._prefix = f"{{{namespace}}}:"
         self._table_keys = [self._key("limits:version"), self._key("limits"), self._key("limits:paused")]
+        self._purges = self._key("limits:purges")
         self.backlogs = RedisBacklogs(runner, self._prefix)
 
     def admit(
@@ -115,6 +116,15 @@ class RedisStore(ProcessBound):
         args = [self.backlogs.channel, text, ANY_VERSION if version is None else version]
         current = self.runner.run(level_script("set_limits"), self._table_keys, args)
         return StaleLimits(current[0].decode(errors="replace")) if current else None
+
+    def purges(self) -> tuple[int, Sequence[tuple[str, int]]]:
+        """See :class:`~bucketflow_celery.store.interfaces.Store`."""
+        now, *marks = self.runner.run(level_script("purge_marks"), [self._purges], [])
+        return now, [(name.decode(errors="replace"), int(at)) for name, at in zip(*[iter(marks)] * 2, strict=True)]
+
+    def mark_purge(self, name: str) -> None:
+        """See :class:`~bucketflow_celery.store.interfaces.Store`."""
+        self.runner.run(level_script("mark_purge"), [*self._table_keys, self._purges], [self.backlogs.channel, name])
 
     def announce_worker(self, worker: str, digest: str, seconds: float) -> RedisStoreCall[Announced]:
         """See :class:`~bucketflow_celery.store.interfaces.Store`."""

@@ -6,7 +6,7 @@ from functools import cache
 
 from bucketflow.algorithm import mirror
 from bucketflow.redis_client.scripts import Script, load_script
-from bucketflow_celery.scheduling import admit, backlog, dispatch, leases, serving
+from bucketflow_celery.scheduling import admit, backlog, dispatch, leases, purges, serving
 
 __all__ = ["BACKLOG", "CONSTANTS", "LEVEL", "backlog_script", "level_script"]
 
@@ -24,11 +24,13 @@ CONSTANTS = mirror.CONSTANTS | frozenset(
         "DEDUP_TTL": backlog.DEDUP_TTL,
         "LATE": admit.LATE,
         "MAX_EXPIRED": leases.MAX_EXPIRED,
+        "MAX_PURGES": purges.MAX_PURGES,
         "MAX_TENANTS": dispatch.MAX_TENANTS,
         "NOTIFY_INTERVAL": backlog.NOTIFY_INTERVAL,
         "PAUSED_DELAY": dispatch.PAUSED_DELAY,
         "POLL_GRACE": backlog.POLL_GRACE,
         "POLL_TOLERANCE": backlog.POLL_TOLERANCE,
+        "PURGE_TTL": purges.PURGE_TTL,
         "RECLAIMED": leases.RECLAIMED,
         "REPORT_INTERVAL": serving.REPORT_INTERVAL,
         "RESERVATION_GRACE": admit.RESERVATION_GRACE,

@@ -14,6 +14,7 @@ from bucketflow_celery.admission.local_limits import LocalLimits
 from bucketflow_celery.messages.republisher import Republisher
 from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 from bucketflow_celery.stats import no_waiting_tasks
+from bucketflow_celery.store.active_limits import VERSION_CHECK_INTERVAL
 from bucketflow_celery.store.calls import CallRunner, WorkerContext
 from bucketflow_celery.worker.celery_worker import CeleryWorker
 from bucketflow_celery.worker.event_loop import LoopWaker, timer_of
@@ -111,6 +112,7 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._waker.timer.call_after,
         )
         self._pauses.start()
+        self._check_limits(self._admission)
 
     def stop(self, consumer: Any) -> None:
         """
@@ -160,8 +162,16 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         admission, worker = self._admission, self._worker
         if admission is not None and worker is not None and sender.on_task_request == self._on_request:
             ticket = Ticket.read(request.request_dict.get(HEADER))
-            if ticket.reservations:
+            if ticket.seen_at is not None and worker.is_purged(request):
+                self._waker.call_soon(admission.actions.end_purged)  # once Celery waits for its ETA
+            elif ticket.reservations:
                 admission.priorities.record(worker.rank_of(request), ticket.reservations)
+
+    def _check_limits(self, admission: AdmissionController) -> None:
+        # A worker that only waits for ETAs makes no calls, which would tell that tasks were purged.
+        if self._admission is admission:
+            admission.run()
+            self._waker.timer.call_after(VERSION_CHECK_INTERVAL, lambda: self._check_limits(admission))
 
     def _runner(self, consumer: Any) -> CallRunner:
         return runner_for(self._throttle.store, consumer.hub, self._throttle.settings.timeout)

@@ -25,6 +25,7 @@ from bucketflow_celery.worker.event_loop import LoopWaker
 from bucketflow_celery.worker.events import send_refused
 from bucketflow_celery.worker.failures import FailedTask, FailureService
 from bucketflow_celery.worker.prefetch_window import PrefetchWindow
+from bucketflow_celery.worker.purged_tasks import PurgedTasks
 from bucketflow_celery.worker.queueing_delay import QueueingDelay
 from bucketflow_celery.worker.refusal_log import RefusalLog
 from bucketflow_celery.worker.slots import Slots
@@ -79,6 +80,9 @@ class CeleryWorker:
         self.keeps_deferred = not republisher.delayed
         self.hold_limit = window.hold_limit
         self.queueing_delay = self._queueing_delay.of
+        purged = PurgedTasks(consumer, self.acknowledge)
+        self.seen_at, self.drop, self.end_purged = purged.seen_at, purged.drop, purged.end
+        self.is_purged = purged.is_purged
         self.call_soon = waker.call_soon
         self.monotonic = time.monotonic
         self.time = time.time
@@ -112,6 +116,7 @@ class CeleryWorker:
             can_park=is_certain and codec.is_complete(message) and not self._is_broadcast(queue),
             expires_at=None if expires is None else expires.timestamp(),
             rank=self.rank_of(request),
+            seen_at=ticket.seen_at,
         )
 
     @cached_property
@@ -162,6 +167,7 @@ class CeleryWorker:
         if not self.can_defer(task):
             return False
         message = task.request.message
+        task.seen_at = self.seen_at(task)
         ticket = task.ticket(_pause_of(task)).write()
         started = self.monotonic()
         try:

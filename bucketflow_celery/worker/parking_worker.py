@@ -54,7 +54,7 @@ class CeleryParkingWorker(CeleryWorker):
         try:
             uid = codec.uid_of(message, task.queue, os.urandom(8) if is_duplicate else b"")
             rank = self.rank_of(request)
-            packed = codec.pack(message, since=task.waiting_since)
+            packed = codec.pack(message, since=task.waiting_since, seen=self.seen_at(task))
         except (TypeError, ValueError) as error:
             logger.warning("task cannot be parked, it stays held: id=%s error=%s", request.id, error)
             return None
@@ -84,7 +84,7 @@ class CeleryParkingWorker(CeleryWorker):
             )
             return None
         task_reserved(request)
-        return PendingTask(request, leased.queue, self.monotonic(), facts.get("since"))
+        return PendingTask(request, leased.queue, self.monotonic(), facts.get("since"), seen_at=facts.get("seen"))
 
     def end_unstarted(self, task: PendingTask) -> bool:
         """See :class:`~bucketflow_celery.parking.interfaces.ParkingWorker`."""

@@ -46,6 +46,10 @@ class Connection:
         fleet = self._worker.fleet
         return fleet.call_store(fleet.store.limits)
 
+    def purges(self):
+        fleet = self._worker.fleet
+        return fleet.call_store(fleet.store.purges)
+
 
 class _Backlogs:
     def __init__(self, worker):
@@ -169,7 +173,7 @@ class Parking:
         if job.max_wait is not None:
             waited = 0.0 if task.waiting_since is None else self.worker.time() - task.waiting_since
             max_wait_us = max(1, round((job.max_wait - waited) * SECOND))
-        message = f"{self.fleet.jobs.index(job)} {task.waiting_since}".encode()
+        message = f"{self.fleet.jobs.index(job)} {task.waiting_since} {self.worker.seen_at(task)}".encode()
         lane = Lane(job.tenant or "", job.name, job.rank)
         return ParkedMessage(uid, lane, message, job.cost, max_wait_us, delivery.redelivered)
 
@@ -180,13 +184,14 @@ class Parking:
         self.worker.acknowledge(delivery)
 
     def receive(self, dispatched, on_end):
-        index, since = dispatched.message.decode().split()
+        index, since, seen_at = dispatched.message.decode().split()
         item, job = dispatched.owned.item, self.fleet.jobs[int(index)]
         job.dispatched += 1
         self.jobs[item.uid] = job
         delivery = self.worker.dispatched(job, item.redelivered, on_end)
         task = PendingTask(delivery, dispatched.owned.queue, self.worker.monotonic())
         task.waiting_since = None if since == "None" else float(since)
+        task.seen_at = None if seen_at == "None" else int(seen_at)
         task.policy = ThrottlePolicy(self.worker.path(job))
         return task
 

@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from simulated_parking import Connection, Parking
 
@@ -30,6 +31,7 @@ from bucketflow_celery.admission.pending_task import PendingTask
 from bucketflow_celery.config.levels import ThrottlePolicy
 from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.config.table import LimitTable
+from bucketflow_celery.scheduling.admit import AdmissionRequest
 from bucketflow_celery.scheduling.ticket import NO_TICKET, Ticket
 from bucketflow_celery.stats import Stats
 from bucketflow_celery.store.active_limits import ActiveLimits
@@ -55,6 +57,7 @@ class Job:
         path: The levels it passed when it started last.
         errors: The errors it failed with.
         gone: How often it ended because it was revoked.
+        purged: How often it ended because it was purged.
         deliveries, deferrals: How often the broker delivered it, and how often it was deferred.
         parked, dispatched: How often it was stored in the backlog, and dispatched from it.
         allowed_repeats: How often it may run again: its worker was killed, frozen or shut down while it was in flight.
@@ -77,6 +80,7 @@ class Job:
     path: tuple = ()
     errors: list[Exception] = field(default_factory=list)
     gone: int = 0
+    purged: int = 0
     deliveries: int = 0
     deferrals: int = 0
     parked: int = 0
@@ -85,7 +89,7 @@ class Job:
 
     @property
     def outcomes(self):
-        return len(self.starts) + len(self.errors) + self.gone
+        return len(self.starts) + len(self.errors) + self.gone + self.purged
 
 
 @dataclass(eq=False)
@@ -397,7 +401,9 @@ class Worker:
         self.process, self.frozen_until = object(), 0.0
         self.stats = Stats()
         self.store = Connection(self)
-        self.active_limits = ActiveLimits(lambda: self.tasks, lambda: self.fleet.settings, lambda: self.store)
+        self.active_limits = ActiveLimits(
+            lambda: self.tasks, lambda: self.fleet.settings, lambda: self.store, self.monotonic
+        )
         self.context = WorkerContext(self.fleet.settings, self.store, self.active_limits, self.stats)
         self.local = LocalLimits(self.fleet.settings)
         self.busy, self.unacked = 0, {}
@@ -545,6 +551,7 @@ class Worker:
             returned_at=None if ticket is NO_TICKET else EPOCH + START + delivery.eta,
             can_park=True,
             rank=delivery.job.rank,
+            seen_at=ticket.seen_at,
             expires_at=None if delivery.job.expires_at is None else EPOCH + START + delivery.job.expires_at,
         )
         self.admission.submit(task)
@@ -563,7 +570,39 @@ class Worker:
         job = task.request.job
         path = self.path(job)
         paused = self.active_limits.table.pause(task.queue, job.tenant, job.name)
-        return ThrottlePolicy(path, job.cost, job.max_wait, job.on_limit, job.tenant, paused)
+        purged_at = self.active_limits.purges.purged_at(task.queue, job.tenant, job.name)
+        options = (job.max_wait, job.on_limit, job.tenant, paused)
+        return ThrottlePolicy(path, job.cost, *options, task=job.name, purged_at=purged_at)
+
+    def seen_at(self, task):
+        return self.active_limits.store_time(task.received_at) if task.seen_at is None else task.seen_at
+
+    def drop(self, task):
+        task.request.job.purged += 1
+        self.cancel_reservations(task.policy, task.reservations)
+        self.acknowledge(task.request)
+
+    def end_purged(self, reservations):
+        """End the purged tasks that wait for their ETA, as :class:`PurgedTasks` does."""
+        ended = 0
+        for request in reservations:
+            with suppress(StoreUnavailable):
+                self.fleet.call_store(partial(self.fleet.store.cancel_reservation, request))
+        for delivery in list(self.not_due):
+            seen_at = delivery.ticket.seen_at
+            task = PendingTask(delivery, delivery.job.queue, 0.0)
+            policy = self.resolve(task)
+            if seen_at is not None and seen_at < policy.purged_at:
+                del self.not_due[delivery]
+                task.policy, task.reservations, ended = policy, dict(delivery.ticket.reservations), ended + 1
+                self.drop(task)
+        return ended
+
+    def cancel_reservations(self, policy, reservations):
+        request = AdmissionRequest(policy.path, policy.cost, Ticket(reservations).at(policy.path))
+        if any(request.reservations):
+            with suppress(StoreUnavailable):
+                self.fleet.call_store(partial(self.fleet.store.cancel_reservation, request))
 
     def acknowledge(self, delivery):
         assert not delivery.settled, "a delivery was settled twice"
@@ -658,6 +697,7 @@ class Worker:
         assert 0 <= countdown <= self.fleet.wait_limits.max_countdown + 10
         job, paused = task.request.job, task.policy.paused
         names = {"tenant": f"tenant:{job.tenant}", "task": f"task:{job.name}"}
+        task.seen_at = self.seen_at(task)
         ticket = task.ticket(names.get(paused))
         assert not any(key.startswith("local") for key in ticket.reservations)
         if not self.fleet.publish_deferred(task.request.job, countdown, ticket):

@@ -70,14 +70,17 @@ local function write_level(key, limit, full_at, reserved_until, now, debt)
   end
 end
 
--- Set the version of the fleet's limits from what the keys (version, table, paused) hold, and notify every worker.
-local function announce(keys, channel)
+-- Set the version of the fleet's limits from what the keys (version, table, paused) hold, and notify every worker. After an @
+-- it has the instant of the latest purge: the one of the version before, if no other is given.
+local function announce(keys, channel, before, purged_at)
   local text, paused = redis.call('GET', keys[2]) or '', redis.call('SMEMBERS', keys[3])
-  if text == '' and #paused == 0 then
+  local purge = purged_at or (before or redis.call('GET', keys[1]) or ''):match('@(%d+)$')
+  if text == '' and #paused == 0 and not purge then
     redis.call('DEL', keys[1])
   else
     table.sort(paused)
-    redis.call('SET', keys[1], redis.sha1hex(text .. '\n' .. table.concat(paused, '\n')))
+    local version = redis.sha1hex(text .. '\n' .. table.concat(paused, '\n'))
+    redis.call('SET', keys[1], purge and version .. '@' .. purge or version)
   end
   redis.call('PUBLISH', channel, '')
 end

@@ -14,5 +14,5 @@ if ARGV[2] == '' then
 else
   redis.call('SET', KEYS[2], ARGV[2])
 end
-announce(KEYS, ARGV[1])
+announce(KEYS, ARGV[1], version)
 return {}

@@ -101,6 +101,8 @@ def recorded(request, redis_client):
     store.set_limits({"all": "1/s"})
     store.pause("queue:q", paused=True)
     store.limits()
+    store.mark_purge("a purge")
+    store.purges()
     store.announce_worker("a", "other", 9.0).run()
     store.announce_worker("b", "digest", 9.0).run()
     store.check_access(parks=False)
@@ -184,6 +186,20 @@ def test_limits_and_set_limits(recorded):
     assert version
     assert json.loads(table) == {"all": "1/s"}
     assert paused == [b"queue:q"]
+
+
+def test_mark_purge_and_purge_marks(recorded):
+    _, _, recorder = recorded
+    keys, args, reply = recorder.calls["mark_purge"]
+    stated = header("mark_purge")
+    assert words(re.sub(r"\(.*?\)", "", stated["keys"]).removeprefix("KEYS").split(";")[0]) == len(keys) == 4
+    assert words(stated["argv"]) == len(args)
+    assert reply == 1
+    keys, args, reply = recorder.calls["purge_marks"]
+    assert (header("purge_marks")["argv"], args, len(keys)) == ("none", [], 1)
+    now, name, instant = reply
+    assert name == b"a purge"
+    assert 0 <= now - int(instant) < 10_000_000
 
 
 def test_announce_worker(recorded):
