@@ -228,10 +228,7 @@ class Throttle(ProcessBound):
 
     def purge(self, queue: str, *, tenant: str | None = None, task: str | None = None) -> int:
         """
-        End the tasks of a queue that wait for their limits at this instant, wherever they wait. No results are stored.
-
-        Parked tasks are deleted at once. Workers end what they hold or keep until its ETA within seconds, and copies of
-        deferred tasks when they are delivered. What no worker has received is left to ``app.control.purge()``.
+        End the tasks of a queue that wait for their limits now, without results: see docs/parking.md for when.
 
         Args:
             queue: The queue.
@@ -239,11 +236,11 @@ class Throttle(ProcessBound):
             task: Only tasks with this name.
 
         Returns:
-            The number of parked tasks that were deleted.
+            The number of parked tasks, which end at once. Workers count the others, as ``purged``.
 
         Raises:
             ConfigError: A name is not a string.
-            StoreUnavailable: The store did not answer in time; some tasks may have been ended.
+            StoreUnavailable: The store did not answer in time; some tasks may have ended.
         """
         return purge_tasks(self.store, queue, tenant, task)
 

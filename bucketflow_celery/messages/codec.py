@@ -150,7 +150,8 @@ def readdressed(packed: bytes, queue: str) -> bytes:
         (length,) = struct.unpack_from("<I", packed)
         head, body = loads(packed[4 : 4 + length]), packed[4 + length :]
         head["delivery_info"] = {**head["delivery_info"], "exchange": "", "routing_key": queue}
-        head["facts"] = {**head["facts"], "seen": NO_DEADLINE}  # an earlier purge of *queue* does not concern it
+        if "seen" in head["facts"]:
+            head["facts"] = {**head["facts"], "seen": NO_DEADLINE}  # no earlier purge of *queue* concerns it
     except (struct.error, ValueError, LookupError, TypeError):
         return packed
     raw: bytes = dumps(head, separators=(",", ":")).encode()

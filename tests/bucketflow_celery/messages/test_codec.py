@@ -13,6 +13,7 @@ from kombu.compression import compress
 from kombu.utils.json import dumps
 
 from bucketflow_celery.messages import codec
+from bucketflow_celery.scheduling.admit import NO_DEADLINE
 
 TAG = "0d6c3f0e-5c7f-4c0b-9e1c-8a6f1d2b3c4d"
 JSON = st.recursive(
@@ -154,6 +155,11 @@ def test_a_decoded_message_has_the_same_uid():
 def test_different_messages_have_different_uids(one, other):
     same = (one[0], dumps(one[1], sort_keys=True)) == (other[0], dumps(other[1], sort_keys=True))
     assert (codec.uid_of(message(*one), "q") == codec.uid_of(message(*other), "q")) == same
+
+
+def test_no_earlier_purge_of_its_new_queue_concerns_a_readdressed_message():
+    packed = codec.readdressed(codec.pack(message(), since=7.5, seen=1_000_000), "new")
+    assert unpacked(packed)[1] == {"since": 7.5, "seen": NO_DEADLINE}
 
 
 def test_a_readdressed_message_differs_only_in_where_it_was_published():
