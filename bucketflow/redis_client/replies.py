@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from redis.exceptions import (
@@ -24,9 +25,9 @@ NO_STRUCT = (
 
 #: Errors that only a script is answered with, by a server that may be asked again over the same connection.
 _EXPECTED = (NoScriptError, OutOfMemoryError, AskError)
-#: Codes with which a server says that it is not, or not yet, the master. Before 7.0 Redis wraps the error of a script's
-#: command into one of its own.
-_WRAPPED = ("-READONLY ", "-MASTERDOWN ", "-LOADING ")
+#: What a server says that is not, or not yet, the master. Not every version of redis-py has a class for each code, and
+#: before 7.0 Redis wraps the error of a script's command into one of its own.
+_NOT_MASTER = re.compile(r"(?:^|-)(?:READONLY|MASTERDOWN|LOADING) ")
 
 
 def is_not_master(reply: Any) -> bool:  # noqa: ANN401 - of any type
@@ -38,7 +39,7 @@ def is_not_master(reply: Any) -> bool:  # noqa: ANN401 - of any type
     """
     if isinstance(reply, (ReadOnlyError, MasterDownError, BusyLoadingError)):
         return True
-    return isinstance(reply, ResponseError) and any(code in str(reply) for code in _WRAPPED)
+    return isinstance(reply, ResponseError) and _NOT_MASTER.search(str(reply)) is not None
 
 
 def is_unexecuted(reply: Any) -> bool:  # noqa: ANN401 - of any type

@@ -6,8 +6,9 @@ import time
 
 import pytest
 from processes import wait_until
+from proxy import Proxy
 from records import JITTER, excess
-from servers import hang, kill
+from servers import RedisServer, hang, kill
 
 RATE, CAPACITY = 10, 2
 LIMITS = {
@@ -148,3 +149,40 @@ def test_a_worker_stays_responsive_during_an_outage(fleet, store):
 
     end_of_outage()
     finish(fleet, {result.id for result in limited + free})
+
+
+@pytest.mark.parametrize("policy", ["admit", "hold"])
+def test_a_connection_that_was_dropped_while_idle_is_no_outage(fleet, store, policy):
+    with Proxy(store.port) as proxy:
+        url = f"redis://127.0.0.1:{proxy.port}/0?health_check_interval=1"
+        fleet.configure(bucketflow_url=url, bucketflow_on_store_error=policy)
+        worker = fleet.worker("prefork")
+        fleet.send("work", times=CAPACITY)
+        fleet.records.wait("starts", CAPACITY)
+        proxy.drop()
+        time.sleep(1.2)
+
+        starts = finish(fleet, send(fleet, 30) | {start["id"] for start in fleet.records.of("starts")})
+
+    assert excess(starts, CAPACITY, RATE) <= JITTER
+    assert "ERROR" not in worker.log
+    assert "unavailable" not in worker.log
+
+
+def test_after_a_failover_behind_one_address_tasks_start_within_seconds(fleet, store, tmp_path):
+    master = store.client()
+    with RedisServer.start(tmp_path / "replica") as server, server.client() as replica, Proxy(store.port) as proxy:
+        replica.replicaof("127.0.0.1", store.port)
+        wait_until(lambda: replica.info("replication")["master_link_status"] == "up")
+        fleet.configure(bucketflow_url=f"redis://127.0.0.1:{proxy.port}/0")
+        fleet.worker()
+        sent = send(fleet, 40)
+        fleet.records.wait("starts", 10)
+        replica.replicaof("NO", "ONE")
+        master.replicaof("127.0.0.1", server.port)
+        proxy.target = server.port
+
+        finish(fleet, sent, timeout=15)
+
+        assert replica.exists("{bucketflow}:q:celery")
+    master.close()

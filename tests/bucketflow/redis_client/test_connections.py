@@ -155,6 +155,8 @@ def test_no_call_of_a_busy_connection_asks_for_its_health(redis_server, redis_cl
     [
         (ReadOnlyError("You can't write against a read only replica."), True, True, True),
         (MasterDownError("Link with MASTER is down"), True, True, True),
+        (ResponseError("MASTERDOWN Link with MASTER is down"), True, True, True),  # redis-py 5
+        (ResponseError("the READONLY mode of something else"), False, False, True),
         (BusyLoadingError("Redis is loading the dataset in memory"), True, True, False),
         (
             ResponseError("Error running script (call to f_1): -READONLY You can't write"),
