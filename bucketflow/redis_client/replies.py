@@ -15,7 +15,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-__all__ = ["NO_STRUCT", "is_not_master", "is_unexecuted", "spoils_connection"]
+__all__ = ["NO_STRUCT", "is_not_master", "is_unexecuted", "reason_of", "spoils_connection"]
 
 #: Why a script fails on a server that is no Redis, and what to test with.
 NO_STRUCT = (
@@ -28,6 +28,19 @@ _EXPECTED = (NoScriptError, OutOfMemoryError, AskError)
 #: What a server says that is not, or not yet, the master. Not every version of redis-py has a class for each code, and
 #: before 7.0 Redis wraps the error of a script's command into one of its own.
 _NOT_MASTER = re.compile(r"(?:^|-)(?:READONLY|MASTERDOWN|LOADING) ")
+
+#: A client of redis-py as a sentinel, in front of the error that it replied with.
+_SENTINEL = re.compile(r"<redis\.[\w.]*Redis\(.*?\)>\)>\)> - ", re.DOTALL)
+
+
+def reason_of(error: Exception) -> str:
+    """
+    Return what *error* says.
+
+    redis-py's error for a master that no sentinel names holds the representation of a client for each of them, which in
+    some versions shows every setting of its connections, secrets included.
+    """
+    return _SENTINEL.sub("", str(error)) or type(error).__name__
 
 
 def is_not_master(reply: Any) -> bool:  # noqa: ANN401 - of any type

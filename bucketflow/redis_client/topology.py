@@ -25,7 +25,7 @@ from bucketflow.redis_client.connection import Node
 from bucketflow.redis_client.encoding import pack
 from bucketflow.redis_client.permissions import denied_command, is_denied
 from bucketflow.redis_client.private_clients import Address, Driver, is_cluster, node_at, node_of, nodes_of_cluster
-from bucketflow.redis_client.replies import NO_STRUCT, is_unexecuted
+from bucketflow.redis_client.replies import NO_STRUCT, is_unexecuted, reason_of
 from bucketflow.redis_client.scripts import Script
 
 __all__ = ["FAILURES", "CallPlan", "Exchange", "ScriptCall", "Topology", "advance", "topology_of", "unavailable"]
@@ -118,7 +118,7 @@ def _evaluate(node: Node, calls: Sequence[ScriptCall]) -> CallPlan:
 
 def unavailable(node: Node, error: Exception, script: Script | None = None) -> StoreUnavailable:
     """Return the error for callers of *node*, with *error* as its cause; *script* is what replied with it."""
-    reason = str(error) or type(error).__name__
+    reason = reason_of(error)
     if "global 'struct'" in reason:
         reason = f"{reason.splitlines()[0]}: {NO_STRUCT}"
     unavailable: StoreUnavailable

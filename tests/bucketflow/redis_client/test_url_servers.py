@@ -15,7 +15,7 @@ from servers import RedisCluster, RedisSentinel, RedisServer, redis_executable
 
 from bucketflow import ConfigError, StoreUnavailable
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
-from bucketflow.redis_client.private_clients import SYNC
+from bucketflow.redis_client.private_clients import ASYNC, SYNC
 from bucketflow.redis_client.url import parse_url
 from bucketflow.redis_client.url_clients import client_at
 
@@ -172,3 +172,22 @@ def test_a_client_of_a_cluster_that_is_away_can_be_made():
     )
     with pytest.raises(StoreUnavailable):
         bucket.consume()
+
+
+@pytest.mark.parametrize("kind", [RedisTokenBucket, AsyncRedisTokenBucket])
+def test_no_secret_is_shown_of_sentinels_that_do_not_answer(kind):
+    driver = SYNC if kind is RedisTokenBucket else ASYNC
+    away = ";".join(f"sentinel://me:secret@127.0.0.1:{free_port()}" for _ in range(2))
+    secrets = dict.fromkeys(("password", "ssl_password", "client_name"), "secret")
+    client = client_at(driver, parse_url(away, {"master_name": "m", "sentinel_kwargs": {**secrets, "ssl": True}}))
+    bucket = kind(client, "shop", 5, 1, timeout=0.5)
+
+    async def consume():
+        return await bucket.consume()
+
+    with pytest.raises(StoreUnavailable) as caught:
+        bucket.consume() if kind is RedisTokenBucket else asyncio.run(consume())
+
+    assert "No master found for 'm'" in str(caught.value)
+    assert "<redis" not in str(caught.value)
+    assert "secret" not in str(caught.value) + repr(caught.value)
