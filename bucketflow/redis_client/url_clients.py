@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakValueDictionary
@@ -29,8 +30,20 @@ def client_at(driver: Driver, url: ServerUrl, entry: str = "url") -> Any:  # noq
     Return a client of the servers at *url*, for :mod:`bucketflow.redis_client.runner`.
 
     Raises:
-        ConfigError: A file of the TLS options is not there, or a class of credentials cannot be imported.
+        ConfigError: A file of the TLS options is not there, a class of credentials cannot be imported, or the installed
+            version of redis-py does not know an option.
     """
+    try:
+        return _client_at(driver, url, entry)
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise
+        expected = f"no option {unknown[1]}, which the installed version of redis-py does not know"
+        raise ConfigError(entry, url.shown, expected) from None
+
+
+def _client_at(driver: Driver, url: ServerUrl, entry: str) -> Any:  # noqa: ANN401 - of either half
     options = {name: value for name, value in url.options.items() if name not in IGNORED}
     options = _resolved(options, entry, url.shown)
     if url.kind == "socket":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -125,6 +126,15 @@ def test_what_an_option_names_must_be_there(query, said):
         RedisTokenBucket(url=f"rediss://:secret@h?{query}", key="shop", capacity=5, fill_rate=1)
 
 
+def test_an_option_that_the_installed_redis_does_not_know_is_named():
+    def old(*, host, port):
+        raise AssertionError((host, port))
+
+    driver = dataclasses.replace(SYNC, client=old)
+    with pytest.raises(ConfigError, match="url is 'redis://h\\?protocol=3', expected no option protocol"):
+        client_at(driver, parse_url("redis://h?protocol=3"))
+
+
 def test_sentinels(tmp_path):
     with RedisSentinel.start(tmp_path / "sentinel", sentinels=2) as sentinel:
         for port, password in zip([sentinel.master.port, sentinel.replica.port], ["secret"] * 2, strict=True):
@@ -178,7 +188,7 @@ def test_a_client_of_a_cluster_that_is_away_can_be_made():
 def test_no_secret_is_shown_of_sentinels_that_do_not_answer(kind):
     driver = SYNC if kind is RedisTokenBucket else ASYNC
     away = ";".join(f"sentinel://me:secret@127.0.0.1:{free_port()}" for _ in range(2))
-    secrets = dict.fromkeys(("password", "ssl_password", "client_name"), "secret")
+    secrets = dict.fromkeys(("password", "client_name"), "secret")
     client = client_at(driver, parse_url(away, {"master_name": "m", "sentinel_kwargs": {**secrets, "ssl": True}}))
     bucket = kind(client, "shop", 5, 1, timeout=0.5)
 
