@@ -108,6 +108,18 @@ def test_leased_tokens_decay_and_return(memory, clock):
     assert other.tokens == 10
 
 
+def test_a_bucket_is_forgotten_once_it_is_full(memory, clock):
+    assert RedisTokenBucket(memory, "search", 2, 1).consume(2)
+    clock.advance(1.9)
+    assert RedisTokenBucket(memory, "search", 2, 1, 0).tokens == pytest.approx(1.9)
+    clock.advance(0.3)
+    assert RedisTokenBucket(memory, "search", 2, 1, 0).tokens == 0  # a new bucket, with its initial tokens
+    assert list(memory._buckets._stored) == [b"bucketflow:{search}"]
+    clock.advance(10)
+    assert RedisTokenBucket(memory, "search", 2, 1).tokens == 2
+    assert not memory._buckets._stored
+
+
 def test_a_flush_fills_every_bucket(memory):
     bucket = RedisTokenBucket(memory, "search", 3, 1)
     assert bucket.consume(3)

@@ -9,6 +9,7 @@ from functools import cache
 import redis.asyncio
 from shells import ThreadShell
 
+from bucketflow.algorithm.stored_path import StoredBuckets
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket
 from bucketflow.redis_client.runner import AsyncScriptRunner, ScriptRunner, _single_result
 from bucketflow.redis_client.scripts import Script
@@ -145,12 +146,21 @@ class AsyncRedisShell(RedisShell):
             self.run(bucket, "refund", cost)
 
 
+class Unexpiring(StoredBuckets):
+    """Keeps full buckets, as :data:`STOPPED_CLOCK` does: the clock of a test may step back to before they were full."""
+
+    def _get(self, key, _now):
+        return self._stored.get(key)
+
+
 class MemoryShell(RedisShell):
     """The same buckets without a server."""
 
     def __init__(self, *args, **options):
         self.clock = FakeClock()
-        super().__init__(MemoryRedis(self.clock), *args, **options)
+        memory = MemoryRedis(self.clock)
+        memory._buckets = Unexpiring()
+        super().__init__(memory, *args, **options)
 
     def bucket(self, *args):
         return RedisTokenBucket(self.client, *args)
