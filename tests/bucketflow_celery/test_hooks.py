@@ -124,7 +124,9 @@ def receivers(of=SIGNALS):
     return [len(signal._live_receivers(None)) for signal in of]
 
 
-def test_a_worker_that_has_ended_leaves_no_receiver():
+def test_a_worker_that_has_ended_leaves_no_receiver(monkeypatch):
+    # A worker tells its process that no result may be waited for. Here other tests wait for some.
+    monkeypatch.setattr(_state, "_task_join_will_block", _state._task_join_will_block)
     signals_of_workers = [signals.worker_shutting_down, signals.task_received]
     before = receivers(signals_of_workers)
     worker = shop("worked", tenant="account").WorkController(pool="solo")
