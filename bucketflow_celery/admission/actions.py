@@ -55,7 +55,9 @@ class TaskActions:
 
     def has_been_purged(self, task: PendingTask) -> bool:
         """Return whether *task* was purged after a worker had received it; it has left the worker then."""
-        seen_at = self._worker.seen_at(task) if task.policy.purged_at else None
+        if not task.policy.purged_at:
+            return False
+        seen_at = self._limits.store_time(task.received_at) if task.seen_at is None else task.seen_at
         if seen_at is None or seen_at >= task.policy.purged_at:
             return False
         self.leave(task)
@@ -90,6 +92,7 @@ class TaskActions:
     def defer(self, task: PendingTask, countdown: float) -> bool:
         """Return *task* to the broker, due in *countdown* seconds; ``False`` if the broker did not accept it."""
         self.begin_waiting(task)
+        self._record_receipt(task)
         if not self._worker.defer(task, countdown):
             return False
         self._stats.deferred += 1
@@ -110,6 +113,7 @@ class TaskActions:
         """
         if task.can_go_elsewhere and self._worker.can_defer(task):
             return self.defer(task, task.time_to_retry(self._worker.monotonic()))
+        self._record_receipt(task)
         if not self._worker.requeue(task):
             return False
         self._stats.requeued += 1
@@ -155,4 +159,10 @@ class TaskActions:
     def record_refusal(self, task: PendingTask, level: Level, wait: float) -> None:
         """Count and announce that *level* has refused *task* for *wait* seconds."""
         self._stats.refused += 1
+        self._record_receipt(task)
         self._worker.record_refusal(task, level, wait)
+
+    def _record_receipt(self, task: PendingTask) -> None:
+        # Not earlier: a purge of which this worker does not know yet may have come before the task.
+        if task.seen_at is None:
+            task.seen_at = self._limits.store_time(task.received_at)

@@ -84,9 +84,6 @@ class Worker(Protocol):
     def release(self, task: PendingTask) -> None:
         """Undo :meth:`hold`."""
 
-    def seen_at(self, task: PendingTask) -> int | None:
-        """Return when a worker received *task* first, in µs of the store's clock; ``None``: that is not known."""
-
     def drop(self, task: PendingTask) -> None:
         """End *task*, which was purged: acknowledge it without a result, and cancel its reservations."""
 

@@ -81,7 +81,7 @@ class CeleryWorker:
         self.hold_limit = window.hold_limit
         self.queueing_delay = self._queueing_delay.of
         purged = PurgedTasks(consumer, self.acknowledge)
-        self.seen_at, self.drop, self.end_purged = purged.seen_at, purged.drop, purged.end
+        self.drop, self.end_purged = purged.drop, purged.end
         self.is_purged = purged.is_purged
         self.call_soon = waker.call_soon
         self.monotonic = time.monotonic
@@ -167,7 +167,6 @@ class CeleryWorker:
         if not self.can_defer(task):
             return False
         message = task.request.message
-        task.seen_at = self.seen_at(task)
         ticket = task.ticket(_pause_of(task)).write()
         started = self.monotonic()
         try:

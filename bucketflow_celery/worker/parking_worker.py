@@ -54,7 +54,9 @@ class CeleryParkingWorker(CeleryWorker):
         try:
             uid = codec.uid_of(message, task.queue, os.urandom(8) if is_duplicate else b"")
             rank = self.rank_of(request)
-            packed = codec.pack(message, since=task.waiting_since, seen=self.seen_at(task))
+            if task.seen_at is None:
+                task.seen_at = self._throttle.active_limits.store_time(task.received_at)
+            packed = codec.pack(message, since=task.waiting_since, seen=task.seen_at)
         except (TypeError, ValueError) as error:
             logger.warning("task cannot be parked, it stays held: id=%s error=%s", request.id, error)
             return None

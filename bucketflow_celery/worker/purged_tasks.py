@@ -62,13 +62,6 @@ class PurgedTasks:
         """Return whether *request* waits for its ETA and was purged."""
         return self._purged_policy(request) is not None
 
-    def seen_at(self, task: PendingTask) -> int | None:
-        """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
-        if task.seen_at is not None:
-            return task.seen_at
-        seen_at: int | None = self._consumer.app.bucketflow.active_limits.store_time(task.received_at)
-        return seen_at
-
     def drop(self, task: PendingTask) -> None:
         """See :class:`~bucketflow_celery.admission.interfaces.Worker`."""
         request = task.request

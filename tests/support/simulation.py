@@ -697,7 +697,6 @@ class Worker:
         assert 0 <= countdown <= self.fleet.wait_limits.max_countdown + 10
         job, paused = task.request.job, task.policy.paused
         names = {"tenant": f"tenant:{job.tenant}", "task": f"task:{job.name}"}
-        task.seen_at = self.seen_at(task)
         ticket = task.ticket(names.get(paused))
         assert not any(key.startswith("local") for key in ticket.reservations)
         if not self.fleet.publish_deferred(task.request.job, countdown, ticket):

@@ -87,8 +87,7 @@ def defer(broker, now, caplog):
     """Return a function that defers a task of *queue*, and returns whether it was accepted."""
     caplog.set_level("WARNING")
     queue = SimpleNamespace(exchange=None)
-    throttle = SimpleNamespace(active_limits=SimpleNamespace(store_time=lambda _at: None))
-    app = SimpleNamespace(amqp=SimpleNamespace(queues={"q": queue, "other": queue}), bucketflow=throttle)
+    app = SimpleNamespace(amqp=SimpleNamespace(queues={"q": queue, "other": queue}))
     waker = SimpleNamespace(timer=SimpleNamespace(call_after=None), call_soon=None)
     slots, window = SimpleNamespace(free=None, when_free=None), SimpleNamespace(widen=None, narrow=None)
     window.can_hold_many, window.hold_limit = True, 500
