@@ -139,7 +139,7 @@ def test_many_levels_are_charged_in_several_calls():
     assert max(tokens_at(limit, state.full_at, now) for state in states) <= 2 - 1 + 1 * limit.fill_rate
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(
     tables,
     workloads(["retry"], ["retry", "hold"], ["retry", "park"]),
@@ -202,8 +202,8 @@ def test_a_task_that_costs_more_than_a_share_stays_held_if_the_broker_does_not_t
     assert max(worker_rounds for worker in fleet.workers for worker_rounds in worker.rounds.values()) < 60
 
 
-@pytest.mark.parametrize("workers", range(1, 101))
-def test_the_share_of_a_capacity_grants_a_cost_of_one_hundredth_to_each_of_a_hundred(workers):
+@pytest.mark.parametrize("workers", [1, 3, 7, 10, 49, 98])  # 49 × (1 / 49) is below 1 in floating point
+def test_as_many_workers_as_the_capacity_has_tokens_may_each_start_a_task(workers):
     fleet = play({"queues": {"*": Limit(workers, 1000)}}, [Job(at=1)], workers=workers, store_down=[(0.5, 60)])
     assert is_local(fleet.jobs[0])
 
