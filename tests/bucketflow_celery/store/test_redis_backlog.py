@@ -130,6 +130,68 @@ def test_thousands_of_tasks_of_one_worker_are_reclaimed(store):
 # Pause and resume
 
 
+# Moves
+
+
+def messages_in(store, queue):
+    messages = []
+    store.backlogs.move(queue, "elsewhere", LANE, lambda message: messages.append(message) or message)
+    return messages
+
+
+def test_a_move_that_ends_between_any_two_steps_leaves_each_task_in_one_queue_and_can_be_repeated(store):
+    parcels = [parcel(number, LANE) for number in range(250)]
+    store.backlogs.park("q", parcels, 1000, busy=False).run()
+    changes = []
+
+    def change(message):
+        changes.append(message)
+        if len(changes) in (130, 260):
+            raise ConnectionError("the process ends here")
+        return message
+
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            store.backlogs.move("q", "r", LANE, change)
+        counts = [sum(view.count for view in store.backlogs.view(queue).lanes) for queue in ("q", "r")]
+        assert sum(counts) == 250
+        assert counts[1] in (100, 200)
+    assert store.backlogs.move("q", "r", LANE, change) == 50
+    assert messages_in(store, "r") == [one.message for one in parcels]
+    assert store.backlogs.view("q").lanes == []
+
+
+def test_without_free_memory_tasks_are_moved_and_queues_are_announced(full_server):
+    store, _ = full_server
+    assert store.backlogs.announce("w", ["q"]).run() == []
+    assert store.backlogs.move("q", "r", LANE, lambda message: message) == 60
+    assert store.backlogs.view("r").lanes[0].count == 60
+
+
+def test_a_task_that_is_dispatched_during_a_move_is_not_moved(store):
+    store.backlogs.renew("w", 10).run()
+    store.backlogs.park("q", [parcel(number, LANE) for number in range(3)], 1000, busy=False).run()
+    taken = []
+
+    def change(message):
+        if not taken:
+            taken.extend(dispatched(store.backlogs, request_of()))
+        return message
+
+    assert store.backlogs.move("q", "r", LANE, change) == 2
+    assert taken == [uid_of(0)]
+    assert len(store.backlogs.leased_tasks("w").run()) == 1
+
+
+def test_a_lane_without_a_record_ends_a_move(store, redis_client):
+    store.backlogs.park("q", [parcel(1, LANE)], 1000, busy=False).run()
+    redis_client.delete("{twin}:park:q:tenants")
+    assert store.backlogs.move("q", "r", LANE, lambda message: message) == 0
+
+
+# Pauses
+
+
 def test_a_pause_changes_the_version_of_the_limits_and_resume_restores_it(store):
     versions = [store.limits()]
     store.set_limits({"all": "1/s"})
