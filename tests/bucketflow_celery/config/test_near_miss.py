@@ -18,9 +18,12 @@ LETTER = st.sampled_from(string.ascii_lowercase + "_")
 def misspelt(draw, most=2):
     """Return an option, and its name with one letter or more inserted, removed, replaced or swapped."""
     option = draw(st.sampled_from(OPTIONS))
-    name = option
+    name, start = option, 0
     for _ in range(draw(st.integers(1, most if len(option) > 4 else 1))):
-        at = draw(st.integers(0, len(name) - 1))
+        if start >= len(name):
+            break
+        at = draw(st.integers(start, len(name) - 1))
+        start = at + 2  # a letter that is swapped and replaced counts as more than two
         before, letter, after = name[:at], name[at], name[at + 1 :]
         name = draw(
             st.sampled_from(
