@@ -17,6 +17,10 @@ __all__ = ["Hooks"]
 logger = logging.getLogger("bucketflow_celery.throttle")
 
 
+#: What a server says to a database number that is too large. Waiting does not help.
+_NO_DATABASE = "DB index is out of range"
+
+
 class Hooks:
     """
     The receivers of one throttle. Celery's signals reach those of all apps in the process.
@@ -61,6 +65,9 @@ class Hooks:
         except StoreAccessDenied:
             raise
         except StoreUnavailable as error:
+            location = self._throttle.location
+            if location is not None and _NO_DATABASE in error.reason:
+                raise location.mistake(f"the number of a database that the server has ({error.reason})") from None
             logger.debug("access not checked: %s", error)
         finally:
             store.close()  # the pool's processes are about to be forked

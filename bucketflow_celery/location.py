@@ -56,6 +56,10 @@ class Location(NamedTuple):
     options: Mapping[str, Any]
     options_entry: str
 
+    def mistake(self, expected: str) -> ConfigError:
+        """Return the error for a URL that is wrong: *expected* describes a right one."""
+        return ConfigError(self.entry, redact(self.url), expected)
+
     def announce(self) -> None:
         """Log where the levels live, unless the user has said so."""
         if self.entry != "url":

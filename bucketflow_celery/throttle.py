@@ -19,7 +19,7 @@ from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.config.table import LimitTable, pause_of
 from bucketflow_celery.errors import ConfigErrors, LimitsChanged
 from bucketflow_celery.hooks import Hooks
-from bucketflow_celery.location import locate
+from bucketflow_celery.location import Location, locate
 from bucketflow_celery.messages.codec import readdressed
 from bucketflow_celery.operations.backlog import QueueBacklog, backlog_report
 from bucketflow_celery.operations.levels import LevelView, level_view
@@ -145,10 +145,10 @@ class Throttle(ProcessBound):
             return RedisStore(ScriptRunner(self._client, self.settings.timeout), self.settings.namespace)
         return locate(self.settings, self.app.conf).store(self.settings.timeout, self.settings.namespace)
 
-    def announce_location(self) -> None:
-        """Log where the levels live, unless the user has said so."""
-        if self._store is None and self._client is None:
-            locate(self.settings, self.app.conf).announce()
+    @property
+    def location(self) -> Location | None:
+        """Where the levels live; ``None`` with a client or a store. Raises ``ConfigError``: see :func:`locate`."""
+        return locate(self.settings, self.app.conf) if self._store is None and self._client is None else None
 
     @property
     def limits(self) -> LimitTable:

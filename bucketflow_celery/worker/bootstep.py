@@ -71,7 +71,8 @@ class ThrottleStep(bootsteps.StartStopStep):  # type: ignore[misc]
         signals.worker_shutting_down.connect(self._on_shutting_down)
         signals.task_received.connect(self._on_received)
         RevocationHandler(self._throttle).connect()
-        self._throttle.announce_location()  # not in the signal worker_init, when logging is not set up
+        if self._throttle.location is not None:
+            self._throttle.location.announce()  # not in the signal worker_init, when logging is not set up
         warn_of_few_connections(self._throttle.store)
 
     def start(self, consumer: Any) -> None:

@@ -64,6 +64,17 @@ def test_a_worker_with_an_invalid_configuration_exits_and_names_every_mistake(fl
     assert "ready." not in worker.log
 
 
+def test_a_worker_whose_database_the_server_does_not_have_exits_and_names_it(fleet):
+    url = fleet.config["bucketflow_url"] + "9999"
+    fleet.configure(bucketflow_url=url)
+
+    worker = fleet.worker(wait=False)
+
+    assert worker.wait_end() != 0
+    assert f"url is '{url}', expected the number of a database that the server has" in worker.log
+    assert "Traceback" not in worker.log
+
+
 @pytest.mark.parametrize("entry", ["broker_url", "result_backend"])
 def test_without_a_url_the_limits_live_in_the_redis_of_celery(fleet, request, entry):
     if entry == "result_backend":
