@@ -248,9 +248,8 @@ class Throttle(ProcessBound):
         """
         Move parked tasks of *queue* to the backlog of *to*, behind the tasks of the same tenant and task type there.
 
-        Order, priorities, headers, results and waiting times stay. A retry of a moved task goes to *to*. Dispatched
-        tasks are not affected, and return to *queue* if their worker ends: then move again. A move that was interrupted
-        can be repeated: each task is in one of the two at any time.
+        Order, priorities, headers, results and waiting times stay. A retry of a moved task goes to *to*. Each task is in
+        one of the two at any time. Dispatched tasks return to *queue* if their worker ends: then move again.
 
         Args:
             queue: The queue.
