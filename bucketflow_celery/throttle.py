@@ -248,8 +248,8 @@ class Throttle(ProcessBound):
         """
         Move parked tasks of *queue* to the backlog of *to*, behind the tasks of the same tenant and task type there.
 
-        Order, priorities, headers, results and waiting times stay. A retry of a moved task goes to *to*. Each task is in
-        one of the two at any time. Dispatched tasks return to *queue* if their worker ends: then move again.
+        Order, priorities, headers, results and waiting times stay. A retry of a moved task goes to *to*. Each task is
+        in one of the two at any time. Dispatched tasks return to *queue* if their worker ends: then move again.
 
         Args:
             queue: The queue.
