@@ -238,9 +238,7 @@ class Throttle(ProcessBound):
         Returns:
             The number of parked tasks, which end at once. Workers count the others, as ``purged``.
 
-        Raises:
-            ConfigError: A name is not a string.
-            StoreUnavailable: The store did not answer in time; some tasks may have ended.
+        Raises ``ConfigError`` if a name is not a string, and ``StoreUnavailable``: some tasks may have ended.
         """
         return purge_tasks(self.store, queue, tenant, task)
 
