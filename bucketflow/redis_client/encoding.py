@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["exact", "pack", "pack_words"]
+__all__ = ["exact", "pack", "pack_words", "text_of"]
 
 
 def exact(number: float) -> str:
@@ -30,3 +30,8 @@ def pack_words(words: Sequence[str | bytes | int]) -> bytes:
         raw = word if isinstance(word, bytes) else str(word).encode()
         parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
     return b"".join(parts)
+
+
+def text_of(raw: bytes) -> str:
+    """Return the text that a reply has as *raw*; what is no UTF-8 is replaced."""
+    return raw.decode(errors="replace")

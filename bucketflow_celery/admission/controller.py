@@ -222,8 +222,9 @@ class AdmissionController:
             return None
         while self._inbox and len(batch) < min(limit, self._free()):
             task = self._inbox.popleft()
-            if self.prechecks.must_ask(task, now) and not self._overflow.takes(task):
-                batch.append(self.priorities.first(task, None, now))
+            may_go = task.policy.on_limit == "hold"
+            if self.prechecks.must_ask(task, now) and not (may_go and self._overflow.takes(task)):
+                batch.append(self.priorities.first(task, None, now) if task.reservations else (task, None))
         return batch
 
     def _park_without_asking(self) -> None:

@@ -141,9 +141,7 @@ class DecisionHandler:
         """Act on *refusal* unless the task is to be held; return whether it is."""
         task.due_since = None  # it waits for tokens again
         limits = self._actions.wait_limits
-        max_countdown = min(limits.max_countdown, task.longest_countdown(refusal.waited))
-        outcome = on_refusal(task.policy, refusal, max_countdown)
-        match outcome:
+        match on_refusal(task.policy, refusal, limits.max_countdown):
             case Hold():
                 return not self._overflow.takes_refused(task, refusal)
             case Park():
@@ -153,7 +151,7 @@ class DecisionHandler:
                     task, refusal.wait
                 )
                 is_held = returns_late or self._priorities.may_start_earlier(task, refusal.level, refusal.wait)
-                return is_held or not self._actions.defer(task, countdown)
+                return is_held or not self._actions.defer(task, min(countdown, task.longest_countdown(refusal.waited)))
             case Fail(error):
                 self._actions.fail(task, error)
         return False

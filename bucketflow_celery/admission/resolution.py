@@ -51,7 +51,9 @@ class PolicyResolver:
             self._actions.fail(task, error)
             return False
         task.policy = policy if task.can_park or not policy.parks else replace(policy, on_limit="hold")
-        return not self._actions.has_been_purged(task) and self._prechecks.can_start(task)
+        if task.policy.purged_at and self._actions.has_been_purged(task):
+            return False
+        return self._prechecks.can_start(task)
 
     def resolve_all(self, taken: Iterable[PendingTask]) -> None:
         """Queue all tasks anew, and those that were *taken*, in their order: under new limits other levels may bind."""

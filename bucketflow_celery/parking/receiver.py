@@ -85,7 +85,7 @@ class DispatchReceiver:
         if task is None:
             on_end(False)  # noqa: FBT003 - it does not return
             return "done"
-        if self._is_purged(dispatched, task):
+        if self._limits.purges.latest and self._is_purged(dispatched, task):
             self._stats.purged += 1
             self._worker.drop(task)
             return "unused"

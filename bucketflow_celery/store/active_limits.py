@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -16,10 +16,10 @@ from bucketflow_celery.config import exemption
 from bucketflow_celery.config.built_in_tasks import is_built_in
 from bucketflow_celery.config.choices import OnLimit
 from bucketflow_celery.config.levels import Level, ThrottlePolicy
-from bucketflow_celery.config.rules import rules_of
+from bucketflow_celery.config.rules import cost_of, rules_of, tenant_of
 from bucketflow_celery.config.settings import Settings
 from bucketflow_celery.config.table import LimitTable
-from bucketflow_celery.config.task_calls import TaskCall, calls_of, cost_of_calls, tenant_of_calls
+from bucketflow_celery.config.task_calls import calls_of, cost_of_calls, tenant_of_calls
 from bucketflow_celery.errors import ConfigErrors
 from bucketflow_celery.scheduling.model import TaskSpec, TenantSpec, TenantSummary
 from bucketflow_celery.scheduling.purges import NO_PURGES, PurgeMarks
@@ -159,37 +159,38 @@ class ActiveLimits:
         Raises:
             ConfigError: Its tenant or its cost cannot be determined from its arguments.
         """
+        settings, table, count = self._settings(), self.table, 1
         try:
-            calls = calls_of(self._tasks(), task, args, kwargs)
-            if not calls or self.table.frees(calls[0].task.name):
-                return self._free(task, queue)
-            return self._limited(calls, headers, queue)
+            if is_built_in(task.name):
+                calls = calls_of(self._tasks(), task, args, kwargs)
+                if not calls or table.frees(calls[0].task.name):
+                    return self._free(task, queue)
+                task, count = calls[0].task, len(calls)
+                tenant, cost = tenant_of_calls(calls, settings.tenant, headers), cost_of_calls(calls)
+                rules = rules_of(task)
+            else:
+                rules = rules_of(task)
+                tenant = tenant_of(task, settings.tenant, headers, args, kwargs)
+                cost = cost_of(rules.cost, task.run, args, kwargs)
+            max_wait = rules.max_wait
+            if max_wait is None and not is_built_in(task.name):  # a chord whose unlocking task fails waits for ever
+                max_wait = settings.max_wait
+            return ThrottlePolicy(
+                table.path(queue, tenant, task.name, rules.limit) if cost else (),
+                cost,
+                None if headers.get(exemption.HEADER) else max_wait,
+                rules.on_limit or settings.on_limit,
+                tenant,
+                table.pause(queue, tenant, task.name) if table.paused else None,
+                task.name,
+                count,
+            )
         except BucketflowError:
             raise
         except Exception as error:  # the content of one message must end neither this worker nor the next one
             raise ConfigError(
                 f"a message for {task.name}", repr(error), "a tenant and a cost that can be determined"
             ) from error
-
-    def _limited(self, calls: Sequence[TaskCall], headers: Mapping[str, Any], queue: str) -> ThrottlePolicy:
-        task, settings, table = calls[0].task, self._settings(), self.table
-        rules = rules_of(task)
-        tenant = tenant_of_calls(calls, settings.tenant, headers)
-        cost = cost_of_calls(calls)
-        max_wait = rules.max_wait
-        if max_wait is None and not is_built_in(task.name):  # a chord whose unlocking task fails would wait for ever
-            max_wait = settings.max_wait
-        return ThrottlePolicy(
-            table.path(queue, tenant, task.name, rules.limit) if cost else (),
-            cost,
-            None if headers.get(exemption.HEADER) else max_wait,
-            rules.on_limit or settings.on_limit,
-            tenant,
-            table.pause(queue, tenant, task.name) if table.paused else None,
-            task.name,
-            len(calls),
-            self.purges.purged_at(queue, tenant, task.name),
-        )
 
     def _free(self, task: Any, queue: str) -> ThrottlePolicy:
         # It is never parked: it need not wait for a limit, and in a backlog it would wait for a worker's next poll.
@@ -214,6 +215,6 @@ class ActiveLimits:
             path = table.path(queue, tenant, name, rules_of(tasks.get(name)).limit)
             levels = {level.name: level for level in path}
             own = levels.get("tenant", own)
-            is_paused = table.pause(queue, tenant, name) is not None
+            is_paused = bool(table.paused) and table.pause(queue, tenant, name) is not None
             types.append(TaskSpec(name, ranks, levels.get("task"), is_paused))
         return TenantSpec(summary.tenant, tuple(types), table.weight(summary.tenant), own)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from bucketflow.limit import SECOND
-from bucketflow.redis_client.encoding import exact
+from bucketflow.redis_client.encoding import exact, text_of
 from bucketflow.redis_client.runner import ScriptRunner, Subscription
 from bucketflow.redis_client.scripts import Script
 from bucketflow_celery.config.levels import Level, quoted
@@ -28,7 +28,7 @@ from bucketflow_celery.store.interfaces import (
     Listener,
     StaleLimits,
 )
-from bucketflow_celery.store.replies import dispatch_reply, text_of
+from bucketflow_celery.store.replies import dispatch_reply
 from bucketflow_celery.store.scripts import backlog_script, level_script
 
 __all__ = ["RedisBacklogs", "RedisStoreCall"]
@@ -148,7 +148,7 @@ class RedisBacklogs:
 
         def read(reply: Any) -> DispatchReply | StaleLimits | LeaseLost:
             if len(reply) == 1:
-                return StaleLimits(text_of(reply[0]))
+                return StaleLimits(reply[0].decode())
             if reply[1] == _LEASE_LOST:
                 return LeaseLost()
             return dispatch_reply(queue, reply)

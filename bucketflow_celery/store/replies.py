@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bucketflow.redis_client.encoding import text_of
 from bucketflow_celery.scheduling.model import (
     DispatchedTask,
     DispatchReply,
@@ -13,7 +14,7 @@ from bucketflow_celery.scheduling.model import (
     TenantSummary,
 )
 
-__all__ = ["dispatch_reply", "text_of"]
+__all__ = ["dispatch_reply"]
 
 
 def dispatch_reply(queue: str, reply: Any) -> DispatchReply:
@@ -36,8 +37,3 @@ def dispatch_reply(queue: str, reply: Any) -> DispatchReply:
     return DispatchReply(
         tuple(tasks), None if wait < 0 else wait, known, tuple(map(text_of, types)), tuple(map(text_of, unclaimed))
     )
-
-
-def text_of(raw: bytes) -> str:
-    """Return *raw* as text."""
-    return raw.decode(errors="replace")

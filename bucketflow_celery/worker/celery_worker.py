@@ -115,7 +115,7 @@ class CeleryWorker:
             returned_at=None if eta is None else eta.timestamp(),
             can_park=is_certain and codec.is_complete(message) and not self._is_broadcast(queue),
             expires_at=None if expires is None else expires.timestamp(),
-            rank=self.rank_of(request),
+            rank=codec.rank_of(message, highest_first=self._highest_first),
             seen_at=ticket.seen_at,
         )
 
@@ -205,7 +205,8 @@ class CeleryWorker:
             "%s[%s] refused by %s, %.6f s to wait", request.name, request.id, level.key, wait, extra={"data": facts}
         )
         self._refusal_log.add(level.key, wait)
-        send_refused(request, **facts)
+        if request.eventer is not None and request.eventer.enabled:
+            send_refused(request, **facts)
         task_throttled.send(sender=request.task, request=request, level=level.name, wait=wait)
 
     def call_after(self, seconds: float, callback: Callable[[], None]) -> None:

@@ -25,14 +25,14 @@ REFUSED = f"{GROUP}-refused"
 
 def send_refused(request: Any, **facts: Any) -> None:
     """
-    Send the event of a refusal, if the worker sends events of tasks.
+    Send the event of a refusal, unless the worker sends no events of this task.
 
     Args:
-        request: Celery's request.
+        request: Celery's request. Its dispatcher of events is enabled.
         facts: Fields of the event, beside ``uuid`` and ``name``.
     """
     dispatcher = request.eventer
-    if dispatcher is None or not dispatcher.enabled or not request.task.send_events:
+    if not request.task.send_events:
         return
     # No groups: all of them. ``celery control`` adds the group "task" to the others, and removes it.
     groups = dispatcher.groups

@@ -53,14 +53,13 @@ class CeleryParkingWorker(CeleryWorker):
         request, policy, message = task.request, task.policy, task.request.message
         try:
             uid = codec.uid_of(message, task.queue, os.urandom(8) if is_duplicate else b"")
-            rank = self.rank_of(request)
             if task.seen_at is None:
                 task.seen_at = self._throttle.active_limits.store_time(task.received_at)
             packed = codec.pack(message, since=task.waiting_since, seen=task.seen_at)
         except (TypeError, ValueError) as error:
             logger.warning("task cannot be parked, it stays held: id=%s error=%s", request.id, error)
             return None
-        lane = Lane(policy.tenant or "", policy.task, rank)
+        lane = Lane(policy.tenant or "", policy.task, task.rank)
         return ParkedMessage(uid, lane, packed, policy.cost, _max_wait_us(task), redelivered=bool(task.redelivered))
 
     def on_parked(self, task: PendingTask, position: int) -> None:
@@ -86,7 +85,14 @@ class CeleryParkingWorker(CeleryWorker):
             )
             return None
         task_reserved(request)
-        return PendingTask(request, leased.queue, self.monotonic(), facts.get("since"), seen_at=facts.get("seen"))
+        return PendingTask(
+            request,
+            leased.queue,
+            self.monotonic(),
+            facts.get("since"),
+            seen_at=facts.get("seen"),
+            rank=leased.lane.rank,
+        )
 
     def end_unstarted(self, task: PendingTask) -> bool:
         """See :class:`~bucketflow_celery.parking.interfaces.ParkingWorker`."""
