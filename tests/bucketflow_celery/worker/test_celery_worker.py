@@ -9,8 +9,9 @@ from celery.backends.base import DisabledBackend
 from celery_requests import app_in_memory, received
 from waiting import until
 
-from bucketflow_celery import ThrottleTimeout
+from bucketflow_celery import Limit, ThrottleTimeout
 from bucketflow_celery.admission.pending_task import PendingTask
+from bucketflow_celery.config.levels import Level
 from bucketflow_celery.messages.republisher import Republisher
 from bucketflow_celery.worker.celery_worker import CeleryWorker
 from bucketflow_celery.worker.failures import FailureService
@@ -148,3 +149,19 @@ def test_a_task_that_cannot_be_deferred_fails_again_after_the_pause():
     fail_again()
     world.run_loop()
     assert world.done == ["acknowledged"]
+
+
+@pytest.mark.parametrize(
+    ("eventer", "sent"),
+    [
+        (lambda events: SimpleNamespace(enabled=True, groups=set(), buffer_group=(), send=events), 1),
+        (lambda events: SimpleNamespace(enabled=False, groups=set(), buffer_group=(), send=events), 0),
+        (lambda _events: None, 0),
+    ],
+)
+def test_a_refusal_is_an_event_only_where_the_worker_sends_events(eventer, sent):
+    world, events = World(), []
+    task = world.task()
+    task.request.eventer = eventer(lambda *_, **facts: events.append(facts["level"]))
+    world.worker.record_refusal(task, Level("all", "all", Limit(1, 1)), 1.0)
+    assert events == ["all"] * sent

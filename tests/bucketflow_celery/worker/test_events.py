@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 from celery import signals
@@ -125,13 +124,6 @@ def test_refusals_are_told_where_the_events_of_tasks_are(app, monitor, groups, i
         if groups:
             send_refused(request, level="all", key="all", wait=1.0)
     assert [event["type"] for event in monitor.drain()] == [REFUSED] * is_sent
-
-
-def test_without_events_nothing_is_sent(app):
-    request = received(app, app.tasks["work"].s())
-    for eventer in (None, SimpleNamespace(enabled=False, send=pytest.fail)):
-        request.eventer = eventer
-        send_refused(request, level="all", key="all", wait=1.0)
 
 
 @pytest.mark.usefixtures("_logging_as_it_is")
