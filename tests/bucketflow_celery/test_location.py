@@ -175,7 +175,7 @@ def test_a_mistake_in_a_url_of_celery_names_its_entry(broker, backend, said):
         ({"url": "redis://b"}, ""),
         ({"store": MemoryStore()}, ""),
     ],
-    ids=str,
+    ids=["default", "url", "store"],
 )
 def test_a_place_that_the_user_does_not_give_is_logged_without_its_password(caplog, arguments, said):
     throttle = Throttle(app_of("redis://me:secret@a/1"), **arguments)
