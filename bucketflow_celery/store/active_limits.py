@@ -184,6 +184,7 @@ class ActiveLimits:
                 table.pause(queue, tenant, task.name) if table.paused else None,
                 task.name,
                 count,
+                self.purges.purged_at(queue, tenant, task.name) if self.purges.latest else 0,
             )
         except BucketflowError:
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from typing import Generic, TypeVar
 
 from bucketflow.clock import Clock
@@ -75,7 +75,7 @@ class MemoryBacklogs:
         self._backlogs: dict[str, Backlog] = {}
         self._leases = Leases()
         self._served = ServedQueues()
-        self._listeners: list[SimpleQueue[str]] = []
+        self._listeners: list[Queue[str]] = []
 
     def blocks(self, queue: str, tenant: str) -> bool:
         """See :meth:`bucketflow_celery.scheduling.backlog.Backlog.blocks`. The caller holds the lock."""
@@ -193,7 +193,7 @@ class MemoryBacklogs:
     @contextmanager
     def listen(self) -> Iterator[Listener]:
         """See :class:`~bucketflow_celery.store.interfaces.BacklogStore`."""
-        notifications: SimpleQueue[str] = SimpleQueue()
+        notifications: Queue[str] = Queue()  # SimpleQueue.get may wait for ever where its timeout is short
         self._listeners.append(notifications)
         try:
             yield _MemoryListener(notifications)
@@ -217,7 +217,7 @@ class MemoryBacklogs:
 
 
 class _MemoryListener:
-    def __init__(self, notifications: SimpleQueue[str]) -> None:
+    def __init__(self, notifications: Queue[str]) -> None:
         self._notifications = notifications
 
     def get(self, timeout: float) -> str | None:

@@ -55,6 +55,10 @@ class _Backlogs:
     def __init__(self, worker):
         self._worker = worker
 
+    def view(self, queue):
+        fleet = self._worker.fleet
+        return fleet.call_store(lambda: fleet.store.backlogs.view(queue))
+
     def __getattr__(self, name):
         worker, call = self._worker, getattr(self._worker.fleet.store.backlogs, name)
 

@@ -9,7 +9,7 @@ import pytest
 import redis
 import redis.asyncio
 from access import commands_in, documented, limited_user
-from servers import RedisServer, wait_until
+from servers import RedisServer, free_port, wait_until
 
 import bucketflow
 from bucketflow import StoreAccessDenied
@@ -117,7 +117,8 @@ def test_a_call_names_no_command_if_it_is_the_key_that_is_denied(server):
 
 
 def test_a_cluster_client_needs_two_commands_more(tmp_path):
-    with RedisServer.start(tmp_path, args=["--cluster-enabled", "yes"]) as server, server.client() as admin:
+    options = ["--cluster-enabled", "yes", "--cluster-port", free_port()]
+    with RedisServer.start(tmp_path, args=options) as server, server.client() as admin:
         admin.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
         wait_until(lambda: admin.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
         rights = DOCUMENTED - {"SELECT"}

@@ -160,8 +160,8 @@ def test_the_number_of_tasks_that_wait_for_their_hooks_is_bounded(monkeypatch, c
     world.hook_gate.close()
     world.fail(*map(str, range(10)))
     until(lambda: "hooks of failed tasks are too slow" in caplog.text)
-    world.run_loop()
-    assert len(world.ended) == 4  # one whose hook runs, and three that wait
+    world.wait_ended(4)  # one whose hook runs, and three that wait
+    assert len(world.ended) == 4
     world.hook_gate.open()
     world.wait_ended(10)
     world.wait_hooked(10)
