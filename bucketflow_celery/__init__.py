@@ -6,7 +6,14 @@ Throttling for Celery: shared, hierarchical token buckets in Redis that every ta
 
 from __future__ import annotations
 
-from bucketflow.errors import BucketflowError, ConfigError, CostExceedsCapacity, StoreUnavailable
+from bucketflow.errors import (
+    BucketflowError,
+    ConfigError,
+    CostExceedsCapacity,
+    NotPicklable,
+    StoreAccessDenied,
+    StoreUnavailable,
+)
 from bucketflow.extras import explained
 
 try:
@@ -28,9 +35,11 @@ __all__ = [
     "LevelView",
     "Limit",
     "LimitsChanged",
+    "NotPicklable",
     "OnLimit",
     "OnStoreError",
     "QueueBacklog",
+    "StoreAccessDenied",
     "StoreUnavailable",
     "TenantBacklog",
     "Throttle",

@@ -158,7 +158,7 @@ def _check_options(app: Celery | None, options: Mapping[str, Any]) -> None:
     for option, value in options.items():
         meant = None if hasattr(base, option) else nearest(option, _OPTIONS)
         if meant is not None:
-            raise ConfigError(option, value, f"the option {meant}, or a name that is less like it")
+            raise ConfigError(option, value, f"the option {meant}, or another name if {meant} is not meant")
     name = options.get("name")
     if isinstance(name, str) and is_built_in(name):
         raise ConfigError("name", name, "a name outside of celery.*, Celery's own tasks, which are free")

@@ -63,7 +63,7 @@ class Location(NamedTuple):
     def announce(self) -> None:
         """Log where the levels live, unless the user has said so."""
         if self.entry != "url":
-            logger.info("url is not set, the levels live where %s says: %s", self.entry, redact(self.url))
+            logger.info("url is not set, the buckets are kept where %s says: %s", self.entry, redact(self.url))
 
     def store(self, timeout: float, namespace: str) -> Store:
         """Return a store there; opens no connection. Raises ``ConfigError``, which shows no secret."""

@@ -2,7 +2,8 @@
 Held tasks among Celery's reserved requests: ``inspect reserved`` and ``query_task`` show them.
 
 By the number of reserved requests Celery also decides how many processes its autoscaler keeps, and under
-``worker_disable_prefetch`` whether to fetch another message. A held task takes no process, so neither must count it.
+``worker_disable_prefetch`` whether to fetch another message. A held task takes no process, so the autoscaler must not
+count it. Another message is worth fetching only if its task could start while the held one waits.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ class HeldRequests:
     def __init__(self, controller: Any) -> None:
         self._controller = controller
         self._held: set[Any] = set()
+        self._blocking: set[Any] = set()  # those of them behind which no other task can start
 
-    def add(self, request: Any) -> None:
-        """Record that *request* is held."""
+    def add(self, request: Any, *, is_blocking: bool = False) -> None:
+        """Record that *request* is held, and whether no other task can start meanwhile."""
         self._held.add(request)
+        if is_blocking:
+            self._blocking.add(request)
 
     def discard(self, request: Any) -> None:
         """Record that *request* is held no more."""
         self._held.discard(request)
+        self._blocking.discard(request)
 
     def reserved(self) -> int:
         """Return the number of reserved requests that are not held."""
@@ -41,6 +46,7 @@ class HeldRequests:
     def connect(self, consumer: Any) -> None:
         """Count for the autoscaler, and for *consumer*, on its new connection to the broker. No request is held yet."""
         self._held.clear()
+        self._blocking.clear()
         autoscaler = getattr(self._controller, "autoscaler", None)
         if autoscaler is not None and not isinstance(autoscaler, _IgnoresHeld):
             autoscaler.held = self
@@ -53,9 +59,9 @@ class HeldRequests:
         qos = consumer.task_consumer.channel.qos
 
         def can_consume() -> bool:
-            # As Celery does; its own function counts the held requests as well.
+            # As Celery does; its own function counts all held requests.
             limit = getattr(self._controller, "max_concurrency", None) or consumer.pool.num_processes
-            return self.reserved() < limit and bool(type(qos).can_consume(qos))
+            return self.reserved() + len(self._blocking) < limit and bool(type(qos).can_consume(qos))
 
         qos.can_consume = can_consume
 

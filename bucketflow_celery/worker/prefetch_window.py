@@ -65,14 +65,15 @@ class PrefetchWindow:
             can_leave: Whether it could go back to the end of its queue. If not, no more messages are held than
                 ``hold_limit``: the window fills, and the backlog stays with the broker.
         """
-        if not self._is_shared or not self._others_can_start(level):
-            return
+        others_can_start = self._is_shared and self._others_can_start(level)
         with self._lock:
+            self._held_requests.add(task.request, is_blocking=not others_can_start)
+            if not others_can_start:
+                return
             before = self._consumer.qos.value
             blocks_queue = level is None or level.blocks_queue
             is_full = not can_leave and len(self._widened) >= self.hold_limit
             self._widened[task] = 0 if is_full else self._consumer.qos.increment_eventually() - before, blocks_queue
-            self._held_requests.add(task.request)
             if blocks_queue:
                 self._held[task.queue] += 1
                 self._pause_or_resume(task.queue)
@@ -80,10 +81,10 @@ class PrefetchWindow:
     def narrow(self, task: PendingTask) -> None:
         """Undo :meth:`widen` for *task*. A task that did not widen the window is ignored."""
         with self._lock:
+            self._held_requests.discard(task.request)
             if task not in self._widened:
                 return
             widened, blocks_queue = self._widened.pop(task)
-            self._held_requests.discard(task.request)
             if widened:
                 self._consumer.qos.decrement_eventually(widened)
             if blocks_queue:

@@ -171,7 +171,7 @@ def test_a_mistake_in_a_url_of_celery_names_its_entry(broker, backend, said):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({}, "url is not set, the levels live where broker_url says: redis://**@a/1"),
+        ({}, "url is not set, the buckets are kept where broker_url says: redis://**@a/1"),
         ({"url": "redis://b"}, ""),
         ({"store": MemoryStore()}, ""),
     ],

@@ -87,7 +87,7 @@ def test_without_a_url_the_limits_live_in_the_redis_of_celery(fleet, request, en
     starts = fleet.records.wait("starts", 8)
 
     assert excess(starts, 2, 10) <= JITTER
-    assert worker.log.count(f"url is not set, the levels live where {entry} says: redis://") == 1
+    assert worker.log.count(f"url is not set, the buckets are kept where {entry} says: redis://") == 1
     with fleet.server.client(db=0 if entry == "broker_url" else 2) as client:
         assert client.exists("{bucketflow}:all")
 

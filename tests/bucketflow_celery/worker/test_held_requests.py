@@ -97,3 +97,18 @@ def test_with_prefetching_the_channel_is_not_changed():
     made = consumer(disable_prefetch=False)
     HeldRequests(SimpleNamespace(autoscaler=None)).connect(made)
     assert "can_consume" not in vars(made.task_consumer.channel.qos)
+
+
+def test_without_prefetching_nothing_is_fetched_behind_held_tasks_that_block_all_others():
+    held, made = HeldRequests(SimpleNamespace(autoscaler=None)), consumer()
+    held.connect(made)
+    qos, requests = made.task_consumer.channel.qos, [Request() for _ in range(2)]
+    for request in requests:
+        assert qos.can_consume()
+        state.reserved_requests.add(request)
+        held.add(request, is_blocking=True)
+    assert not qos.can_consume()
+    assert held.reserved() == 0
+    held.discard(requests[0])
+    state.reserved_requests.discard(requests[0])
+    assert qos.can_consume()

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from billiard.pool import ApplyResult
+from celery.worker import state
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.asynchronous.semaphore import LaxBoundedSemaphore
@@ -96,6 +97,20 @@ def test_a_held_message_widens_the_window_only_if_others_could_start(queues, lev
     assert consumer.qos.value == PREFETCH + widened_by
     window.narrow(held)
     assert consumer.qos.value == PREFETCH
+
+
+@pytest.mark.parametrize("queues", ["q", "qr"])
+@pytest.mark.parametrize("level", [TENANT, QUEUE, ALL, None])
+def test_no_held_message_counts_for_the_autoscaler(queues, level):
+    state.reserved_requests.clear()
+    requests = HeldRequests(None)
+    window, held = PrefetchWindow(worker(*queues), requests), pending_task()
+    state.reserved_requests.add(held.request)
+    window.widen(held, level)
+    assert requests.reserved() == 0
+    window.narrow(held)
+    assert requests.reserved() == 1
+    state.reserved_requests.clear()
 
 
 def test_messages_that_cannot_leave_widen_the_window_up_to_the_hold_limit():
