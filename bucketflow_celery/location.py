@@ -56,6 +56,10 @@ class Location(NamedTuple):
     options: Mapping[str, Any]
     options_entry: str
 
+    def __repr__(self) -> str:
+        """Show no secret."""
+        return f"Location(entry={self.entry!r}, url={redact(self.url)!r})"
+
     def mistake(self, expected: str) -> ConfigError:
         """Return the error for a URL that is wrong: *expected* describes a right one."""
         return ConfigError(self.entry, redact(self.url), expected)
@@ -69,7 +73,13 @@ class Location(NamedTuple):
         """Return a store there; opens no connection. Raises ``ConfigError``, which shows no secret."""
         if self.url.startswith(_MEMORY):
             return MemoryStore()
-        url = parse_url(self.url, self.options, self.entry, self.options_entry)
+        try:
+            url = parse_url(self.url, self.options, self.entry, self.options_entry)
+        except ConfigError as mistake:
+            if self.entry == "url":
+                raise
+            expected = f"{mistake.expected}; or give the throttle a url of its own"
+            raise ConfigError(mistake.entry, mistake.value, expected) from None
         return RedisStore(ScriptRunner(client_at(SYNC, url, self.entry), timeout), namespace)
 
 
@@ -88,6 +98,12 @@ def locate(settings: Settings, conf: Any) -> Location:
         return Location("url", settings.url, settings.url_options or {}, "url_options")
     broker, backend = _joined(conf.broker_read_url), _joined(conf.result_backend)
     if broker.startswith(_MEMORY):
+        if settings.url_options:
+            raise ConfigError(
+                "url_options",
+                "not empty",
+                "a url: without one the memory of the process is used, as the broker is memory://",
+            )
         return Location("broker_url", broker, {}, "")
     for location in (_of_broker(broker, conf), _of_backend(backend, conf)):
         if is_redis_url(location.url):

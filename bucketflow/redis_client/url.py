@@ -71,7 +71,8 @@ def redact(url: str) -> str:
     Return *url* as errors and logs may show it.
 
     What comes before the last ``@`` is masked, whatever it is, and so is what takes the place of a port and is none: it
-    may be a password without an ``@`` behind it. Of the options only the values of those are shown that are no secrets.
+    may be a password without an ``@`` behind it. Of the options only the values of those are shown that are no secrets,
+    and behind a secret no unknown option, which may be the rest of it.
     """
     match = _SCHEME.match(url)
     scheme = match[0] if match else ""
@@ -100,14 +101,16 @@ def _host_and_port(text: str) -> tuple[str, str]:
 
 def _redacted_options(text: str) -> str:
     """Return *text*, which is empty or begins with ``?`` or ``#``, with values only where they are plain ones."""
-    pairs = (pair.partition("=") for pair in text[1:].split("&"))
-    options = "&".join(
-        name + equals + (_MASK if value and (is_secret(name) or not _PLAIN.fullmatch(value)) else value)
-        if _PLAIN.fullmatch(name)
-        else _MASK
-        for name, equals, value in pairs
-    )
-    return text[:1] + options if len(text) > 1 else ""
+    options, known, follows_secret = [], names(sentinel=True), False
+    for pair in text[1:].split("&"):
+        name, equals, value = pair.partition("=")
+        if not _PLAIN.fullmatch(name) or (follows_secret and name not in known):
+            options.append(_MASK)
+            continue
+        follows_secret = follows_secret or is_secret(name)
+        is_hidden = value and (is_secret(name) or not _PLAIN.fullmatch(value))
+        options.append(name + equals + (_MASK if is_hidden else value))
+    return text[:1] + "&".join(options) if len(text) > 1 else ""
 
 
 def parse_url(
@@ -146,7 +149,7 @@ class _Parser:
     def __init__(self, url: str, entry: str) -> None:
         self._url, self._entry = url, entry
         self._kind = ""
-        self._has_tls = False
+        self._has_tls = self._has_secret = False  # the latter: among the options behind the "?"
         self._options: dict[str, Any] = {}
 
     def parse(self, given: Mapping[str, Any], given_entry: str) -> ServerUrl:
@@ -212,15 +215,18 @@ class _Parser:
     def _take(self, name: str, text: str) -> None:
         """Store an option of the URL."""
         if name not in self._known():
+            if self._has_secret:  # the name may be the rest of it
+                raise self._wrong("known options only; in a password '&' is written %26")
             raise self._wrong(f"no option {name!r}; the options are {', '.join(self._known())}")
-        if name == "ssl" or name.startswith("ssl_"):
-            if self._kind == "server" and not self._has_tls:
-                raise self._wrong(f"rediss:// with the option {name}")
-            self._has_tls = True
         try:
             value = check_option(name, text)
         except WrongValue as wrong:
             raise self._wrong(f"the option {name} to be {wrong.expected}") from None
+        self._has_secret = self._has_secret or is_secret(name)
+        if name.startswith("ssl_") or (name == "ssl" and value):
+            if self._kind == "server" and not self._has_tls:
+                raise self._wrong(f"rediss:// with the option {name}")
+            self._has_tls = True
         self._set("db" if name == "virtual_host" else name, value)
 
     def _set(self, name: str, value: object) -> None:
@@ -247,7 +253,8 @@ class _Parser:
         if "credential_provider" in options:
             options.pop("username", None)
             options.pop("password", None)
-        options.pop("ssl", None)
+        if options.pop("ssl", True) is False and self._has_tls:
+            raise self._wrong("neither rediss:// nor another option of TLS beside ssl=false")
         if self._has_tls:
             options["ssl"] = True
         if options.get("ssl_cert_reqs") == "none":

@@ -207,10 +207,11 @@ def _unknown(conf: Mapping[str, Any], names: Sequence[str], read: Mapping[str, A
         option = nearest(own, spelt)
         if option == own and own.removeprefix(PREFIX) in read:
             continue
+        shown = _without_secrets(conf.get(key))  # it may be a misspelt URL
         if option is not None:
-            mistakes.append(ConfigError(key, conf.get(key), f"{spelt[option]}, if the option {option} is meant"))
+            mistakes.append(ConfigError(key, shown, f"{spelt[option]}, if the option {option} is meant"))
         elif own.startswith(PREFIX):
-            mistakes.append(ConfigError(key, conf.get(key), "one of " + ", ".join(sorted(spelt.values()))))
+            mistakes.append(ConfigError(key, shown, "one of " + ", ".join(sorted(spelt.values()))))
     return mistakes
 
 

@@ -181,12 +181,15 @@ def pause_of(queue: str | None, tenant: str | None, task: str | None) -> str:
     Return the name of a pause of one queue, tenant or task type; of everything if none is given.
 
     Raises:
-        ConfigError: More than one is given.
+        ConfigError: More than one is given, or one that is no name.
     """
     levels: tuple[tuple[LevelName, str | None], ...] = (("queue", queue), ("tenant", tenant), ("task", task))
     given = [(level, name) for level, name in levels if name is not None]
     if len(given) > 1:
         raise ConfigError("queue, tenant, task", ", ".join(level for level, _ in given), "one of them, or none")
+    for level, name in given:
+        if not isinstance(name, str) or not name:
+            raise ConfigError(level, name, "a non-empty string")
     return pause_name(*given[0]) if given else pause_name("all")
 
 

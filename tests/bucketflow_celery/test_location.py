@@ -75,6 +75,17 @@ def test_with_a_broker_in_memory_the_levels_are_in_memory(backend):
     assert throttle.store is throttle.store
 
 
+def test_options_beside_a_url_that_is_not_used_are_an_error():
+    with pytest.raises(ConfigError, match=r"^url_options is "):
+        located("memory://", url_options={"max_connections": 7})
+
+
+def test_a_location_shows_no_secret():
+    location = located("redis://:zqx@a", url_options={"password": "zqx"})
+    assert "zqx" not in repr(location)
+    assert "redis://**@a" in repr(location)
+
+
 def test_the_environment_of_celery_is_followed(monkeypatch):
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://other/4")
     assert located(AMQP).url == "redis://other/4"
@@ -166,6 +177,7 @@ def test_a_mistake_in_a_url_of_celery_names_its_entry(broker, backend, said):
     with pytest.raises(ConfigError) as caught:
         _ = Throttle(app_of(broker, backend)).store
     assert str(caught.value).startswith(said)
+    assert str(caught.value).endswith("; or give the throttle a url of its own")
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,14 @@ def test_the_error_of_a_key_that_is_nearly_an_option_names_the_option(namespace,
     )
 
 
+@pytest.mark.parametrize("key", ["bucketflow_urls", "bucketflow_ulr", "BUCKETFLOW_URL", "bucketflow_redis"])
+@pytest.mark.parametrize("value", ["redis://:zqx@h/1", {"password": "zqx"}, ["redis://:zqx@h/1"]])
+def test_the_value_of_an_unknown_key_is_not_shown_because_it_may_hold_a_password(key, value):
+    with pytest.raises(ConfigErrors) as raised:
+        Settings.read({}, {key: value})
+    assert "zqx" not in f"{raised.value}{raised.value!r}{raised.value.args!r}"
+
+
 def test_a_key_that_is_near_no_option_lists_the_options_as_they_are_spelt():
     shop = Celery("misspelt", set_as_current=False)
     shop.config_from_object({"CELERY_BUCKETFLOW_SPEED": 1}, namespace="CELERY")

@@ -196,3 +196,11 @@ def test_a_pause_names_at_most_one_level(throttle, verb, target, names):
         getattr(throttle, verb)(**target)
     assert caught.value.value == names
     assert throttle.paused() == []
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+@pytest.mark.parametrize("level", ["queue", "tenant", "task"])
+@pytest.mark.parametrize("wrong", ["", 7, ["a"]])
+def test_a_pause_of_what_is_no_name_is_an_error(throttle, verb, level, wrong):
+    with pytest.raises(ConfigError, match=f"^{level} is .*a non-empty string"):
+        getattr(throttle, verb)(**{level: wrong})
