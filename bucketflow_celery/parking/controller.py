@@ -234,7 +234,8 @@ class ParkingController:
             queue.schedule(now + reply.wait / SECOND, is_expected=reply.wait > 0)
         elif sum(one.admitted for one in reply.dispatched) >= request.free:
             queue.retry_at(now)  # as soon as a slot is free
-            self._worker.request_scale_up(has_more=bool(reply.next))
+            if reply.next:
+                self._worker.request_scale_up()
         for tenant in reply.next:
             self._parked_tenants.confirm(queue.name, tenant.tenant, now)
         poll_at = self._receiver.receive(request, reply.dispatched, now - queue.polled_at)

@@ -47,8 +47,8 @@ class ParkingWorker(Worker, Protocol):
     def is_acknowledged(self, task: PendingTask) -> bool:
         """Return whether *task* was acknowledged; a task whose end could not be stored is not."""
 
-    def request_scale_up(self, *, has_more: bool) -> None:
-        """Ask the autoscaler for a slot, if all slots are used and *has_more* tasks are parked."""
+    def request_scale_up(self) -> None:
+        """Ask the autoscaler for a slot: all slots are used, and more tasks are parked."""
 
     def queues(self) -> Sequence[str]:
         """Return the queues this worker consumes."""

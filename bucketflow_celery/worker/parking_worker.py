@@ -114,11 +114,11 @@ class CeleryParkingWorker(CeleryWorker):
         """See :class:`~bucketflow_celery.parking.interfaces.ParkingWorker`."""
         return bool(task.request.acknowledged)
 
-    def request_scale_up(self, *, has_more: bool) -> None:
+    def request_scale_up(self) -> None:
         """See :class:`~bucketflow_celery.parking.interfaces.ParkingWorker`."""
         autoscaler = getattr(self._consumer.controller, "autoscaler", None)
         # The autoscaler counts received messages, never more than there are slots here: parked tasks wait elsewhere.
-        if has_more and autoscaler is not None and autoscaler.processes < autoscaler.max_concurrency:
+        if autoscaler is not None and autoscaler.processes < autoscaler.max_concurrency:
             autoscaler.scale_up(1)
 
     def _fail_dispatched(self, task: PendingTask, error: BucketflowError) -> bool:

@@ -642,8 +642,8 @@ class Worker:
     def is_acknowledged(self, task):
         return task.request.settled
 
-    def request_scale_up(self, *, has_more):
-        self.scale_up_requested = has_more
+    def request_scale_up(self):
+        """Do nothing: the pool has one size."""
 
     def call_soon(self, callback):
         self.later(0, self.counted(callback))
