@@ -13,10 +13,12 @@ from bucketflow_celery.config.built_in_tasks import is_built_in
 from bucketflow_celery.config.levels import Level, LevelName, quoted
 from bucketflow_celery.config.limit import Limit, LimitSpec, parse_limit
 
-__all__ = ["SECTIONS", "LimitTable", "pause_name", "pause_of"]
+__all__ = ["DEFAULT_WEIGHT", "SECTIONS", "LimitTable", "pause_name", "pause_of"]
 
 #: Section of the table that holds each level below ``all``.
 SECTIONS = {"queue": "queues", "tenant": "tenants", "task": "tasks"}
+#: Weight of a tenant for which the table has none.
+DEFAULT_WEIGHT = 1.0
 #: Largest weight. Beyond it the tags of other tenants would hardly move, and those tenants would starve.
 _MAX_WEIGHT = 1000.0
 
@@ -72,7 +74,7 @@ class LimitTable:
 
     def weight(self, tenant: str) -> float:
         """Return the share of *tenant* relative to other tenants; 1 by default."""
-        return self.weights.get(tenant, self.weights.get("*", 1.0))
+        return self.weights.get(tenant, self.weights.get("*", DEFAULT_WEIGHT))
 
     def pause(self, queue: str, tenant: str | None, task: str) -> LevelName | None:
         """Return the first level, from the root, at which a task is paused; ``None`` if it is not paused."""

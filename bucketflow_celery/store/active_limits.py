@@ -18,7 +18,7 @@ from bucketflow_celery.config.choices import OnLimit
 from bucketflow_celery.config.levels import Level, ThrottlePolicy
 from bucketflow_celery.config.rules import cost_of, rules_of, tenant_of
 from bucketflow_celery.config.settings import Settings
-from bucketflow_celery.config.table import LimitTable
+from bucketflow_celery.config.table import DEFAULT_WEIGHT, LimitTable
 from bucketflow_celery.config.task_calls import calls_of, cost_of_calls, tenant_of_calls
 from bucketflow_celery.errors import ConfigErrors
 from bucketflow_celery.scheduling.model import TaskSpec, TenantSpec, TenantSummary
@@ -218,4 +218,5 @@ class ActiveLimits:
             own = levels.get("tenant", own)
             is_paused = bool(table.paused) and table.pause(queue, tenant, name) is not None
             types.append(TaskSpec(name, ranks, levels.get("task"), is_paused))
-        return TenantSpec(summary.tenant, tuple(types), table.weight(summary.tenant), own)
+        weight = table.weight(summary.tenant) if table.weights else DEFAULT_WEIGHT
+        return TenantSpec(summary.tenant, tuple(types), weight, own)
