@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 from celery import signals
@@ -17,8 +18,21 @@ __all__ = ["Hooks"]
 logger = logging.getLogger("bucketflow_celery.throttle")
 
 
-#: What a server says to a database number that is too large. Waiting does not help.
-_NO_DATABASE = "DB index is out of range"
+#: What a server says to mistakes in a URL that waiting does not end, and what would be right.
+_MISTAKES = (
+    ("index is out of range|value is out of range", "the number of a database that the server has"),
+    (
+        "SELECT is not allowed in cluster mode",
+        "redis+cluster:// or no database number: the server belongs to a cluster",
+    ),
+    ("cluster support disabled", "redis:// in place of redis+cluster://: the server belongs to no cluster"),
+    ("unknown command .?sentinel", "the addresses of sentinels, or redis:// in place of sentinel://"),
+    ("unknown command", "the address of a Redis server, or sentinel:// for sentinels"),
+    (
+        "username-password pair|authentication required|already authenticated|no password is set|NOAUTH|WRONGPASS",
+        "the user and the password that the server knows",
+    ),
+)
 
 
 class Hooks:
@@ -66,8 +80,9 @@ class Hooks:
             raise
         except StoreUnavailable as error:
             location = self._throttle.location
-            if location is not None and _NO_DATABASE in error.reason:
-                raise location.mistake(f"the number of a database that the server has ({error.reason})") from None
+            for said, expected in _MISTAKES if location is not None else ():
+                if location is not None and re.search(said, error.reason, re.IGNORECASE):
+                    raise location.mistake(f"{expected} ({error.reason})") from None
             logger.debug("access not checked: %s", error)
         finally:
             store.close()  # the pool's processes are about to be forked

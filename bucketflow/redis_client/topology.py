@@ -270,9 +270,7 @@ def advance(plan: CallPlan, exchange: Exchange, outcome: list[Any] | Exception) 
         StopIteration: The plan is complete; ``value`` holds a reply or ``StoreUnavailable`` for each call.
         StoreUnavailable: The plan gave up: it has neither a further exchange nor a reply.
     """
-    if not isinstance(outcome, Exception):
-        return plan.send(outcome)
     try:
-        return plan.throw(outcome)
+        return plan.throw(outcome) if isinstance(outcome, Exception) else plan.send(outcome)
     except FAILURES as final:
         raise unavailable(exchange.node, final) from final

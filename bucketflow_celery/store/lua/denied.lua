@@ -49,7 +49,9 @@ local function try(name)
   if not message then
     return true, true
   end
-  return not (string.find(message, "can't", 1, true) or string.find(message, 'o permissions to', 1, true)), false
+  local is_denied = string.find(message, "executing the script can't", 1, true)
+    or string.find(message, 'o permissions to', 1, true)
+  return not is_denied, false
 end
 
 local is_allowed, is_set = try('SET')

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 import redis.asyncio
-from servers import RedisCluster, wait_replicated, wait_until
+from servers import RedisCluster, RedisServer, free_port, wait_replicated, wait_until
 
 from bucketflow import StoreUnavailable
 from bucketflow.distributed import AsyncRedisTokenBucket, RedisTokenBucket, create_redis_bucket_hierarchy
@@ -149,3 +149,22 @@ def test_threads_and_coroutines_recover_from_a_failover(cluster):
         loop.run_until_complete(async_bucket.close())
         loop.run_until_complete(async_client.aclose())
         loop.close()
+
+
+async def test_slots_without_an_owner_are_an_outage_that_ends_when_they_have_one(tmp_path):
+    options = ["--cluster-enabled", "yes", "--cluster-port", free_port()]
+    with RedisServer.start(tmp_path, args=options) as server, server.client() as admin:
+        url = f"redis+cluster://127.0.0.1:{server.port}"
+        with pytest.raises(StoreUnavailable, match="no node owns slot"):
+            RedisTokenBucket(url=url, key="shop", capacity=5, fill_rate=1).consume()
+        with pytest.raises(StoreUnavailable, match="no node owns slot"):
+            await AsyncRedisTokenBucket(url=url, key="shop", capacity=5, fill_rate=1).consume()
+        bucket = RedisTokenBucket(url=url, key="shop", capacity=5, fill_rate=1)
+        admin.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        wait_until(bucket.consume)
+        admin.execute_command("CLUSTER DELSLOTSRANGE", 0, 16383)
+        for _ in range(2):  # the second call asks for the owner
+            with pytest.raises(StoreUnavailable):
+                bucket.consume()
+        admin.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        wait_until(bucket.consume)
