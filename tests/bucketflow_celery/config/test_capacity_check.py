@@ -111,6 +111,8 @@ def shop(store, limits):
     app = Celery("shop", set_as_current=False, broker="memory://")
     for name, cost in (("render", 3), ("scan", 2), ("print", 2), ("fold", 2), ("post", 2)):
         app.task(name=f"shop.{name}", shared=False, bucketflow=TaskRules(cost=cost))(work)
+    for name in [name for name in app.tasks if not name.startswith(("shop.", "celery."))]:
+        del app.tasks[name]  # a shared task that another test has left
     return Throttle(app, store=store, limits=limits)
 
 
