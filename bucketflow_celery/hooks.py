@@ -29,7 +29,7 @@ _MISTAKES = (
     ("unknown command .?sentinel", "the addresses of sentinels, or redis:// in place of sentinel://"),
     ("unknown command", "the address of a Redis server, or sentinel:// for sentinels"),
     (
-        "username-password pair|authentication required|already authenticated|no password is set|NOAUTH|WRONGPASS",
+        "username-password pair|authentication required|unauthenticated|already authenticated|WRONGPASS",
         "the user and the password that the server knows",
     ),
 )

@@ -31,6 +31,8 @@ _NOT_MASTER = re.compile(r"(?:^|-)(?:READONLY|MASTERDOWN|LOADING) ")
 
 #: A client of redis-py as a sentinel, in front of the error that it replied with.
 _SENTINEL = re.compile(r"<redis\.[\w.]*Redis\(.*?\)>\)>\)> - ", re.DOTALL)
+#: The arguments of an unknown command.
+_ARGUMENTS = re.compile(r",? with args beginning with:.*", re.DOTALL)
 
 
 def reason_of(error: Exception) -> str:
@@ -38,9 +40,10 @@ def reason_of(error: Exception) -> str:
     Return what *error* says.
 
     redis-py's error for a master that no sentinel names holds the representation of a client for each of them, which in
-    some versions shows every setting of its connections, secrets included.
+    some versions shows every setting of its connections, secrets included. An unknown command is repeated with its
+    arguments, which of AUTH are a password.
     """
-    return _SENTINEL.sub("", str(error)) or type(error).__name__
+    return _ARGUMENTS.sub("", _SENTINEL.sub("", str(error))) or type(error).__name__
 
 
 def is_not_master(reply: Any) -> bool:  # noqa: ANN401 - of any type

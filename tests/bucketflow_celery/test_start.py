@@ -34,6 +34,7 @@ def server_with(directory, options):
 MISTAKES = [
     # options of the server, its URL, what the error says
     (["--requirepass", "right"], "redis://127.0.0.1:{port}/0", "the user and the password that the server knows"),
+    (["--requirepass", "right"], "redis://127.0.0.1:{port}/0?protocol=2", "the user and the password"),
     (["--requirepass", "right"], "redis://:zqx@127.0.0.1:{port}/0", "the user and the password that the server knows"),
     ([], "redis://127.0.0.1:{port}/99", "the number of a database that the server has"),
     ([], "redis://127.0.0.1:{port}/99999999999", "the number of a database that the server has"),
