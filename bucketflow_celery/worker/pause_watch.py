@@ -6,13 +6,13 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
 from celery import signals
 
 from bucketflow_celery.scheduling.ticket import HEADER, Ticket
+from bucketflow_celery.worker.deferred_requests import deferred_requests
 
 __all__ = ["PauseWatch"]
 
@@ -20,8 +20,6 @@ logger = logging.getLogger("bucketflow_celery.worker")
 
 #: Seconds between two checks for pauses that have ended.
 CHECK_INTERVAL = 0.25
-#: A task that is due within so many seconds is left to Celery's timer, which may have taken it already.
-NEARLY_DUE = 1.0
 
 
 class PauseWatch:
@@ -89,11 +87,10 @@ class PauseWatch:
             self._end_countdowns(resumed)
 
     def _end_countdowns(self, requests: AbstractSet[Any]) -> None:
-        far = monotonic() + NEARLY_DUE
         entries = [
-            event.entry
-            for event in self._consumer.timer.queue
-            if event.eta > far and not event.entry.canceled and event.entry.args and event.entry.args[0] in requests
+            deferred.entry
+            for deferred in deferred_requests(self._consumer)
+            if deferred.request in requests and not deferred.is_nearly_due
         ]
         # As they were refused first: their ETAs are spread at random.
         for entry in sorted(entries, key=lambda entry: _waiting_since(entry.args[0])):

@@ -8,7 +8,6 @@ from time import monotonic
 from typing import Any
 
 from celery.worker import state
-from celery.worker.request import Request
 
 from bucketflow.errors import BucketflowError, StoreUnavailable
 from bucketflow_celery.admission.pending_task import PendingTask
@@ -17,13 +16,11 @@ from bucketflow_celery.messages.origin import queue_of
 from bucketflow_celery.scheduling.admit import AdmissionRequest
 from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 from bucketflow_celery.store.circuit_breaker import CircuitBreaker
+from bucketflow_celery.worker.deferred_requests import deferred_requests
 
 __all__ = ["PurgedTasks"]
 
 logger = logging.getLogger("bucketflow_celery.worker")
-
-#: A task that is due within so many seconds is left to admission: Celery's timer may have taken it already.
-NEARLY_DUE = 1.0
 
 
 class PurgedTasks:
@@ -81,15 +78,12 @@ class PurgedTasks:
         return ended
 
     def _end_waiting(self) -> int:
-        ended, far = 0, monotonic() + NEARLY_DUE
-        for event in self._consumer.timer.queue:
-            entry = event.entry
-            request = entry.args[0] if entry.args else None
-            if event.eta <= far or entry.canceled or not isinstance(request, Request):
-                continue
-            policy = self._purged_policy(request)
+        ended = 0
+        for deferred in deferred_requests(self._consumer):
+            request = deferred.request
+            policy = None if deferred.is_nearly_due else self._purged_policy(request)
             if policy is not None:
-                entry.cancel()
+                deferred.entry.cancel()
                 self._consumer.qos.decrement_eventually()
                 self._acknowledge(request)
                 self._cancel(policy, Ticket.read(request.request_dict[HEADER]).reservations)

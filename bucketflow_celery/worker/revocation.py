@@ -11,13 +11,13 @@ from typing import Any
 from celery import signals
 from celery.utils.functional import maybe_list
 from celery.worker import state
-from celery.worker.request import Request
 
 from bucketflow.errors import BucketflowError, StoreUnavailable
 from bucketflow_celery.messages.origin import queue_of
 from bucketflow_celery.scheduling.admit import AdmissionRequest
 from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 from bucketflow_celery.store.circuit_breaker import CircuitBreaker
+from bucketflow_celery.worker.deferred_requests import deferred_requests
 
 __all__ = ["RevocationHandler", "RevocationWatch"]
 
@@ -63,17 +63,14 @@ class RevocationWatch:
             self.start()
 
     def _end_revoked(self) -> None:
-        for event in self._consumer.timer.queue:
-            request = event.entry.args[0] if event.entry.args else None
-            if not isinstance(request, Request) or HEADER not in request.request_dict:
-                continue
+        for deferred in deferred_requests(self._consumer):
             try:
-                is_revoked = request.revoked()
+                is_revoked = deferred.request.revoked()
             except Exception:  # Celery tries again at its ETA
-                logger.exception("end of task cannot be stored: id=%s", request.id)
+                logger.exception("end of task cannot be stored: id=%s", deferred.request.id)
                 continue
             if is_revoked:
-                event.entry.cancel()
+                deferred.entry.cancel()
                 self._consumer.qos.decrement_eventually()
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from celery.worker.request import Request
 
 from bucketflow_celery.admission.controller import AdmissionController
 from bucketflow_celery.scheduling.ticket import HEADER, Ticket
 from bucketflow_celery.stats import OTHER, no_waiting_tasks
+from bucketflow_celery.worker.deferred_requests import deferred_requests
 
 __all__ = ["WaitingTasks"]
 
@@ -32,15 +31,9 @@ class WaitingTasks:
         counts = no_waiting_tasks()
         for level, task in self._admission.held():
             counts[_binding(task.reservations) if level is None else level.name] += 1
-        for ticket in self._deferred():
-            counts[_binding(ticket.reservations)] += 1
+        for deferred in deferred_requests(self._consumer):
+            counts[_binding(Ticket.read(deferred.request.request_dict[HEADER]).reservations)] += 1
         return counts
-
-    def _deferred(self) -> Iterator[Ticket]:
-        for event in self._consumer.timer.queue:
-            request = event.entry.args[0] if event.entry.args else None
-            if isinstance(request, Request) and HEADER in request.request_dict and not event.entry.canceled:
-                yield Ticket.read(request.request_dict[HEADER])
 
 
 def _binding(reservations: Mapping[str, int]) -> str:

@@ -6,17 +6,19 @@ from time import monotonic
 
 import pytest
 from celery import signals
+from celery.worker import request
 from kombu.asynchronous.timer import Timer
 
 from bucketflow_celery.scheduling.ticket import HEADER, Ticket
-from bucketflow_celery.worker.pause_watch import CHECK_INTERVAL, NEARLY_DUE, PauseWatch
+from bucketflow_celery.worker.deferred_requests import NEARLY_DUE
+from bucketflow_celery.worker.pause_watch import CHECK_INTERVAL, PauseWatch
 
 
-class Request:
-    """A request with a ticket, or without one."""
+class Request(request.Request):
+    """A request with a ticket, or without one. It has no message."""
 
     def __init__(self, paused=None, since=1.0, *, has_ticket=True):
-        self.request_dict = {HEADER: Ticket({}, since, None, paused).write()} if has_ticket else {}
+        self._request_dict = {HEADER: Ticket({}, since, None, paused).write()} if has_ticket else {}
 
 
 class Worker:

@@ -33,7 +33,7 @@ class World:
     @staticmethod
     def _event(request):
         args = () if request is None else (request,)
-        return SimpleNamespace(entry=SimpleNamespace(args=args, canceled=False))
+        return SimpleNamespace(entry=SimpleNamespace(args=args, canceled=False), eta=0.0)
 
 
 @pytest.fixture
