@@ -80,9 +80,9 @@ class Hooks:
             raise
         except StoreUnavailable as error:
             location = self._throttle.location
-            for said, expected in _MISTAKES if location is not None else ():
-                if location is not None and re.search(said, error.reason, re.IGNORECASE):
-                    raise location.mistake(f"{expected} ({error.reason})") from None
+            expected = next((right for said, right in _MISTAKES if re.search(said, error.reason, re.IGNORECASE)), None)
+            if location is not None and expected is not None:
+                raise location.mistake(f"{expected} ({error.reason})") from None
             logger.debug("access not checked: %s", error)
         finally:
             store.close()  # the pool's processes are about to be forked

@@ -54,9 +54,7 @@ class TaskActions:
         self._worker.fail(task, error)
 
     def has_been_purged(self, task: PendingTask) -> bool:
-        """Return whether *task* was purged after a worker had received it; it has left the worker then."""
-        if not task.policy.purged_at:
-            return False
+        """Return whether *task* was received first before its purge; it has left the worker then."""
         seen_at = self._limits.store_time(task.received_at) if task.seen_at is None else task.seen_at
         if seen_at is None or seen_at >= task.policy.purged_at:
             return False

@@ -92,8 +92,7 @@ class AdmissionController:
         self._parking_first = False
         self._limits.checked_at = -inf
         self._round_lock = threading.Lock()
-        self._again = False
-        self._closed = False
+        self._again = self._closed = False
         self.actions = TaskActions(worker, self._stats, self._limits, wait_limits)
         self.prechecks = Prechecks(queues, self.actions, self._breaker, self._local, worker.monotonic)
         self._resolver = PolicyResolver(self._inbox, queues, self.actions, self.prechecks, worker)

@@ -1,5 +1,5 @@
 """
-Events for monitors: a refusal is told in a group of its own, and a task that returns is received once.
+Events for monitors: refusals have a group of their own, and ``task-received`` is sent once for a task that returns.
 
 Celery's ``events.State`` makes a state of each unknown event of the group ``task``. An event ``task-refused`` would
 hide the states STARTED and REVOKED of its task. Of events of any other group it keeps nothing.

@@ -36,7 +36,7 @@ def store_failure(request: Any, error: BucketflowError, info: ExceptionInfo) -> 
     """
     Store *error* as the result of *request*'s task, and tell its chord and the rest of its chain.
 
-    A chord that has errbacks is told by :func:`call_hooks`, because Celery then calls them at once.
+    A chord with errbacks learns of it in :func:`call_hooks`, because Celery then calls them, too.
 
     Args:
         request: Celery's request.
